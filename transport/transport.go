@@ -1,0 +1,139 @@
+package transport
+
+import "time"
+
+// Kind is the purpose of a channel. Each kind has connections of its own, so
+// that a demand answer never waits behind precache bytes.
+type Kind uint8
+
+// The channel kinds of PROTOCOL section 4.
+const (
+	Control  Kind = 1
+	Demand   Kind = 2
+	Precache Kind = 3
+)
+
+// String returns the kind's name as it stands in logs and metrics.
+func (k Kind) String() string {
+	switch k {
+	case Control:
+		return "control"
+	case Demand:
+		return "demand"
+	case Precache:
+		return "precache"
+	}
+	return "unknown"
+}
+
+// Range is a run of pages of one region. Pages are counted in units of the
+// region's page size.
+type Range struct {
+	Region uint32 // region id
+	Count  uint32 // pages
+	First  uint64 // number of the first page
+}
+
+// Region describes one block of the image.
+type Region struct {
+	ID       uint32 `json:"id"`
+	Name     string `json:"name"`
+	Pages    uint64 `json:"pages"`
+	PageSize uint32 `json:"page_size"` // bytes: 4 KiB, 2 MiB or 1 GiB
+}
+
+// ExtentKind says how the pages of an extent are represented.
+type ExtentKind uint8
+
+// The extent kinds of PROTOCOL section 5.
+const (
+	Data ExtentKind = 0 // bytes follow
+	Fill ExtentKind = 1 // each page repeats one 8-byte word
+)
+
+// Extent is a run of pages of one representation within an answer.
+type Extent struct {
+	Count uint32
+	Kind  ExtentKind
+	Word  uint64 // Fill: the little-endian word; 0 is a zero page
+}
+
+// Fetch is one request as the source sees it.
+type Fetch struct {
+	ID uint64
+	Range
+}
+
+// Answer is what a [Responder] sends for one fetch.
+type Answer struct {
+	Fetch
+	// Extents covers the range in order; nil means that every page is data.
+	Extents []Extent
+	// Memory holds Count pages, those of Fill extents included (they are not
+	// read). It is not retained after Answer returns.
+	Memory []byte
+	// Ahead counts the pages after the range that read as zero too.
+	Ahead uint32
+}
+
+// Responder is the source's end of a page channel. Next and the answering
+// methods may run in different goroutines; each by one at a time.
+type Responder interface {
+	// Next waits for fetches and puts as many as are there, at least one, into
+	// buf. It returns io.EOF after an orderly close.
+	Next(buf []Fetch) (int, error)
+	// Answer sends one answer, encoded as the channel sees fit.
+	Answer(*Answer) error
+	// Refuse answers one fetch with an error; the channel lives on.
+	Refuse(id uint64, code Code, text string) error
+	Close() error
+}
+
+// Sink is where a destination's pages land. Reserve claims pages for writing,
+// the channel writes them, and Commit or Abort ends the claim. Calls for
+// different channels run concurrently. The slices stay valid until Commit or
+// Abort returns; the channel retains neither them nor dst.
+type Sink interface {
+	// Reserve claims the pages of r that may be written and sets dst[i] to the
+	// memory of page r.First+i, or to nil if that page must be dropped because
+	// it has been claimed before. len(dst) is r.Count.
+	Reserve(r Range, dst [][]byte)
+	// Commit says that every non-nil dst[i] holds verified content.
+	Commit(r Range, dst [][]byte) error
+	// Abort gives the non-nil pages back unwritten (their memory may hold
+	// anything).
+	Abort(r Range, dst [][]byte)
+	// Zero says that the pages of r read as zero; those already claimed are to
+	// be left alone. Count may be far larger than a fetch's.
+	Zero(r Range) error
+}
+
+// Completion describes one answered fetch.
+type Completion struct {
+	Fetch
+	Sent      time.Time     // when the FETCH was handed to the socket
+	Wire      time.Duration // from Sent to the last byte of the answer
+	Decode    time.Duration // verifying and decompressing
+	Commit    time.Duration // inside Sink.Commit and Sink.Zero
+	WireBytes int           // header and body of the answer
+	Data      uint32        // pages that came as bytes
+	Fill      uint32        // pages that came as a non-zero fill word
+	Zero      uint32        // pages of the range that read as zero
+	Ahead     uint32        // zero pages after the range
+	Codec     Codec
+	Refused   error // the source's REFUSE; nothing was delivered
+}
+
+// Fetcher is the destination's end of a page channel.
+type Fetcher interface {
+	// Fetch sends requests in one write and does not wait for answers. It is
+	// safe for concurrent use. An error is fatal to the channel.
+	Fetch(fs []Fetch) error
+	// Receive waits for one answer, lets the sink have its pages, and fills in
+	// c. One goroutine at a time. An error is fatal to the channel; what was
+	// outstanding must be fetched elsewhere, and Outstanding tells it.
+	Receive(sink Sink, c *Completion) error
+	// Outstanding appends the fetches that have not been answered to buf.
+	Outstanding(buf []Fetch) []Fetch
+	Close() error
+}
