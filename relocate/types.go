@@ -1,0 +1,148 @@
+package relocate
+
+import (
+	"errors"
+	"time"
+)
+
+// Errors that callers branch on. Each names its consequence.
+var (
+	// ErrUnknownMachine: no machine of that name is adopted; nothing was done.
+	ErrUnknownMachine = errors.New("unknown machine")
+	// ErrExists: the name is taken; choose another or forget the first.
+	ErrExists = errors.New("machine exists")
+	// ErrBusy: the machine is being relocated; wait or cancel.
+	ErrBusy = errors.New("machine is being relocated")
+	// ErrTooLate: the switch-over has happened; it cannot be rolled back.
+	ErrTooLate = errors.New("past the switch-over")
+	// ErrRolledBack: the relocation failed or was cancelled before the
+	// switch-over; the machine runs on at the source.
+	ErrRolledBack = errors.New("rolled back, the machine runs on at the source")
+	// ErrLost: the machine died after the switch-over.
+	ErrLost = errors.New("machine lost")
+)
+
+// Role is the part a host plays in one relocation.
+type Role string
+
+// The roles.
+const (
+	RoleSource      Role = "source"
+	RoleDestination Role = "destination"
+)
+
+// Phase is a state of the relocation's state machine (doc.go has the diagram).
+type Phase string
+
+// Phases in their order. Up to Loaded a failure rolls back; from Committed on
+// the source never runs again.
+const (
+	PhaseConnecting Phase = "connecting" // source: dialling, offering; destination: checking the offer
+	PhasePreparing  Phase = "preparing"  // the destination starts its VMM and catches faults
+	PhaseReady      Phase = "ready"      // the device state may come
+	PhaseState      Phase = "state"      // small RAM blocks go while the guest still runs
+	PhaseFrozen     Phase = "frozen"     // the guest has stopped, the image is frozen
+	PhaseLoaded     Phase = "loaded"     // the destination has the device state, paused
+	PhaseCommitted  Phase = "committed"  // the source has given up the guest
+	PhaseDraining   Phase = "draining"   // the guest runs at the destination, memory follows
+	PhaseDone       Phase = "done"       // every page is resident, the source has let go
+	PhaseRolledBack Phase = "rolled-back"
+	PhaseLost       Phase = "lost"
+)
+
+// Final reports whether nothing more will happen.
+func (p Phase) Final() bool {
+	return p == PhaseDone || p == PhaseRolledBack || p == PhaseLost
+}
+
+// Options of one relocation, chosen by the operator.
+type Options struct {
+	// Paused leaves the machine paused at the destination. A machine that was
+	// paused at the source stays paused in any case.
+	Paused bool `json:"paused,omitempty"`
+	// OnDemandOnly switches precache off: pages come only when touched.
+	OnDemandOnly bool `json:"on_demand_only,omitempty"`
+	// Bandwidth caps precache, in bytes per second on the wire; 0 is no cap.
+	Bandwidth int64 `json:"bandwidth,omitempty"`
+	// Codec is the precache codec policy: "auto", "none", "s2", "zstd".
+	Codec string `json:"codec,omitempty"`
+	// DemandChannels and PrecacheChannels are connections; 0 is the default.
+	DemandChannels   int `json:"demand_channels,omitempty"`
+	PrecacheChannels int `json:"precache_channels,omitempty"`
+	// KeepSource leaves the stopped source VMM and its memory file in place
+	// after the drain instead of ending it (for comparison and forensics).
+	KeepSource bool `json:"keep_source,omitempty"`
+}
+
+// Machine is an adopted virtual machine as the operator sees it.
+type Machine struct {
+	Name     string `json:"name"`
+	QMP      string `json:"qmp"`
+	PID      int    `json:"pid"`
+	Status   string `json:"status"` // the VMM's run state, or "relocated", "lost"
+	RAMBytes int64  `json:"ram_bytes"`
+	VCPUs    int    `json:"vcpus"`
+	Version  string `json:"version"` // of the VMM
+	Machine  string `json:"machine"` // machine type
+	Phase    Phase  `json:"phase,omitempty"`
+}
+
+// Latency summarises a histogram; all but Count in microseconds.
+type Latency struct {
+	Mean  float64 `json:"mean"`
+	P50   float64 `json:"p50"`
+	P99   float64 `json:"p99"`
+	P999  float64 `json:"p999"`
+	Max   float64 `json:"max"`
+	Count int64   `json:"count"`
+}
+
+// Status is one relocation as either side sees it.
+type Status struct {
+	VM      string  `json:"vm"`
+	Role    Role    `json:"role"`
+	Session string  `json:"session"` // first 8 hex digits of the token's hash
+	Peer    string  `json:"peer"`
+	Phase   Phase   `json:"phase"`
+	Error   string  `json:"error,omitempty"`
+	Options Options `json:"options"`
+
+	Started time.Time `json:"started"`
+	Stopped time.Time `json:"stopped,omitzero"` // guest stopped at the source, VMM's clock
+	Resumed time.Time `json:"resumed,omitzero"` // guest resumed at the destination, VMM's clock
+	Drained time.Time `json:"drained,omitzero"`
+	Ended   time.Time `json:"ended,omitzero"`
+	// DowntimeMS is Resumed - Stopped; it compares two hosts' clocks, which
+	// must be synchronised for it to mean anything across hosts.
+	DowntimeMS float64 `json:"downtime_ms,omitempty"`
+
+	PagesTotal     uint64 `json:"pages_total"`
+	PagesDemand    uint64 `json:"pages_demand"`
+	PagesPrecache  uint64 `json:"pages_precache"`
+	PagesZero      uint64 `json:"pages_zero"`
+	PagesRemaining uint64 `json:"pages_remaining"`
+	BytesGuest     uint64 `json:"bytes_guest"` // memory made resident, zero pages included
+	BytesWire      uint64 `json:"bytes_wire"`
+	// RateBytes is guest bytes made resident per second, of the last second.
+	RateBytes float64 `json:"rate_bytes"`
+	ETASec    float64 `json:"eta_s,omitempty"`
+
+	ChannelsUp    int    `json:"channels_up"`
+	ChannelsTotal int    `json:"channels_total"`
+	Reconnects    uint64 `json:"reconnects"`
+	Connected     bool   `json:"connected"` // the control channel
+
+	FaultLatency Latency            `json:"fault_latency_us"`
+	Stages       map[string]Latency `json:"stages_us,omitempty"`
+}
+
+// Event is one line of the daemon's history.
+type Event struct {
+	Seq     uint64    `json:"seq"`
+	Time    time.Time `json:"time"`
+	VM      string    `json:"vm,omitempty"`
+	Session string    `json:"session,omitempty"`
+	Kind    string    `json:"kind"` // "phase", "channel", "machine", "warning"
+	Phase   Phase     `json:"phase,omitempty"`
+	Text    string    `json:"text"`
+}
