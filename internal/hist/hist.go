@@ -1,6 +1,7 @@
 package hist
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -39,6 +40,23 @@ func (h *Histogram) Recorder() *Recorder {
 	h.recs = append(h.recs, r)
 	h.mu.Unlock()
 	return r
+}
+
+// Retire removes a recorder that will not be used any more and keeps its values,
+// so that threads that come and go do not add up.
+func (h *Histogram) Retire(r *Recorder) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	i := slices.Index(h.recs, r)
+	if i <= 0 {
+		return // the first recorder is where the others end
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h.recs[0].mu.Lock()
+	defer h.recs[0].mu.Unlock()
+	h.recs[0].h.Merge(r.h)
+	h.recs = slices.Delete(h.recs, i, i+1)
 }
 
 // Record adds one value. It does not allocate. A negative duration counts as

@@ -96,3 +96,18 @@ func TestRecordDoesNotAllocate(t *testing.T) {
 		t.Fatalf("%v allocations per value", n)
 	}
 }
+
+func TestRetireKeepsValues(t *testing.T) {
+	var h Histogram
+	keep := h.Recorder()
+	keep.Record(time.Millisecond)
+	for range 100 {
+		r := h.Recorder()
+		r.Record(time.Second)
+		h.Retire(r)
+	}
+	h.Retire(keep) // the first stays, as the place for the values
+	if s := h.Snapshot(); s.Count() != 101 || len(h.recs) != 1 {
+		t.Fatalf("%d values in %d recorders, want 101 in 1", s.Count(), len(h.recs))
+	}
+}
