@@ -1,0 +1,136 @@
+package floor
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"time"
+)
+
+// Pair makes one connected TCP connection: its two ends, which the caller
+// closes. It decides which path the floors are taken over.
+type Pair func(ctx context.Context) (listening, dialling *os.File, err error)
+
+// Loopback is a pair over 127.0.0.1.
+func Loopback(ctx context.Context) (listening, dialling *os.File, err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, fmt.Errorf("listen on loopback: %w", err)
+	}
+	defer l.Close()
+	var d net.Dialer
+	near, err := d.DialContext(ctx, "tcp", l.Addr().String())
+	if err != nil {
+		return nil, nil, fmt.Errorf("dial %s: %w", l.Addr(), err)
+	}
+	far, err := l.Accept()
+	if err != nil {
+		near.Close()
+		return nil, nil, fmt.Errorf("accept on %s: %w", l.Addr(), err)
+	}
+	return Files(far, near)
+}
+
+// Files turns two TCP connections into files and closes them. Go has set
+// TCP_NODELAY on both, as the engine does.
+func Files(listening, dialling net.Conn) (l, d *os.File, err error) {
+	defer listening.Close()
+	defer dialling.Close()
+	lt, ok1 := listening.(*net.TCPConn)
+	dt, ok2 := dialling.(*net.TCPConn)
+	if !ok1 || !ok2 {
+		return nil, nil, errors.New("a pair must be TCP connections")
+	}
+	if l, err = lt.File(); err != nil {
+		return nil, nil, err
+	}
+	if d, err = dt.File(); err != nil {
+		l.Close()
+		return nil, nil, err
+	}
+	return l, d, nil
+}
+
+// startPair starts the two processes at the ends of a new connection.
+func startPair(ctx context.Context, pair Pair, withTLS bool, a, b task) (listening, dialling *child, err error) {
+	if withTLS {
+		if a.Cert, a.Key, err = certificate(); err != nil {
+			return nil, nil, fmt.Errorf("certificate for the floor over TLS: %w", err)
+		}
+		b.Cert = a.Cert
+	}
+	l, d, err := pair(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if listening, err = start(ctx, a, l); err != nil {
+		d.Close()
+		return nil, nil, err
+	}
+	if dialling, err = start(ctx, b, d); err != nil {
+		listening.stop()
+		return nil, nil, err
+	}
+	return listening, dialling, nil
+}
+
+const tlsName = "floor.invalid"
+
+// certificate makes a certificate for tlsName that is its own authority.
+func certificate() (cert, key []byte, err error) {
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{tlsName}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
+	if err != nil {
+		return nil, nil, err
+	}
+	kd, err := x509.MarshalPKCS8PrivateKey(k)
+	if err != nil {
+		return nil, nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: kd}), nil
+}
+
+// conn is the process's connection, after the TLS handshake if there is one.
+func (t *task) conn() (wire, error) {
+	if t.Cert == nil {
+		return wire{}, nil
+	}
+	raw, err := net.FileConn(os.NewFile(3, "connection"))
+	if err != nil {
+		return wire{}, err
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: tlsName}
+	var c *tls.Conn
+	if t.Key != nil {
+		pair, err := tls.X509KeyPair(t.Cert, t.Key)
+		if err != nil {
+			return wire{}, err
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+		c = tls.Server(raw, cfg)
+	} else {
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(t.Cert) {
+			return wire{}, errors.New("the certificate of the floor is not PEM")
+		}
+		c = tls.Client(raw, cfg)
+	}
+	return wire{tls: c}, c.Handshake()
+}
