@@ -1,0 +1,142 @@
+package config
+
+import (
+	_ "embed"
+	"path/filepath"
+	"time"
+
+	"github.com/pagewarp/pagewarp/cmd/internal/units"
+)
+
+// Port is where daemons expect each other unless the address says otherwise.
+const Port = "7070"
+
+// DefaultStateDir is the state directory of an installed daemon.
+const DefaultStateDir = "/run/pagewarp"
+
+// SocketName is the API socket's name inside the state directory.
+const SocketName = "api.sock"
+
+// DefaultSocket is where the daemon listens and the operator's command looks
+// when neither is told otherwise.
+const DefaultSocket = DefaultStateDir + "/" + SocketName
+
+// Example is a complete configuration, every key with its default and its
+// explanation.
+//
+//go:embed example.toml
+var Example string
+
+// Config is the whole file. Its zero value is not usable; begin with Default.
+type Config struct {
+	StateDir        string   `toml:"state_dir"`
+	Listen          []string `toml:"listen"`
+	Insecure        bool     `toml:"insecure"`
+	ShutdownTimeout Duration `toml:"shutdown_timeout"`
+
+	API       API                 `toml:"api"`
+	TLS       TLS                 `toml:"tls"`
+	Log       Log                 `toml:"log"`
+	Metrics   Metrics             `toml:"metrics"`
+	Relocate  Relocate            `toml:"relocate"`
+	Engine    Engine              `toml:"engine"`
+	Templates map[string]Template `toml:"templates,omitempty"`
+}
+
+// API is the operator's interface.
+type API struct {
+	Socket string `toml:"socket"` // "": api.sock in the state directory
+}
+
+// TLS names the files of mutual TLS. All three or none.
+type TLS struct {
+	CA    string   `toml:"ca"`
+	Cert  string   `toml:"cert"`
+	Key   string   `toml:"key"`
+	Peers []string `toml:"peers"` // names accepted of those the CA vouches for; empty: all
+}
+
+// Enabled reports whether certificates are configured.
+func (t TLS) Enabled() bool { return t.CA != "" || t.Cert != "" || t.Key != "" }
+
+// Log is the daemon's log.
+type Log struct {
+	Level  string `toml:"level"`  // debug, info, warn, error
+	Format string `toml:"format"` // auto, text, json
+}
+
+// Metrics is the optional TCP address of /metrics; the API socket has it always.
+type Metrics struct {
+	Listen string `toml:"listen"`
+}
+
+// Relocate holds what a relocation uses where the operator chose nothing.
+type Relocate struct {
+	Bandwidth        units.Rate `toml:"bandwidth"`
+	Codec            string     `toml:"codec"`
+	DemandChannels   int        `toml:"demand_channels"`
+	PrecacheChannels int        `toml:"precache_channels"`
+}
+
+// Engine tunes the data path; zeroes leave the choice to the engine.
+type Engine struct {
+	GOMAXPROCS   int      `toml:"gomaxprocs"`
+	FaultReaders int      `toml:"fault_readers"`
+	Spin         Duration `toml:"spin"`
+}
+
+// Template overrides parts of the command line with which a machine is started
+// at this host when it arrives.
+type Template struct {
+	Binary    string            `toml:"binary"`     // path of QEMU here
+	MemoryDir string            `toml:"memory_dir"` // where guest memory files go
+	Replace   map[string]string `toml:"replace"`    // text in arguments, longest first
+	Append    []string          `toml:"append"`     // further arguments
+}
+
+// Duration is a time.Duration written like "20s" in TOML.
+type Duration time.Duration
+
+// UnmarshalText reads Go's notation for durations.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err == nil {
+		*d = Duration(v)
+	}
+	return err
+}
+
+// MarshalText writes Go's notation for durations.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Default is the configuration of a daemon started without a file.
+func Default() Config {
+	return Config{
+		StateDir:        DefaultStateDir,
+		Listen:          []string{},
+		ShutdownTimeout: Duration(20 * time.Second),
+		TLS:             TLS{Peers: []string{}},
+		Log:             Log{Level: "info", Format: "auto"},
+		Relocate:        Relocate{Codec: "auto"},
+	}
+}
+
+// Socket is the path of the API socket.
+func (c Config) Socket() string {
+	if c.API.Socket != "" {
+		return c.API.Socket
+	}
+	return filepath.Join(c.StateDir, SocketName)
+}
+
+// Listeners are the addresses for peers. Where none is configured, a daemon
+// that can prove who it is listens everywhere and any other on loopback.
+func (c Config) Listeners() []string {
+	switch {
+	case len(c.Listen) > 0:
+		return c.Listen
+	case c.TLS.Enabled() || c.Insecure:
+		return []string{":" + Port}
+	}
+	return []string{"127.0.0.1:" + Port}
+}
