@@ -72,11 +72,12 @@ func childEnv() []string {
 	var env []string
 	for _, kv := range os.Environ() {
 		name, _, _ := strings.Cut(kv, "=")
-		if name != "GOMAXPROCS" && name != "GODEBUG" && name != "GOGC" && name != "GOCOVERDIR" {
+		if name != "GOMAXPROCS" && name != "GODEBUG" && name != "GOGC" && name != "GOTRACEBACK" && name != "GOCOVERDIR" {
 			env = append(env, kv)
 		}
 	}
-	return append(env, fmt.Sprintf("GOMAXPROCS=%d", MaxThreads+2), "GODEBUG=asyncpreemptoff=1", "GOGC=off")
+	return append(env, fmt.Sprintf("GOMAXPROCS=%d", MaxThreads+2), "GODEBUG=asyncpreemptoff=1", "GOGC=off",
+		"GOTRACEBACK=none")
 }
 
 // receive hands answers to those who wait, until the connection ends.

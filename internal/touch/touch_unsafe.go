@@ -7,28 +7,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sink keeps the compiler from dropping a load; noBits is 0, unknown to it. Each
-// is written by no one, or with values that no one reads.
-var sink, noBits uint64
+// sink keeps the compiler from dropping a load; what it holds is of no use.
+var sink uint64
 
-// access reads the word at addr, or writes it back unchanged. The write is an OR
-// to memory, so that on amd64 its one instruction raises a write fault and not a
-// read fault first; sync/atomic, which the race detector turns into a call that
-// first loads, would not do.
+// access reads the word at addr, or writes it back unchanged.
 //
 // SAFETY: addr is in a mapping of this process that the other side has asked
 // for; a wrong one ends this process, which exists for the test alone.
 //
 //go:norace
 //go:nocheckptr
-//go:noinline
 func access(addr uint64, write bool) {
-	p := (*uint64)(pointer(addr))
 	if write {
-		*p |= noBits
+		writeBack(addr)
 		return
 	}
-	if v := *p; v == noBits-1 {
+	if v := *(*uint64)(pointer(addr)); v == 1<<63-1 {
 		sink = v
 	}
 }
