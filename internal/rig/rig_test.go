@@ -1,0 +1,298 @@
+package rig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	// The child of TestCleanupStale builds a rig and leaves it behind.
+	if os.Getenv("PAGEWARP_RIG_LEAVE_BEHIND") != "" {
+		r, err := New("a")
+		if err == nil {
+			cmd := r.Host("a").Command(context.Background(), "sleep", "300")
+			err = cmd.Start()
+		}
+		if err != nil {
+			fmt.Println("error:", err)
+			os.Exit(1)
+		}
+		fmt.Println(r.Ident)
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// newRig builds a rig that must leave nothing behind.
+func newRig(t *testing.T, hosts ...string) *Rig {
+	t.Helper()
+	r, err := New(hosts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Errorf("close the rig: %v", err)
+		}
+		if left := Leftovers(r.Ident); len(left) > 0 {
+			t.Errorf("the rig left behind: %q", left)
+		}
+		if err := r.Close(); err != nil {
+			t.Errorf("close the rig again: %v", err)
+		}
+	})
+	return r
+}
+
+// exchange sends one byte from one host to the other and back.
+func exchange(t *testing.T, from, to *Host, limit time.Duration) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	l, err := to.Listen(ctx, "tcp", to.Addr.String()+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(limit))
+		io.CopyN(c, c, 1)
+	}()
+	defer func() { <-served }()
+	defer l.Close()
+	c, err := from.Dial(ctx, "tcp", l.Addr().String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(limit))
+	if _, err := c.Write([]byte{42}); err != nil {
+		return err
+	}
+	var b [1]byte
+	if _, err := io.ReadFull(c, b[:]); err != nil {
+		return err
+	}
+	if b[0] != 42 {
+		return fmt.Errorf("got %d back", b[0])
+	}
+	return nil
+}
+
+func TestHostsReachEachOther(t *testing.T) {
+	r := newRig(t)
+	a, b, client := r.Host("a"), r.Host("b"), r.Host("client")
+	for _, pair := range [][2]*Host{{a, b}, {b, a}, {client, a}, {client, b}} {
+		if err := exchange(t, pair[0], pair[1], 5*time.Second); err != nil {
+			t.Errorf("%s to %s: %v", pair[0].Name, pair[1].Name, err)
+		}
+	}
+	// The machine itself is no part of it.
+	d := net.Dialer{Timeout: 200 * time.Millisecond}
+	l, err := a.Listen(t.Context(), "tcp", a.Addr.String()+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if c, err := d.Dial("tcp", l.Addr().String()); err == nil {
+		c.Close()
+		t.Error("a host of the rig can be reached from outside")
+	}
+}
+
+func TestCutAndRestore(t *testing.T) {
+	r := newRig(t, "a", "b")
+	a, b := r.Host("a"), r.Host("b")
+	for range 2 {
+		if err := b.Cut(); err != nil {
+			t.Fatal(err)
+		}
+		if err := exchange(t, a, b, 300*time.Millisecond); err == nil {
+			t.Error("hosts reach each other over a cut link")
+		}
+		if err := b.Restore(); err != nil {
+			t.Fatal(err)
+		}
+		if err := exchange(t, a, b, 10*time.Second); err != nil {
+			t.Errorf("after Restore: %v", err)
+		}
+	}
+}
+
+func TestShape(t *testing.T) {
+	r := newRig(t, "a", "b")
+	a, b := r.Host("a"), r.Host("b")
+	show := func(want bool) {
+		t.Helper()
+		out, err := a.Command(t.Context(), "tc", "qdisc", "show", "dev", uplinkName).CombinedOutput()
+		if err != nil {
+			t.Fatalf("tc: %v: %s", err, out)
+		}
+		if got := strings.Contains(string(out), "tbf") && strings.Contains(string(out), "rate 80Mbit"); got != want {
+			t.Errorf("tc shows %q, want tbf at 80 Mbit/s: %t", out, want)
+		}
+	}
+	if err := a.Unshape(); err != nil {
+		t.Error("Unshape without a shape:", err)
+	}
+	for range 2 {
+		if err := a.Shape(Shape{BytesPerSecond: 10e6}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	show(true)
+	if took := send(t, a, b, 4<<20); took < 250*time.Millisecond {
+		t.Errorf("4 MiB took %s at 10 MB/s", took)
+	}
+	if took := send(t, b, a, 4<<20); took < 250*time.Millisecond {
+		t.Errorf("4 MiB took %s at 10 MB/s the other way", took)
+	}
+	if err := a.Unshape(); err != nil {
+		t.Fatal(err)
+	}
+	show(false)
+	if err := a.Shape(Shape{}); err == nil || !strings.Contains(err.Error(), "use Cut") {
+		t.Errorf("a rate of 0: %v", err)
+	}
+}
+
+// send sends n bytes and returns how long they took to arrive.
+func send(t *testing.T, from, to *Host, n int64) time.Duration {
+	t.Helper()
+	l, err := to.Listen(t.Context(), "tcp", to.Addr.String()+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	got := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			got <- err
+			return
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		if m, err := io.Copy(io.Discard, c); m != n {
+			got <- fmt.Errorf("received %d of %d bytes: %v", m, n, err)
+			return
+		}
+		got <- nil
+	}()
+	c, err := from.Dial(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	c.SetDeadline(begin.Add(20 * time.Second))
+	_, err = c.Write(make([]byte, n))
+	c.Close()
+	if err := errors.Join(err, <-got); err != nil {
+		t.Fatal(err)
+	}
+	return time.Since(begin)
+}
+
+func TestCloseEndsProcesses(t *testing.T) {
+	r := newRig(t, "a")
+	inside := r.Host("a").Command(t.Context(), "sleep", "300")
+	outside := exec.Command("sleep", "300")
+	for _, cmd := range []*exec.Cmd{inside, outside} {
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Track(outside.Process.Pid, "the test's sleep"); err != nil {
+		t.Fatal(err)
+	}
+	awaitInside(t, r, inside.Process.Pid)
+	if left := Leftovers(r.Ident); len(left) != 4 { // two namespaces, a process, a folder
+		t.Errorf("Leftovers sees %q", left)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, cmd := range []*exec.Cmd{inside, outside} {
+		if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != -1 {
+			t.Errorf("%v ended with %v, want a kill", cmd.Args, err)
+		}
+	}
+	if err := r.Track(outside.Process.Pid, "gone"); err == nil {
+		t.Error("a process that has ended can be tracked")
+	}
+}
+
+// awaitInside waits until nsenter, as pid, has entered the host's namespace.
+func awaitInside(t *testing.T, r *Rig, pid int) {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		pids, err := processesIn(r.Ident + "-a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.Contains(pids, pid) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d never entered the namespace", pid)
+		}
+	}
+}
+
+// A rig whose process died is removed by the next New.
+func TestCleanupStale(t *testing.T) {
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), "PAGEWARP_RIG_LEAVE_BEHIND=1")
+	out, err := child.Output()
+	if err != nil {
+		t.Fatalf("the child: %v: %s", err, out)
+	}
+	ident := strings.TrimSpace(string(out))
+	if left := Leftovers(ident); len(left) < 3 {
+		t.Fatalf("the child left only %q", left)
+	}
+	r := newRig(t, "a")
+	if left := Leftovers(ident); len(left) > 0 {
+		t.Errorf("New left of the dead rig: %q", left)
+	}
+	if stale, err := CleanupStale(); err != nil || len(stale) > 0 {
+		t.Errorf("a second cleaning found %q, %v", stale, err)
+	}
+	if _, err := os.Stat(filepath.Join(nsDir, r.Host("a").NS)); err != nil {
+		t.Errorf("the living rig was touched: %v", err)
+	}
+}
+
+func TestNewErrors(t *testing.T) {
+	for _, hosts := range [][]string{{"a", "a"}, {"A"}, {"switch"}, {"far-too-long-a-name"}, {"../x"}} {
+		r, err := New(hosts...)
+		if err == nil {
+			t.Errorf("New(%q) made a rig", hosts)
+			r.Close()
+		}
+	}
+	for ident, alive := range identities() {
+		if _, mine, _ := identOf(ident); alive && mine && strings.Contains(ident, fmt.Sprintf("-%d-", os.Getpid())) {
+			t.Errorf("a failed New left %q", Leftovers(ident))
+		}
+	}
+}
