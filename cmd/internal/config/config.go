@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/cmd/internal/units"
+	"github.com/pagewarp/pagewarp/relocate/qemu"
 )
 
 // Port is where daemons expect each other unless the address says otherwise.
@@ -40,7 +41,9 @@ type Config struct {
 	Metrics   Metrics             `toml:"metrics"`
 	Relocate  Relocate            `toml:"relocate"`
 	Engine    Engine              `toml:"engine"`
-	Templates map[string]Template `toml:"templates,omitempty"`
+	// Templates change the command line of machines that arrive here, by name;
+	// "*" is for all that have none of their own.
+	Templates map[string]qemu.Template `toml:"templates,omitempty"`
 }
 
 // API is the operator's interface.
@@ -83,15 +86,6 @@ type Engine struct {
 	GOMAXPROCS   int      `toml:"gomaxprocs"`
 	FaultReaders int      `toml:"fault_readers"`
 	Spin         Duration `toml:"spin"`
-}
-
-// Template overrides parts of the command line with which a machine is started
-// at this host when it arrives.
-type Template struct {
-	Binary    string            `toml:"binary"`     // path of QEMU here
-	MemoryDir string            `toml:"memory_dir"` // where guest memory files go
-	Replace   map[string]string `toml:"replace"`    // text in arguments, longest first
-	Append    []string          `toml:"append"`     // further arguments
 }
 
 // Duration is a time.Duration written like "20s" in TOML.
@@ -139,4 +133,12 @@ func (c Config) Listeners() []string {
 		return []string{":" + Port}
 	}
 	return []string{"127.0.0.1:" + Port}
+}
+
+// Template is the template of the machine vm: its own, else the one for all.
+func (c Config) Template(vm string) qemu.Template {
+	if t, ok := c.Templates[vm]; ok {
+		return t
+	}
+	return c.Templates["*"]
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/pagewarp/pagewarp/relocate/qemu"
 )
 
 func TestExampleIsTheDefault(t *testing.T) {
@@ -25,8 +27,8 @@ func TestExampleIsTheDefault(t *testing.T) {
 
 func TestExampleNamesEveryKey(t *testing.T) {
 	// The commented template is uncommented, so that its keys are seen too.
-	text := strings.NewReplacer("# [templates", "[templates", "# binary", "binary", "# memory_dir", "memory_dir",
-		"# append", "append", "# \"/srv", "\"/srv").Replace(Example)
+	head, template, _ := strings.Cut(Example, "# [templates")
+	text := head + "[templates" + strings.ReplaceAll(template, "\n# ", "\n")
 	var c Config
 	md, err := toml.Decode(text, &c)
 	if err != nil {
@@ -52,7 +54,7 @@ func TestExampleNamesEveryKey(t *testing.T) {
 				t.Errorf("example.toml does not document %q", key)
 			}
 			ft := f.Type
-			if ft.Kind() == reflect.Map {
+			if k := ft.Kind(); k == reflect.Map || k == reflect.Slice {
 				ft = ft.Elem()
 			}
 			if ft.Kind() == reflect.Struct {
@@ -61,7 +63,7 @@ func TestExampleNamesEveryKey(t *testing.T) {
 		}
 	}
 	walk(reflect.TypeFor[Config]())
-	if c.Templates["*"].Replace["/srv/images/"] != "/mnt/nfs/images/" {
+	if c.Template("web1").Set["netdev.net0.ifname"] != "tap7" {
 		t.Errorf("template example read as %+v", c.Templates)
 	}
 }
@@ -69,7 +71,7 @@ func TestExampleNamesEveryKey(t *testing.T) {
 func TestEncodeReadsBack(t *testing.T) {
 	c := Default()
 	c.Relocate.Bandwidth = 250_000_000
-	c.Templates = map[string]Template{"web1": {Binary: "/q", Replace: map[string]string{"a.b": "c"}}}
+	c.Templates = map[string]qemu.Template{"web1": {Binary: "/q", Set: map[string]string{"a.b": "c"}}}
 	text, err := c.Encode()
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +80,7 @@ func TestEncodeReadsBack(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
-	if back.Relocate != c.Relocate || !reflect.DeepEqual(back.Templates["web1"].Replace, c.Templates["web1"].Replace) {
+	if back.Relocate != c.Relocate || !reflect.DeepEqual(back.Template("web1"), c.Template("web1")) {
 		t.Errorf("read back as %+v", back)
 	}
 }

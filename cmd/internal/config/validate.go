@@ -92,9 +92,12 @@ func (c Config) Validate() error {
 		if name != "*" && !ValidName(name) {
 			bad("templates.%q is no machine name; use letters, digits, '.', '_', '-', or \"*\" for all", name)
 		}
-		for _, p := range []struct{ key, path string }{{"binary", t.Binary}, {"memory_dir", t.MemoryDir}} {
-			if p.path != "" && !filepath.IsAbs(p.path) {
-				bad("templates.%q.%s %q must be an absolute path", name, p.key, p.path)
+		if t.Binary != "" && !filepath.IsAbs(t.Binary) {
+			bad("templates.%q.binary %q must be an absolute path", name, t.Binary)
+		}
+		for _, r := range t.Rewrite {
+			if r.From == "" || r.To == "" {
+				bad("templates.%q.rewrite needs both from and to", name)
 			}
 		}
 	}
