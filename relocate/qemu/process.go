@@ -216,13 +216,8 @@ func (p *Process) connect(ctx context.Context, qmpPath string) (*VM, error) {
 	tick := time.NewTicker(2 * time.Millisecond) // while it starts only: QEMU tells nobody that it listens
 	defer tick.Stop()
 	for {
-		v, err := Connect(ctx, qmpPath)
+		v, err := ConnectProcess(ctx, qmpPath, p)
 		if err == nil {
-			if v.PID != p.PID {
-				v.Close()
-				return nil, fmt.Errorf("QMP socket %s belongs to pid %d, not to the QEMU just started, pid %d", qmpPath, v.PID, p.PID)
-			}
-			v.log, v.own = p.log, p
 			s, err := v.RunState(ctx)
 			if err == nil && s.Status != "inmigrate" {
 				err = detailed(ErrRunState, "QEMU pid %d is %q instead of awaiting a migration; its arguments need -incoming defer", p.PID, s.Status)
@@ -311,4 +306,23 @@ func logTail(path string) string {
 		_, s, _ = strings.Cut(s, "\n")
 	}
 	return s
+}
+
+// ConnectProcess is Connect for a process of Spawn or Adopt, whose end and last
+// words then appear in the errors of the VM. Another process at that socket is
+// an error.
+func ConnectProcess(ctx context.Context, qmpPath string, p *Process) (*VM, error) {
+	v, err := Connect(ctx, qmpPath)
+	if err != nil {
+		if exit := p.Err(); exit != nil {
+			err = fmt.Errorf("%w: %w%s", err, exit, logSuffix(p.log))
+		}
+		return nil, err
+	}
+	if v.PID != p.PID {
+		v.Close()
+		return nil, fmt.Errorf("QMP socket %s belongs to pid %d, not to pid %d", qmpPath, v.PID, p.PID)
+	}
+	v.log, v.own = p.log, p
+	return v, nil
 }
