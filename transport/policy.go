@@ -164,3 +164,6 @@ func (ch *Chooser) Wrote(n int, write, total time.Duration) {
 }
 
 func ewma(v *float64, x float64) { *v += smooth * (x - *v) }
+
+// Raw says that Choose would return CodecNone whatever the data.
+func (ch *Chooser) Raw() bool { return ch.mode == ModeNone }

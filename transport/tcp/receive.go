@@ -1,0 +1,442 @@
+package tcp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/pagewarp/pagewarp/transport"
+)
+
+// zeroGap is the shortest run of zero pages, in pages, that is worth a call of
+// its own: a shorter one between other pages is written as zero bytes, so that
+// the sink can commit one run.
+const zeroGap = 16
+
+// dropBuffer takes the bytes of unwanted pages, by one system call's worth.
+const dropBuffer = maxReadCall
+
+// run is a part of an answer's range, in page indices within the range: either
+// pages to reserve and write, or zero pages to report.
+type run struct {
+	at, n int
+	zero  bool
+}
+
+// Receive waits for one answer, see [transport.Fetcher].
+func (f *Fetcher) Receive(sink transport.Sink, c *transport.Completion) error {
+	f.rmu.Lock()
+	err := f.receive(sink, c)
+	f.rmu.Unlock()
+	if err != nil {
+		err = f.c.fail(err)
+		f.release()
+	} else if f.c.closed.Load() {
+		f.release()
+	}
+	return err
+}
+
+func (f *Fetcher) receive(sink transport.Sink, c *transport.Completion) error {
+	for {
+		if f.c.closed.Load() {
+			return f.c.Err()
+		}
+		h, crc, err := f.c.w.frame(f.c.MaxBody())
+		if err != nil {
+			return err
+		}
+		switch h.Type {
+		case transport.TypePages:
+			return f.pages(&h, crc, sink, c)
+		case transport.TypeRefuse:
+			return f.refused(&h, crc, c)
+		}
+		if ok, err := f.c.common(&h, crc); err != nil {
+			return err
+		} else if !ok {
+			return f.c.wrong(&h)
+		}
+	}
+}
+
+func (f *Fetcher) refused(h *transport.Header, crc uint32, c *transport.Completion) error {
+	text, err := f.c.w.small(h, crc)
+	if err != nil {
+		return err
+	}
+	p, ok := f.lookup(h.ID)
+	if !ok {
+		return fmt.Errorf("%w: REFUSE for fetch %d, which is not outstanding", transport.ErrMalformed, h.ID)
+	}
+	*c = transport.Completion{Fetch: p.Fetch, Sent: p.sent, Wire: time.Since(p.sent), WireBytes: transport.HeaderSize + len(text),
+		Refused: &transport.RemoteError{Code: transport.Code(h.Aux), Text: string(text)}}
+	f.progress.Add(1)
+	f.answered(h.ID)
+	return nil
+}
+
+// answer is one PAGES frame on its way in.
+type answer struct {
+	h     transport.Header
+	reg   transport.Region
+	data  int // pages that come as bytes
+	table int // bytes of extents
+}
+
+func (f *Fetcher) pages(h *transport.Header, crc uint32, sink transport.Sink, c *transport.Completion) error {
+	p, ok := f.lookup(h.ID)
+	if !ok {
+		return fmt.Errorf("%w: PAGES for fetch %d, which is not outstanding", transport.ErrMalformed, h.ID)
+	}
+	if h.Fetch() != p.Fetch {
+		return fmt.Errorf("%w: PAGES answers fetch %+v with %+v", transport.ErrMalformed, p.Fetch, h.Fetch())
+	}
+	reg, ok := f.c.region(h.Region)
+	if !ok {
+		return fmt.Errorf("receive pages of region %d: not in the table given to SetRegions", h.Region)
+	}
+	a := answer{h: *h, reg: reg}
+	crc, err := f.extents(&a, crc)
+	if err != nil {
+		return err
+	}
+	*c = transport.Completion{Fetch: p.Fetch, Sent: p.sent, WireBytes: transport.HeaderSize + int(h.Length),
+		Data: uint32(a.data), Ahead: h.Ahead, Codec: h.Codec()}
+	for i := range f.ext {
+		switch e := &f.ext[i]; {
+		case e.Kind == transport.Data:
+		case e.Word == 0:
+			c.Zero += e.Count
+		default:
+			c.Fill += e.Count
+		}
+	}
+	f.layout(int(h.Count))
+	f.reserve(sink, p.Range)
+	done, err := f.deliver(&a, crc, sink, c)
+	if err != nil {
+		f.abort(sink, p.Range, done)
+	}
+	clear(f.dst)
+	if err == nil {
+		f.answered(h.ID)
+	}
+	return err
+}
+
+// extents reads and checks the extent table and everything else about the
+// answer that does not need its data. Afterwards ext covers the range.
+func (f *Fetcher) extents(a *answer, crc uint32) (uint32, error) {
+	h, feat := &a.h, f.c.Features()
+	bad := func(format string, args ...any) (uint32, error) {
+		return 0, fmt.Errorf("%w: PAGES id %d "+format, append([]any{transport.ErrMalformed, h.ID}, args...)...)
+	}
+	n := int(h.Aux)
+	a.table = n * transport.ExtentSize
+	switch {
+	case n > 0 && feat&transport.FeatureFill == 0:
+		return bad("has extents, but fill elision is not in force")
+	case n > int(h.Count):
+		return bad("has %d extents for %d pages", n, h.Count)
+	case a.table > int(h.Length):
+		return bad("has %d extents in a body of %d bytes", n, h.Length)
+	case !feat.Codec(h.Codec()):
+		return bad("uses %v, which is not in force", h.Codec())
+	case h.Ahead != 0 && feat&transport.FeatureAhead == 0:
+		return bad("has ahead set, but the feature is not in force")
+	case uint64(h.Ahead) > a.reg.Pages-h.First-uint64(h.Count):
+		return bad("has ahead %d, which reaches past the region's %d pages", h.Ahead, a.reg.Pages)
+	}
+	f.ext = f.ext[:0]
+	if n == 0 {
+		f.ext = append(f.ext, transport.Extent{Count: h.Count})
+		a.data = int(h.Count)
+	} else {
+		table, err := f.plain.get(a.table)
+		if err != nil {
+			return 0, err
+		}
+		if err := f.c.w.readFull(table); err != nil {
+			return 0, err
+		}
+		crc = transport.UpdateCRC(crc, table)
+		es, data, err := transport.ParseExtents(f.ext, table, h.Count)
+		if err != nil {
+			return 0, err
+		}
+		f.ext, a.data = es, int(data)
+	}
+	body, want := int(h.Length)-a.table, a.data*int(a.reg.PageSize)
+	switch {
+	case h.Codec() == transport.CodecNone && body != want:
+		return bad("has %d bytes of data for %d pages of %d bytes", body, a.data, a.reg.PageSize)
+	case h.Codec() != transport.CodecNone && (want == 0 || want > int(transport.MaxBodyLimit) || body >= want):
+		return bad("has %d bytes of %v data for %d pages of %d bytes", body, h.Codec(), a.data, a.reg.PageSize)
+	}
+	return crc, nil
+}
+
+// layout splits the range of count pages into runs, from ext.
+func (f *Fetcher) layout(count int) {
+	f.runs = f.runs[:0]
+	add := func(r run) {
+		if n := len(f.runs); n > 0 && f.runs[n-1].zero == r.zero {
+			f.runs[n-1].n += r.n
+			return
+		}
+		f.runs = append(f.runs, r)
+	}
+	at := 0
+	for i := range f.ext {
+		e := &f.ext[i]
+		zero := e.Kind == transport.Fill && e.Word == 0
+		if zero && at > 0 && at+int(e.Count) < count && e.Count < zeroGap {
+			zero = f.runs[len(f.runs)-1].zero
+		}
+		add(run{at, int(e.Count), zero})
+		at += int(e.Count)
+	}
+}
+
+func (r run) of(whole transport.Range) transport.Range {
+	return transport.Range{Region: whole.Region, First: whole.First + uint64(r.at), Count: uint32(r.n)}
+}
+
+func (f *Fetcher) reserve(sink transport.Sink, whole transport.Range) {
+	if cap(f.dst) < int(whole.Count) {
+		f.dst = make([][]byte, whole.Count)
+	}
+	f.dst = f.dst[:whole.Count]
+	for _, r := range f.runs {
+		if !r.zero {
+			sink.Reserve(r.of(whole), f.dst[r.at:r.at+r.n])
+		}
+	}
+}
+
+func (f *Fetcher) abort(sink transport.Sink, whole transport.Range, done int) {
+	for _, r := range f.runs[done:] {
+		if !r.zero {
+			sink.Abort(r.of(whole), f.dst[r.at:r.at+r.n])
+		}
+	}
+}
+
+// deliver brings the data into place and commits it. It returns how many runs
+// are no longer the caller's to abort.
+func (f *Fetcher) deliver(a *answer, crc uint32, sink transport.Sink, c *transport.Completion) (int, error) {
+	ps := int(a.reg.PageSize)
+	for i, m := range f.dst {
+		if m != nil && len(m) != ps {
+			return 0, fmt.Errorf("sink reserved %d bytes for page %d of region %d, whose pages have %d", len(m), c.First+uint64(i), c.Region, ps)
+		}
+	}
+	var body []byte
+	var err error
+	if a.h.Codec() == transport.CodecNone {
+		crc, err = f.readPages(ps, crc)
+	} else {
+		body, crc, err = f.readEncoded(int(a.h.Length)-a.table, crc)
+	}
+	if err != nil {
+		return 0, err
+	}
+	c.Wire = time.Since(c.Sent)
+	if err := a.h.CheckCRC(crc); err != nil {
+		return 0, err
+	}
+	if body != nil {
+		if err := f.decode(a.h.Codec(), body, a.data*ps, ps); err != nil {
+			return 0, err
+		}
+	}
+	f.fill(ps)
+	decoded := time.Since(c.Sent)
+	c.Decode = decoded - c.Wire
+	n, err := f.commit(sink, c.Range, c.Ahead)
+	c.Commit = time.Since(c.Sent) - decoded
+	return n, err
+}
+
+func (f *Fetcher) commit(sink transport.Sink, whole transport.Range, ahead uint32) (int, error) {
+	for i, r := range f.runs {
+		sub := r.of(whole)
+		if !r.zero {
+			if err := sink.Commit(sub, f.dst[r.at:r.at+r.n]); err != nil {
+				return i + 1, fmt.Errorf("commit %d pages at %d of region %d: %w", sub.Count, sub.First, sub.Region, err)
+			}
+			continue
+		}
+		// A zero tail and what lies ahead of it are one range, unless the sum
+		// does not fit.
+		if i == len(f.runs)-1 && sub.Count+ahead >= ahead {
+			sub.Count += ahead
+			ahead = 0
+		}
+		if err := sink.Zero(sub); err != nil {
+			return i + 1, fmt.Errorf("zero %d pages at %d of region %d: %w", sub.Count, sub.First, sub.Region, err)
+		}
+	}
+	if ahead > 0 {
+		r := transport.Range{Region: whole.Region, First: whole.First + uint64(whole.Count), Count: ahead}
+		if err := sink.Zero(r); err != nil {
+			return len(f.runs), fmt.Errorf("zero %d pages at %d of region %d: %w", r.Count, r.First, r.Region, err)
+		}
+	}
+	return len(f.runs), nil
+}
+
+// readPages reads raw data pages into place.
+func (f *Fetcher) readPages(ps int, crc uint32) (uint32, error) {
+	vec, total, dropped := f.vec[:0], 0, 0
+	flush := func() (err error) {
+		if total > 0 {
+			crc, err = f.c.w.readVec(vec, crc)
+			f.progress.Add(1)
+			vec, total, dropped = f.vec[:0], 0, 0
+		}
+		return err
+	}
+	i := 0
+	for k := range f.ext {
+		e := &f.ext[k]
+		end := i + int(e.Count)
+		if e.Kind != transport.Data {
+			i = end
+			continue
+		}
+		for ; i < end; i++ {
+			for off := 0; off < ps; {
+				if total == maxReadCall {
+					if err := flush(); err != nil {
+						return crc, err
+					}
+				}
+				n := min(ps-off, maxReadCall-total)
+				var p []byte
+				if m := f.dst[i]; m != nil {
+					p = m[off : off+n]
+				} else {
+					d, err := f.drop.get(dropBuffer)
+					if err != nil {
+						return crc, err
+					}
+					p = d[dropped : dropped+n]
+					dropped += n
+				}
+				if l := len(vec) - 1; l >= 0 && adjacent(vec[l], p) {
+					vec[l] = join(vec[l], len(vec[l])+n)
+				} else if len(vec) < maxIovecs {
+					vec = append(vec, p)
+				} else {
+					if err := flush(); err != nil {
+						return crc, err
+					}
+					continue
+				}
+				total += n
+				off += n
+			}
+		}
+	}
+	return crc, flush()
+}
+
+func (f *Fetcher) readEncoded(n int, crc uint32) ([]byte, uint32, error) {
+	body, err := f.encoded.get(n)
+	if err != nil {
+		return nil, crc, err
+	}
+	for off := 0; off < n; off += maxReadCall {
+		vec := append(f.vec[:0], body[off:min(n, off+maxReadCall)])
+		if crc, err = f.c.w.readVec(vec, crc); err != nil {
+			return nil, crc, err
+		}
+		f.progress.Add(1)
+	}
+	return body, crc, nil
+}
+
+// decode decodes body, which holds size bytes of data pages, into place.
+func (f *Fetcher) decode(codec transport.Codec, body []byte, size, ps int) error {
+	whole := f.contiguous(ps)
+	if whole != nil {
+		return transport.Decode(codec, whole, body)
+	}
+	plain, err := f.plain.get(size)
+	if err != nil {
+		return err
+	}
+	if err := transport.Decode(codec, plain, body); err != nil {
+		return err
+	}
+	i := 0
+	for k := range f.ext {
+		e := &f.ext[k]
+		end := i + int(e.Count)
+		if e.Kind == transport.Data {
+			for _, m := range f.dst[i:end] {
+				copy(m, plain[:ps])
+				plain = plain[ps:]
+			}
+		}
+		i = end
+	}
+	return nil
+}
+
+// contiguous returns the memory of all data pages, if all are wanted and follow
+// each other there.
+func (f *Fetcher) contiguous(ps int) []byte {
+	var first, last []byte
+	n, i := 0, 0
+	for k := range f.ext {
+		e := &f.ext[k]
+		end := i + int(e.Count)
+		if e.Kind == transport.Data {
+			for _, m := range f.dst[i:end] {
+				if m == nil || last != nil && !adjacent(last, m) {
+					return nil
+				}
+				if first == nil {
+					first = m
+				}
+				last = m
+				n += ps
+			}
+		}
+		i = end
+	}
+	return join(first, n)
+}
+
+// fill writes fill words and zero pages that were reserved.
+func (f *Fetcher) fill(ps int) {
+	i := 0
+	for k := range f.ext {
+		e := &f.ext[k]
+		end := i + int(e.Count)
+		if e.Kind == transport.Fill {
+			for _, m := range f.dst[i:end] {
+				fillPage(m, e.Word)
+			}
+		}
+		i = end
+	}
+}
+
+// fillPage repeats word over p, which may be nil.
+func fillPage(p []byte, word uint64) {
+	if word == 0 {
+		clear(p)
+		return
+	}
+	if len(p) < 8 {
+		return
+	}
+	binary.LittleEndian.PutUint64(p, word)
+	for n := 8; n < len(p); n *= 2 {
+		copy(p[n:], p[:n])
+	}
+}

@@ -1,0 +1,254 @@
+package tcp
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/pagewarp/pagewarp/transport"
+)
+
+// Responder is the source's end of a page channel over a socket. It implements
+// [transport.Responder].
+type Responder struct {
+	c *Conn
+
+	// amu is held through Answer; release takes it to free what follows.
+	amu     sync.Mutex
+	head    []byte // header and extent table
+	vec     [][]byte
+	chooser *transport.Chooser
+	gather  scratch // data pages side by side, for the encoder
+	encoded scratch
+	wrote   time.Time // when the last answer was with the socket
+}
+
+var _ transport.Responder = (*Responder)(nil)
+
+func newResponder(c *Conn) *Responder {
+	mode := c.tune.Codec
+	if c.Kind() == transport.Demand {
+		mode = c.tune.DemandCodec
+	}
+	return &Responder{c: c, chooser: transport.NewChooser(mode, c.Features()),
+		head: make([]byte, 0, 4<<10), vec: make([][]byte, 0, maxIovecs)}
+}
+
+// Next waits for fetches, see [transport.Responder]. Ranges are for the caller
+// to check against the image; the count is at least 1 and within max_count.
+func (r *Responder) Next(buf []transport.Fetch) (int, error) {
+	if len(buf) == 0 {
+		return 0, nil
+	}
+	n := 0
+	for n == 0 || n < len(buf) && r.c.w.buffered() >= transport.HeaderSize {
+		ok, err := r.one(&buf[n])
+		if err != nil {
+			err = r.c.fail(err)
+			if n > 0 {
+				return n, nil // the next call meets the same error
+			}
+			if err == errOrderly {
+				err = io.EOF
+			}
+			return 0, err
+		}
+		if ok {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// one reads one frame and reports whether it was a fetch for the caller.
+func (r *Responder) one(f *transport.Fetch) (bool, error) {
+	c := r.c
+	if c.closed.Load() {
+		return false, c.Err()
+	}
+	h, crc, err := c.w.frame(0)
+	if err != nil {
+		return false, err
+	}
+	if h.Type != transport.TypeFetch {
+		ok, err := c.common(&h, crc)
+		if err == nil && !ok {
+			err = c.wrong(&h)
+		}
+		return false, err
+	}
+	if err := h.CheckCRC(crc); err != nil {
+		return false, err
+	}
+	*f = h.Fetch()
+	if f.Count == 0 || f.Count > c.MaxCount() || f.First > math.MaxUint64-uint64(f.Count) {
+		return false, r.Refuse(f.ID, transport.CodeRange, fmt.Sprintf("%d pages at %d of region %d; max_count is %d", f.Count, f.First, f.Region, c.MaxCount()))
+	}
+	return true, nil
+}
+
+// Refuse answers one fetch with an error, see [transport.Responder].
+func (r *Responder) Refuse(id uint64, code transport.Code, text string) error {
+	c := r.c
+	if err := c.lock(); err != nil {
+		return err
+	}
+	defer c.unlock()
+	if err := c.w.write(textFrame(transport.Header{Type: transport.TypeRefuse, ID: id}, code, text)); err != nil {
+		return c.fail(err)
+	}
+	return nil
+}
+
+// Answer sends one answer, see [transport.Responder]. An answer that would be
+// longer than max_body is refused with RANGE in its place.
+func (r *Responder) Answer(a *transport.Answer) error {
+	r.amu.Lock()
+	defer r.amu.Unlock()
+	defer r.forget()
+	if err := r.build(a); err != nil {
+		return err
+	}
+	size := 0
+	for _, p := range r.vec {
+		size += len(p)
+	}
+	if body := size - transport.HeaderSize; body > int(r.c.MaxBody()) {
+		return r.Refuse(a.ID, transport.CodeRange, fmt.Sprintf("%d pages make an answer of %d bytes; max_body is %d", a.Count, body, r.c.MaxBody()))
+	}
+	if err := r.c.lock(); err != nil {
+		return err
+	}
+	defer r.c.unlock()
+	start := time.Now()
+	if err := r.c.w.writeVec(r.vec); err != nil {
+		return r.c.fail(err)
+	}
+	end := time.Now()
+	if !r.wrote.IsZero() {
+		r.chooser.Wrote(size, end.Sub(start), end.Sub(r.wrote))
+	}
+	r.wrote = end
+	return nil
+}
+
+// forget lets go of the caller's memory.
+func (r *Responder) forget() { clear(r.vec[:cap(r.vec)]) }
+
+// build puts the whole frame into vec: the head, then the data.
+func (r *Responder) build(a *transport.Answer) error {
+	r.vec = r.vec[:0]
+	feat := r.c.Features()
+	if a.Count == 0 || len(a.Memory)%int(a.Count) != 0 {
+		return fmt.Errorf("answer fetch %d: %d bytes of memory for %d pages", a.ID, len(a.Memory), a.Count)
+	}
+	ps := len(a.Memory) / int(a.Count)
+	h := transport.Header{Type: transport.TypePages, ID: a.ID, Region: a.Region, Count: a.Count, First: a.First}
+	if feat&transport.FeatureAhead != 0 {
+		h.Ahead = a.Ahead
+	}
+	es := a.Extents
+	// Without elision in force, and where the table would not fit, the fill
+	// pages are sent as what they are in memory.
+	if feat&transport.FeatureFill == 0 || len(es) > math.MaxUint16 || len(es) == 1 && es[0].Kind == transport.Data {
+		es = nil
+	}
+	var zero [transport.HeaderSize]byte
+	r.head = transport.AppendExtents(append(r.head[:0], zero[:]...), es)
+	h.Aux = uint16(len(es))
+	r.vec = append(r.vec, r.head)
+	size := 0
+	if es == nil {
+		r.vec, size = append(r.vec, a.Memory), len(a.Memory)
+	} else {
+		at := 0
+		for i := range es {
+			n := int(es[i].Count) * ps
+			if n > len(a.Memory)-at {
+				return fmt.Errorf("answer fetch %d: extents reach past its %d pages", a.ID, a.Count)
+			}
+			if es[i].Kind == transport.Data && n > 0 {
+				r.vec = append(r.vec, a.Memory[at:at+n])
+				size += n
+			}
+			at += n
+		}
+		if at != len(a.Memory) {
+			return fmt.Errorf("answer fetch %d: extents do not cover its %d pages", a.ID, a.Count)
+		}
+	}
+	if size > 0 && size <= transport.MaxBodyLimit {
+		codec, err := r.encode(size)
+		if err != nil {
+			return fmt.Errorf("answer fetch %d: %w", a.ID, err)
+		}
+		h.Flags = uint8(codec)
+	}
+	body := len(r.head) - transport.HeaderSize
+	for _, p := range r.vec[1:] {
+		body += len(p)
+	}
+	if body > int(r.c.MaxBody()) {
+		return nil // refused by the caller
+	}
+	h.Length = uint32(body)
+	h.Put(r.head)
+	crc := transport.UpdateCRC(transport.HeaderCRC(r.head), r.head[transport.HeaderSize:])
+	for _, p := range r.vec[1:] {
+		crc = transport.UpdateCRC(crc, p)
+	}
+	transport.SetCRC(r.head, crc)
+	return nil
+}
+
+// encode replaces the data in vec, size bytes, by its encoded form if that pays.
+func (r *Responder) encode(size int) (transport.Codec, error) {
+	if r.chooser.Raw() {
+		return transport.CodecNone, nil
+	}
+	data := r.vec[1]
+	if len(r.vec) > 2 {
+		g, err := r.gather.get(size)
+		if err != nil {
+			return 0, err
+		}
+		n := 0
+		for _, p := range r.vec[1:] {
+			n += copy(g[n:], p)
+		}
+		data = g
+	}
+	codec := r.chooser.Choose(data)
+	if codec == transport.CodecNone {
+		return codec, nil
+	}
+	out, err := r.encoded.get(transport.MaxEncoded(size))
+	if err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	enc, err := transport.Encode(codec, out, data)
+	if err != nil {
+		return 0, err
+	}
+	r.chooser.Encoded(codec, size, len(enc), time.Since(start))
+	if len(enc) >= size {
+		return transport.CodecNone, nil
+	}
+	r.vec = append(r.vec[:1], enc)
+	return codec, nil
+}
+
+// Close ends the channel, see [Conn.Close].
+func (r *Responder) Close() error { return r.c.Close() }
+
+// release frees the scratch memory once the channel has ended. An Answer that
+// is still at it keeps the lock only until its write fails.
+func (r *Responder) release() {
+	r.amu.Lock()
+	r.gather.free()
+	r.encoded.free()
+	r.amu.Unlock()
+}
