@@ -10,14 +10,16 @@ import (
 // (Cardwell et al. 2016); the start-up gain is the smallest that doubles.
 const (
 	startGain    = 2.0
-	startRounds  = 3    // rounds without growth that end the start-up (BBR)
-	startGrowth  = 1.25 // what counts as growth (BBR)
-	rateRounds   = 10   // rounds that the maximum rate is remembered (BBR)
-	minRTTMaxAge = 10 * time.Second
+	startRounds  = 3                // rounds without growth that end the start-up (BBR)
+	startGrowth  = 1.25             // what counts as growth (BBR)
+	rateRounds   = 10               // rounds that the maximum rate is remembered (BBR)
+	minRTTMaxAge = 10 * time.Second // BBR
+	minRTTOld    = time.Second      // not believed when the rate has fallen
 	shrinkBy     = 0.7
 	shrinkLeast  = 0.25
 	regrowBy     = 1.15
-	historySize  = 512 // deliveries remembered, for the rate over one flight
+	historySize  = 256 // points of the delivery curve remembered
+	historySteps = 32  // at most so many points in one minimal answer time
 )
 
 // cruiseGains cycles, one a round: probe for more, drain what that queued, hold
@@ -36,8 +38,8 @@ type WindowConfig struct {
 }
 
 // Window says how many bytes of precache may be in flight: the windowed maximum
-// of the delivery rate times the windowed minimum of the answer time, and one
-// run on top. Its methods may be called concurrently.
+// of the delivery rate times the windowed minimum of the answer time, and a run
+// and a half on top. Its methods may be called concurrently.
 //
 // A rate is measured over the flight of each run, as what was delivered between
 // its sending and its arrival, so pipelining does not disturb it. Rounds in
@@ -50,9 +52,9 @@ type Window struct {
 	mu       sync.Mutex // guards the rest
 	inflight uint64
 
-	history    [historySize]delivery
-	deliveries uint64 // number ever put into history
-	delivered  uint64 // bytes
+	history   [historySize]delivery
+	points    uint64 // number ever put into history
+	delivered uint64 // bytes
 
 	rates      [rateRounds]float64 // maximum of each round, bytes/s
 	round      int                 // current slot of rates
@@ -61,6 +63,7 @@ type Window struct {
 
 	minRTT   time.Duration // 0: no sample yet
 	minRTTAt time.Time
+	minBytes uint64 // of the run that took minRTT
 
 	starting  bool
 	startRate float64
@@ -121,7 +124,7 @@ func (w *Window) OnSent(bytes uint64, now time.Time) {
 	defer w.mu.Unlock()
 	if w.inflight == 0 {
 		// Idle time before this must not count into its delivery rate.
-		w.record(now)
+		w.record(now, true)
 	}
 	if w.roundStart.IsZero() {
 		w.roundStart = now
@@ -144,10 +147,10 @@ func (w *Window) OnDelivered(bytes uint64, sentAt, now time.Time) {
 	w.inflight -= min(bytes, w.inflight)
 	from := w.before(sentAt)
 	w.delivered += bytes
-	w.record(now)
+	w.record(now, false)
 
 	rtt := max(now.Sub(sentAt), time.Microsecond)
-	w.sampleRTT(rtt, sentAt, now)
+	w.sampleRTT(rtt, bytes, sentAt, now)
 	var rate float64
 	if dt := now.Sub(from.at); dt > 0 && dt >= w.minRTT/2 {
 		rate = float64(w.delivered-from.total) / dt.Seconds()
@@ -173,15 +176,18 @@ func (w *Window) size() uint64 {
 	if w.probing {
 		return w.cfg.Run
 	}
-	gain := startGain
+	// On top, one run for that which is half received, since it counts as in
+	// flight until its last byte; and, when the gain alone does not provide it,
+	// half a run, since Budget waits for room for a whole one.
+	gain, extra := startGain, w.cfg.Run
 	if !w.starting {
-		gain = cruiseGains[w.cycle]
+		gain, extra = cruiseGains[w.cycle], w.cfg.Run*3/2
+		// The shortest answer may be that of a short run; a whole one takes longer.
+		extra += w.cfg.Run - min(w.cfg.Run, w.minBytes)
 	}
-	// The run on top is the one that is half received: it counts as in flight
-	// until its last byte, and another has to be on the way meanwhile.
 	bdp := w.scale * gain * w.rate() * w.minRTT.Seconds()
 	least := uint64(w.cfg.MinRuns) * w.cfg.Run
-	return min(w.cfg.Cap, max(least, uint64(min(bdp, float64(w.cfg.Cap)))+w.cfg.Run))
+	return min(w.cfg.Cap, max(least, uint64(min(bdp, float64(w.cfg.Cap)))+extra))
 }
 
 func (w *Window) rate() (m float64) {
@@ -207,16 +213,21 @@ func (w *Window) shrink(rate float64, now time.Time) {
 	w.shrunkAt = now
 	w.starting = false
 	w.cycle = 1 // drain
+	if now.Sub(w.minRTTAt) > minRTTOld {
+		// Sending a run takes another time at another rate: measure again, which
+		// empties our queue as well.
+		w.probing, w.probeStart = true, now
+	}
 }
 
-func (w *Window) sampleRTT(rtt time.Duration, sentAt, now time.Time) {
+func (w *Window) sampleRTT(rtt time.Duration, bytes uint64, sentAt, now time.Time) {
 	switch {
 	case w.probing && sentAt.After(w.probeStart):
 		// The window held one run: this one met an empty link.
 		w.probing = false
-		w.minRTT, w.minRTTAt = rtt, now
+		w.minRTT, w.minRTTAt, w.minBytes = rtt, now, bytes
 	case w.minRTT == 0 || rtt <= w.minRTT:
-		w.minRTT, w.minRTTAt = rtt, now
+		w.minRTT, w.minRTTAt, w.minBytes = rtt, now, bytes
 	case !w.probing && now.Sub(w.minRTTAt) > minRTTMaxAge:
 		w.probing, w.probeStart = true, now
 	}
@@ -244,25 +255,30 @@ func (w *Window) endRound(now time.Time) {
 	w.rates[w.round] = 0
 }
 
-// record puts the present total into the history.
-func (w *Window) record(now time.Time) {
-	if w.deliveries > 0 {
-		// Callers read their clocks before they wait for the lock.
-		if last := w.history[(w.deliveries-1)%historySize].at; now.Before(last) {
+// record puts the present total into the history, unless the last point is so
+// recent that the history would not reach back over a few answer times.
+func (w *Window) record(now time.Time, always bool) {
+	if w.points > 0 {
+		last := w.history[(w.points-1)%historySize].at
+		if !always && now.Sub(last) < w.minRTT/historySteps {
+			return
+		}
+		if now.Before(last) {
+			// Callers read their clocks before they wait for the lock.
 			now = last
 		}
 	}
-	w.history[w.deliveries%historySize] = delivery{now, w.delivered}
-	w.deliveries++
+	w.history[w.points%historySize] = delivery{now, w.delivered}
+	w.points++
 }
 
 // before returns the last record that is not after t, or the oldest there is.
 func (w *Window) before(t time.Time) delivery {
-	n := min(w.deliveries, historySize)
+	n := min(w.points, historySize)
 	if n == 0 {
 		return delivery{at: t, total: w.delivered}
 	}
-	first := w.deliveries - n
+	first := w.points - n
 	i := sort.Search(int(n), func(i int) bool {
 		return w.history[(first+uint64(i))%historySize].at.After(t)
 	})
