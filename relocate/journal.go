@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport"
 )
 
@@ -36,6 +37,7 @@ type record struct {
 	PID       int                `json:"pid"`
 	StartTime uint64             `json:"start_time"` // of PID, in clock ticks since boot
 	WasRun    bool               `json:"was_running"`
+	Saved     qemu.Saved         `json:"saved"` // source: QEMU's settings to put back
 	Memory    []memoryRecord     `json:"memory"`
 	Regions   []transport.Region `json:"regions"`
 	Cleanup   []string           `json:"cleanup,omitempty"` // files to remove with the relocation

@@ -91,6 +91,7 @@ type Machine struct {
 type Latency struct {
 	Mean  float64 `json:"mean"`
 	P50   float64 `json:"p50"`
+	P90   float64 `json:"p90"`
 	P99   float64 `json:"p99"`
 	P999  float64 `json:"p999"`
 	Max   float64 `json:"max"`
@@ -127,10 +128,13 @@ type Status struct {
 	RateBytes float64 `json:"rate_bytes"`
 	ETASec    float64 `json:"eta_s,omitempty"`
 
-	ChannelsUp    int    `json:"channels_up"`
-	ChannelsTotal int    `json:"channels_total"`
-	Reconnects    uint64 `json:"reconnects"`
-	Connected     bool   `json:"connected"` // the control channel
+	ChannelsUp    int `json:"channels_up"`
+	ChannelsTotal int `json:"channels_total"`
+	// ChannelReopens counts page channels that were lost and came back.
+	ChannelReopens uint64 `json:"channel_reopens"`
+	Connected      bool   `json:"connected"` // the control channel
+	// Reconnects counts the times that the control channel was lost.
+	Reconnects uint64 `json:"reconnects"`
 
 	FaultLatency Latency            `json:"fault_latency_us"`
 	Stages       map[string]Latency `json:"stages_us,omitempty"`

@@ -48,26 +48,28 @@ const backendRemedy = "start the machine with -object memory-backend-file,id=mem
 
 func checkMemory(d Description, fail func(error, string, ...any)) {
 	var backed int64
-	good, usable := 0, ""
+	usable := ""
+	for _, b := range d.Backends {
+		if !b.Used && b.Type == "memory-backend-file" && b.Share {
+			usable = b.ID
+		}
+	}
 	for _, b := range d.Backends {
 		if !b.Used {
-			if b.Type == "memory-backend-file" && b.Share {
-				usable = b.ID
-			}
 			continue
 		}
 		backed += b.Size
 		switch {
 		case b.Type == "memory-backend-memfd":
 			fail(ErrMemfd, "backend %q: from QEMU 8.1 on, x-ignore-shared leaves out only memory in a named file, so a memfd would work here and fail after an upgrade; %s", b.ID, backendRemedy)
+		case b.Type != "memory-backend-file" && usable != "":
+			fail(ErrRAMNotBacked, "backend %q exists, and the machine uses %q (%s) instead; add memory-backend=%s to -machine", usable, b.ID, b.Type, usable)
 		case b.Type != "memory-backend-file":
 			fail(ErrNoSharedFile, "backend %q is a %s; %s", b.ID, b.Type, backendRemedy)
 		case !b.Share:
 			fail(ErrNoSharedFile, "backend %q (%s) has share=off, so the file does not hold what the guest writes; add share=on to it", b.ID, b.Path)
 		case b.FileProblem != "":
 			fail(ErrRAMFileLost, "backend %q, %s: %s; restart the machine with mem-path naming a file, and leave that file alone", b.ID, b.Path, b.FileProblem)
-		default:
-			good++
 		}
 	}
 	switch {

@@ -102,11 +102,11 @@ func (in *Inbound) failure(ctx context.Context, status string) error {
 		if errors.Is(err, ErrDisconnected) {
 			err = in.vm.died(err)
 		} else {
-			err = fmt.Errorf("%w%s", err, logSuffix(in.vm.log))
+			err = fmt.Errorf("%w%s", err, in.vm.log.suffix())
 		}
 		return detailed(ErrMigrationFailed, "load device state: its state is %q: %w", status, err)
 	}
-	return detailed(ErrMigrationFailed, "load device state: its state is %q: %s%s", status, m.ErrorDesc, logSuffix(in.vm.log))
+	return detailed(ErrMigrationFailed, "load device state: its state is %q: %s%s", status, m.ErrorDesc, in.vm.log.suffix())
 }
 
 // Resume lets the guest run here, and returns when it did by QEMU's clock. After
@@ -117,7 +117,7 @@ func (in *Inbound) Resume(ctx context.Context) (time.Time, error) {
 	defer cancel()
 	if err := in.vm.Execute(ctx, "cont", nil, nil); err != nil {
 		if refused := (*CommandError)(nil); errors.As(err, &refused) {
-			return time.Time{}, detailed(ErrResumeRefused, "%w%s", refused, logSuffix(in.vm.log))
+			return time.Time{}, detailed(ErrResumeRefused, "%w%s", refused, in.vm.log.suffix())
 		}
 		return time.Time{}, fmt.Errorf("resume: the guest may have run: %w", in.vm.died(err))
 	}

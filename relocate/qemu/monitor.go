@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/digitalocean/go-qemu/qmp"
+	"golang.org/x/sys/unix"
 )
 
 // CommandTimeout bounds a QMP command whose context has no nearer deadline. A
@@ -79,7 +80,7 @@ func (m *monitor) fan(events <-chan qmp.Event) {
 		m.mu.Unlock()
 	}
 	_, _, cause := m.gate.last()
-	if cause == nil || errors.Is(cause, io.EOF) {
+	if cause == nil || errors.Is(cause, io.EOF) || errors.Is(cause, unix.ECONNRESET) {
 		cause = errors.New("QEMU closed the monitor: the process ended or was killed")
 	}
 	m.gate.stop()

@@ -149,6 +149,10 @@ func (o *Options) Set(key, value string) {
 		return
 	}
 	o.Delete(key)
+	// A comma at the end would double with the one to come.
+	for n := len(o.elems); n > 0 && o.elems[n-1] == (element{}); n-- {
+		o.elems = o.elems[:n-1]
+	}
 	o.elems = append(o.elems, element{key: key, value: value, keyed: true})
 }
 

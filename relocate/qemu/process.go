@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,7 +24,7 @@ type Process struct {
 	Start uint64
 
 	pidfd *os.File
-	log   string
+	log   logFile // immutable
 	done  chan struct{} // closed when it has ended, err being set
 
 	mu       sync.Mutex
@@ -34,7 +35,7 @@ type Process struct {
 // Adopt takes over a process that an earlier daemon started. ErrProcessGone: the
 // process has ended, or its pid now belongs to another.
 func Adopt(pid int, start uint64, logPath string) (*Process, error) {
-	p, err := openProcess(pid, logPath)
+	p, err := openProcess(pid, logFile{path: logPath})
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +52,7 @@ func Adopt(pid int, start uint64, logPath string) (*Process, error) {
 	return p, nil
 }
 
-func openProcess(pid int, logPath string) (*Process, error) {
+func openProcess(pid int, log logFile) (*Process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
 		return nil, detailed(ErrProcessGone, "no process has pid %d", pid)
@@ -59,7 +60,7 @@ func openProcess(pid int, logPath string) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pidfd of pid %d: %w", pid, err)
 	}
-	return &Process{PID: pid, pidfd: os.NewFile(uintptr(fd), "pidfd"), log: logPath, done: make(chan struct{})}, nil
+	return &Process{PID: pid, pidfd: os.NewFile(uintptr(fd), "pidfd"), log: log, done: make(chan struct{})}, nil
 }
 
 // watch waits on the pidfd, which is readable once the process has ended
@@ -180,6 +181,10 @@ func Spawn(ctx context.Context, c SpawnConfig) (*VM, *Process, error) {
 		return nil, nil, fmt.Errorf("open QEMU's log: %w", err)
 	}
 	defer log.Close()
+	from, err := log.Seek(0, io.SeekEnd) // what an earlier QEMU said is not its doing
+	if err != nil {
+		return nil, nil, fmt.Errorf("open QEMU's log: %w", err)
+	}
 	cmd := exec.Command(path, c.Argv[1:]...)
 	cmd.Args[0] = c.Argv[0]
 	cmd.Dir, cmd.Env = c.Dir, append(os.Environ(), c.Env...)
@@ -188,7 +193,7 @@ func Spawn(ctx context.Context, c SpawnConfig) (*VM, *Process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, nil, detailed(ErrBinary, "start %s: %w", path, err)
 	}
-	p, err := openProcess(cmd.Process.Pid, c.LogPath)
+	p, err := openProcess(cmd.Process.Pid, logFile{path: c.LogPath, from: from})
 	if err == nil {
 		p.Start, err = startTime(p.PID)
 		if errors.Is(err, ErrProcessGone) {
@@ -205,6 +210,9 @@ func Spawn(ctx context.Context, c SpawnConfig) (*VM, *Process, error) {
 	if err != nil {
 		if kerr := p.Kill(context.WithoutCancel(ctx)); kerr != nil {
 			err = errors.Join(err, kerr)
+		}
+		if errors.Is(err, ErrMachineType) {
+			err = fmt.Errorf("%w (-machine %s)", err, machineOf(c.Argv))
 		}
 		return nil, nil, fmt.Errorf("start %s: %w", path, err)
 	}
@@ -242,14 +250,14 @@ func (p *Process) connect(ctx context.Context, qmpPath string) (*VM, error) {
 		case <-p.done:
 			return nil, p.startError()
 		case <-ctx.Done():
-			return nil, fmt.Errorf("QEMU pid %d has not opened %s%s: %w", p.PID, qmpPath, logSuffix(p.log), contextError(ctx))
+			return nil, fmt.Errorf("QEMU pid %d has not opened %s%s: %w", p.PID, qmpPath, p.log.suffix(), contextError(ctx))
 		}
 	}
 }
 
 // startError names why a QEMU ended at once, by its last words.
 func (p *Process) startError() error {
-	tail := strings.TrimSpace(logTail(p.log))
+	tail := p.log.tail()
 	kind := ErrExited
 	for _, k := range []struct {
 		words string
@@ -267,9 +275,24 @@ func (p *Process) startError() error {
 		}
 	}
 	if kind == ErrExited {
-		return fmt.Errorf("%w; the end of %s: %s", p.Err(), p.log, tail)
+		return fmt.Errorf("%w; the end of %s: %s", p.Err(), p.log.path, tail)
 	}
-	return fmt.Errorf("%w: %w; the end of %s: %s", kind, p.Err(), p.log, tail)
+	return fmt.Errorf("%w: %w; the end of %s: %s", kind, p.Err(), p.log.path, tail)
+}
+
+// machineOf is the machine type of a command line; QEMU's own message lacks it.
+func machineOf(argv []string) string {
+	p, err := ParseArgv(argv)
+	if err != nil {
+		return ""
+	}
+	kind := ""
+	for _, a := range p.Args {
+		if o, err := a.options(); err == nil && (a.Name == "machine" || a.Name == "M") && o.Kind("type") != "" {
+			kind = o.Kind("type")
+		}
+	}
+	return kind
 }
 
 func findBinary(name string) (string, error) {
@@ -283,31 +306,6 @@ func findBinary(name string) (string, error) {
 	return path, nil
 }
 
-// logTail is the last 2 KiB of a log, from the start of a line.
-func logTail(path string) string {
-	if path == "" {
-		return ""
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	const most = 2048
-	st, err := f.Stat()
-	if err != nil {
-		return ""
-	}
-	from := max(0, st.Size()-most)
-	buf := make([]byte, most)
-	n, _ := f.ReadAt(buf, from)
-	s := string(buf[:n])
-	if from > 0 {
-		_, s, _ = strings.Cut(s, "\n")
-	}
-	return s
-}
-
 // ConnectProcess is Connect for a process of Spawn or Adopt, whose end and last
 // words then appear in the errors of the VM. Another process at that socket is
 // an error.
@@ -315,7 +313,7 @@ func ConnectProcess(ctx context.Context, qmpPath string, p *Process) (*VM, error
 	v, err := Connect(ctx, qmpPath)
 	if err != nil {
 		if exit := p.Err(); exit != nil {
-			err = fmt.Errorf("%w: %w%s", err, exit, logSuffix(p.log))
+			err = fmt.Errorf("%w: %w%s", err, exit, p.log.suffix())
 		}
 		return nil, err
 	}

@@ -217,7 +217,7 @@ func (o *Outgoing) failure(ctx context.Context, status string) error {
 	if m.ErrorDesc == "" {
 		m.ErrorDesc = "QEMU gives no reason; was the stream closed?"
 	}
-	return detailed(ErrMigrationFailed, "its state is %q: %s%s", status, m.ErrorDesc, logSuffix(o.vm.log))
+	return detailed(ErrMigrationFailed, "its state is %q: %s%s", status, m.ErrorDesc, o.vm.log.suffix())
 }
 
 // where says how far a migration is that did not arrive in time.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,7 +40,7 @@ type VM struct {
 	QMPPath string
 
 	mon *monitor
-	log string   // immutable: log file if we started it
+	log logFile  // immutable: set if we started it
 	own *Process // immutable: set if we started or adopted it
 }
 
@@ -240,18 +239,10 @@ func (v *VM) died(err error) error {
 	}
 	if v.own != nil {
 		if exit := v.own.exitSoon(); exit != nil {
-			return fmt.Errorf("%w: %w%s", err, exit, logSuffix(v.log))
+			return fmt.Errorf("%w: %w%s", err, exit, v.log.suffix())
 		}
 	} else if unix.Kill(v.PID, 0) == unix.ESRCH {
 		return fmt.Errorf("%w: QEMU pid %d has ended", err, v.PID)
 	}
-	return fmt.Errorf("%w: QEMU pid %d%s", err, v.PID, logSuffix(v.log))
-}
-
-func logSuffix(path string) string {
-	tail := strings.TrimSpace(logTail(path))
-	if tail == "" {
-		return ""
-	}
-	return fmt.Sprintf("; the end of %s: %s", path, tail)
+	return fmt.Errorf("%w: QEMU pid %d%s", err, v.PID, v.log.suffix())
 }

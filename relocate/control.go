@@ -1,0 +1,139 @@
+package relocate
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/pagewarp/pagewarp/transport/tcp"
+)
+
+// abortError is the peer's ABORT.
+type abortError struct{ reason string }
+
+func (e *abortError) Error() string { return "the peer gave up: " + e.reason }
+
+// control is a control channel with a reader of its own. Its context ends, with
+// the cause, when the connection is lost or the peer aborts, so that whoever
+// waits for QEMU at that moment notices too.
+type control struct {
+	ch     *tcp.Control
+	conn   *tcp.Conn
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	msgs   chan tcp.Message
+	done   chan struct{} // the reader has ended
+}
+
+// newControl starts the reader; close must be called. On an error it has closed
+// conn.
+func newControl(parent context.Context, conn *tcp.Conn) (*control, error) {
+	ch, err := conn.Control()
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("control channel: %w", err)
+	}
+	c := &control{ch: ch, conn: conn, msgs: make(chan tcp.Message, 16), done: make(chan struct{})}
+	c.ctx, c.cancel = context.WithCancelCause(parent)
+	go c.read()
+	return c, nil
+}
+
+func (c *control) read() {
+	defer close(c.done)
+	for {
+		m, err := c.ch.Receive(c.ctx)
+		if err != nil {
+			c.cancel(fmt.Errorf("control channel: %w", err))
+			return
+		}
+		switch {
+		case m.Kind >= msgOptional:
+			continue
+		case m.Kind == msgAbort:
+			var a abortMsg
+			if err := json.Unmarshal(m.Body, &a); err != nil {
+				a.reason(err)
+			}
+			c.cancel(&abortError{a.Reason})
+			return
+		}
+		select {
+		case c.msgs <- m:
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+func (a *abortMsg) reason(err error) { a.Reason = "unreadable reason: " + err.Error() }
+
+// close ends the channel and its reader.
+func (c *control) close() {
+	c.cancel(io.EOF)
+	c.conn.Close()
+	<-c.done
+}
+
+func (c *control) send(kind uint16, v any) error {
+	if err := c.ch.Send(kind, v); err != nil {
+		return fmt.Errorf("control channel: %w", err)
+	}
+	return nil
+}
+
+// next waits for any message.
+func (c *control) next(ctx context.Context) (tcp.Message, error) {
+	select { // what has arrived counts, even if the connection is gone by now
+	case m := <-c.msgs:
+		return m, nil
+	default:
+	}
+	select {
+	case m := <-c.msgs:
+		return m, nil
+	case <-c.ctx.Done():
+		select {
+		case m := <-c.msgs:
+			return m, nil
+		default:
+		}
+		return tcp.Message{}, context.Cause(c.ctx)
+	case <-ctx.Done():
+		return tcp.Message{}, context.Cause(ctx)
+	}
+}
+
+// expect waits for one kind of message; another kind is the peer's mistake.
+func (c *control) expect(ctx context.Context, kind uint16, what string, timeout time.Duration, v any) error {
+	tctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no %s from the peer within %v", what, timeout))
+	defer cancel()
+	m, err := c.next(tctx)
+	if err != nil {
+		return err
+	}
+	if m.Kind != kind {
+		return fmt.Errorf("peer sent message %d where %s (%d) was due", m.Kind, what, kind)
+	}
+	return decode(m, v)
+}
+
+func decode(m tcp.Message, v any) error {
+	if v == nil {
+		return nil
+	}
+	if err := json.Unmarshal(m.Body, v); err != nil {
+		return fmt.Errorf("message %d from the peer: %w", m.Kind, err)
+	}
+	return nil
+}
+
+// isCut reports whether err means that the connection, not the peer's will,
+// ended the conversation.
+func isCut(err error) bool {
+	var a *abortError
+	return err != nil && !errors.As(err, &a)
+}

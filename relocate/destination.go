@@ -1,0 +1,349 @@
+package relocate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"github.com/pagewarp/pagewarp/transport/tcp"
+)
+
+// progressEvery is how often the destination reports to the source.
+const progressEvery = 200 * time.Millisecond
+
+var errNotStarted = errors.New("the guest was not started")
+
+// incoming is a relocation at its destination.
+type incoming struct {
+	*transfer
+	pool    *chanPool
+	vm      *qemu.VM
+	mig     *qemu.Inbound
+	proc    *qemu.Process
+	memory  *guestMemory
+	relay   sync.WaitGroup // carries the device state to QEMU
+	returns chan *tcp.Conn // control channels that the source dialled anew
+}
+
+func newIncoming(h *Host, rec *record) *incoming {
+	return &incoming{
+		transfer: newTransfer(h, rec), pool: newChanPool(),
+		returns: make(chan *tcp.Conn, 1),
+	}
+}
+
+// hand gives the incoming relocation a control channel that was dialled anew;
+// an older one that it has not taken yet is closed.
+func (in *incoming) hand(conn *tcp.Conn) {
+	for {
+		select {
+		case in.returns <- conn:
+			return
+		case old := <-in.returns:
+			old.Close()
+		case <-in.done:
+			conn.Close()
+			return
+		}
+	}
+}
+
+// run takes a new session from its first control channel to its end.
+func (in *incoming) run(conn *tcp.Conn) {
+	defer in.finish()
+	ctl, err := newControl(in.host.ctx, conn)
+	in.update(func(s *Status) { s.Connected = true })
+	if err == nil {
+		err = in.prepare(ctl)
+	}
+	if err == nil {
+		err = in.load(ctl)
+	}
+	var run bool
+	if err == nil {
+		run, ctl, err = in.awaitGo(ctl)
+	}
+	if err != nil {
+		in.giveUp(ctl, err)
+		return
+	}
+	switch err := in.start(run); {
+	case errors.Is(err, errNotStarted), errors.Is(err, qemu.ErrResumeRefused):
+		in.giveUp(ctl, err) // not one instruction has run
+		return
+	case err != nil:
+		in.lose(ctl, err)
+		return
+	}
+	in.drain(ctl)
+}
+
+// finish ends what lives only as long as the relocation.
+func (in *incoming) finish() {
+	in.pool.close()
+	if in.memory != nil {
+		in.memory.close()
+	}
+	if in.mig != nil {
+		in.mig.Close()
+	}
+	select {
+	case conn := <-in.returns:
+		conn.Close()
+	default:
+	}
+	in.relay.Wait()
+	in.host.remember(in.transfer)
+	in.cancel(nil)
+	close(in.done)
+}
+
+// prepare starts the VMM and catches its faults.
+func (in *incoming) prepare(ctl *control) error {
+	var o offer
+	if err := ctl.expect(in.ctx, msgOffer, "OFFER", dialTimeout, &o); err != nil {
+		return err
+	}
+	if err := in.accept(&o); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctl.ctx, prepareTimeout, fmt.Errorf("the VMM was not ready within %v", prepareTimeout))
+	defer cancel()
+	if err := in.startVMM(ctx, &o); err != nil {
+		return err
+	}
+	memory, err := catchFaults(in)
+	if err != nil {
+		return err
+	}
+	in.memory = memory
+	in.mu.Lock()
+	in.fill = memory.fill
+	in.limit = memory.setBandwidth
+	in.mu.Unlock()
+	in.mig, err = in.vm.PrepareDestination(ctx)
+	return err
+}
+
+// load takes the device state in; from the source's REGIONS on, pages flow.
+func (in *incoming) load(ctl *control) error {
+	ctx, cancel := context.WithTimeoutCause(ctl.ctx, stateTimeout, fmt.Errorf("the device state was not loaded within %v", stateTimeout))
+	defer cancel()
+	dialer, err := qemu.NewStateDialer(in.host.cfg.StateDir, os.Getuid())
+	if err != nil {
+		return err
+	}
+	defer dialer.Close()
+	if err := in.mig.Incoming(ctx, dialer.URI()); err != nil {
+		return err
+	}
+	state, err := dialer.Dial(ctx, in.rec.PID, stateTimeout)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { state.Close() })
+	defer stop()
+	if err := in.enter(PhaseReady, "the VMM is up and its faults are caught"); err != nil {
+		return err
+	}
+	if err := ctl.send(msgReady, struct{}{}); err != nil {
+		return err
+	}
+	in.relay.Go(func() {
+		// An error here is one of the control channel or of QEMU, and both
+		// have somebody who waits for them. It ends with the state, or else
+		// with the channel: finish waits for it.
+		io.Copy(struct{ io.Writer }{state}, ctl.ch.StateReader())
+		state.Close()
+	})
+	var r regionsMsg
+	if err := ctl.expect(ctx, msgRegions, "REGIONS", stateTimeout, &r); err != nil {
+		return err
+	}
+	in.rec.Stopped = r.Stopped
+	in.update(func(s *Status) { s.Stopped = r.Stopped })
+	in.memory.begin()
+	in.show(PhaseFrozen, "the source's guest has stopped; fetches begin")
+	if err := in.mig.WaitLoaded(ctx); err != nil {
+		return fmt.Errorf("%w%s", err, in.memory.failure())
+	}
+	if err := in.enter(PhaseLoaded, "the device state is loaded"); err != nil {
+		return err
+	}
+	return ctl.send(msgLoaded, struct{}{})
+}
+
+// awaitGo waits for the source's decision. If the channel is cut now, GO may be
+// on its way: the source may have committed, so it is given time to return and
+// say. It may return on another channel, which is then the one to use.
+func (in *incoming) awaitGo(ctl *control) (run bool, _ *control, err error) {
+	deadline, cancel := context.WithTimeoutCause(in.ctx, inDoubtWait, fmt.Errorf("the source did not say GO within %v", inDoubtWait))
+	defer cancel()
+	for {
+		m, err := ctl.next(deadline)
+		if err == nil {
+			switch m.Kind {
+			case msgGo:
+				var g goMsg
+				if err := decode(m, &g); err != nil {
+					return false, ctl, err
+				}
+				return g.Run, ctl, nil
+			case msgRegions: // repeated after a reconnect
+				continue
+			}
+			return false, ctl, fmt.Errorf("peer sent message %d where GO was due", m.Kind)
+		}
+		if !isCut(err) || deadline.Err() != nil {
+			return false, ctl, err
+		}
+		in.warn("control channel lost before GO; waiting for the source to return", "err", err)
+		ctl.close()
+		ctl, err = in.await(deadline)
+		if err != nil {
+			return false, nil, err
+		}
+	}
+}
+
+// await waits for the source's next control channel and answers its SYNC.
+func (in *incoming) await(ctx context.Context) (*control, error) {
+	for {
+		select {
+		case conn := <-in.returns:
+			ctl, err := newControl(in.host.ctx, conn)
+			if err != nil {
+				continue
+			}
+			err = in.synchronise(ctx, ctl)
+			if err == nil {
+				in.update(func(s *Status) { s.Connected = true })
+				return ctl, nil
+			}
+			ctl.close()
+			var no *abortError
+			if errors.As(err, &no) {
+				return nil, err
+			}
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (in *incoming) synchronise(ctx context.Context, ctl *control) error {
+	var theirs syncMsg
+	if err := ctl.expect(ctx, msgSync, "SYNC", dialTimeout, &theirs); err != nil {
+		return err
+	}
+	if theirs.Phase == PhaseRolledBack {
+		return &abortError{"the source has rolled back"}
+	}
+	return ctl.send(msgSync, syncMsg{Phase: in.rec.Phase, Resumed: in.rec.ResumedAt})
+}
+
+// start gives the machine life here. The journal says so first: whoever reads
+// it after a crash must assume that an instruction has run.
+func (in *incoming) start(run bool) error {
+	in.rec.WasRun = run
+	if err := in.enter(PhaseCommitted, "GO: the machine is ours"); err != nil {
+		return fmt.Errorf("%w: %w", errNotStarted, err)
+	}
+	return in.resumeGuest()
+}
+
+func (in *incoming) resumeGuest() error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), loadTimeout)
+	defer cancel()
+	if in.rec.WasRun {
+		at, err := in.mig.Resume(ctx)
+		if err != nil {
+			return fmt.Errorf("resume the guest: %w", err)
+		}
+		in.rec.ResumedAt = at
+	}
+	in.rec.Resumed = true
+	in.update(func(s *Status) {
+		s.Resumed = in.rec.ResumedAt
+		if !s.Resumed.IsZero() && !s.Stopped.IsZero() {
+			s.DowntimeMS = float64(s.Resumed.Sub(s.Stopped)) / float64(time.Millisecond)
+		}
+	})
+	return nil
+}
+
+// giveUp ends the VMM, which has never run the guest, and says so for good.
+func (in *incoming) giveUp(ctl *control, cause error) {
+	in.rec.Error = cause.Error()
+	in.setError(fmt.Errorf("%w: %w", ErrRolledBack, cause))
+	// Written before anything is undone: from here on the answer to the
+	// source's SYNC is rolled-back, so nothing below may resume the guest.
+	if err := in.enter(PhaseRolledBack, "given up: "+cause.Error()); err != nil {
+		in.warn("journal not written", "err", err)
+	}
+	if ctl != nil {
+		ctl.send(msgAbort, abortMsg{Reason: cause.Error()})
+		ctl.close()
+	}
+	in.discard()
+}
+
+// discard ends the VMM that was started here and removes its files.
+func (in *incoming) discard() {
+	vm := in.vm
+	if in.memory != nil {
+		in.mu.Lock()
+		in.fill, in.limit = nil, nil
+		in.mu.Unlock()
+		if in.rec.Phase == PhaseRolledBack {
+			in.memory.abandon()
+		} else {
+			// A guest that has run must not go on with pages missing: no way
+			// to end it but by signal.
+			in.memory.close()
+			vm = nil
+		}
+		in.memory = nil
+	}
+	if in.rec.PID != 0 {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), rollbackTimeout)
+		defer cancel()
+		if err := endProcess(ctx, vm, in.rec.PID, in.rec.StartTime); err != nil {
+			in.warn("the VMM that was started here could not be ended", "pid", in.rec.PID, "err", err)
+		}
+		if err := freeMemory(in.rec.Memory); err != nil {
+			in.warn("memory was not freed", "err", err)
+		}
+	}
+	in.removeFiles()
+	in.host.journal.removeResidency(in.rec)
+}
+
+// lose says that the machine is dead.
+func (in *incoming) lose(ctl *control, cause error) {
+	in.rec.Error = cause.Error()
+	in.setError(fmt.Errorf("%w: %w", ErrLost, cause))
+	if err := in.enter(PhaseLost, "the machine is lost: "+cause.Error()); err != nil {
+		in.warn("journal not written", "err", err)
+	}
+	if ctl != nil {
+		ctl.send(msgFailed, abortMsg{Reason: cause.Error()})
+		ctl.close()
+	}
+	in.discard()
+}
+
+// channel takes a page channel that the source dialled.
+func (in *incoming) channel(conn *tcp.Conn) error {
+	f, err := conn.Fetcher()
+	if err != nil {
+		return err
+	}
+	conn.SetRegions(in.rec.Regions)
+	return in.pool.put(conn.Kind(), conn.Index(), conn.Epoch(), f)
+}

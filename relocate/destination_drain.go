@@ -1,0 +1,212 @@
+package relocate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+)
+
+// drain brings the rest of the memory. It survives any number of cuts; it ends
+// when residency is full, the VMM dies, or this daemon stops (whose successor
+// goes on).
+func (in *incoming) drain(ctl *control) {
+	text := "the guest runs here, its memory follows"
+	if !in.rec.WasRun {
+		text = "the guest is paused here, its memory follows"
+	}
+	if err := in.enter(PhaseDraining, text); err != nil {
+		in.warn("journal not written", "err", err)
+	}
+	if in.rec.WasRun {
+		in.host.wg.Go(func() { in.announce() })
+	}
+	if !in.rec.Options.OnDemandOnly {
+		in.memory.engine.SetPrecache(true)
+	}
+	follow := in.startFollower(ctl)
+	defer follow.stop()
+	select {
+	case <-in.memory.engine.Drained():
+	case <-in.proc.Done():
+		follow.stop()
+		in.lose(follow.take(), fmt.Errorf("QEMU (pid %d) has ended in mid-drain: %w", in.rec.PID, in.proc.Err()))
+		return
+	case <-in.memory.engine.Failed():
+		follow.stop()
+		in.lose(follow.take(), fmt.Errorf("the fault engine failed: %w", in.memory.engine.Err()))
+		return
+	case <-in.host.ctx.Done():
+		follow.stop()
+		if ctl := follow.take(); ctl != nil {
+			ctl.close()
+		}
+		in.memory.close() // the VMM keeps its userfaultfd; the next daemon takes it up
+		in.memory = nil
+		in.mu.Lock()
+		in.fill, in.limit = nil, nil
+		in.mu.Unlock()
+		return
+	}
+	in.complete(follow)
+}
+
+// complete leaves the guest to itself and tells the source to let go.
+func (in *incoming) complete(follow *follower) {
+	final := in.Status()
+	final.PagesRemaining = 0
+	final.Drained = time.Now()
+	in.memory.close()
+	in.memory = nil
+	in.mu.Lock()
+	in.fill, in.limit = nil, nil
+	final.Phase = in.status.Phase
+	in.status = final
+	in.mu.Unlock()
+	in.host.journal.removeResidency(in.rec)
+	m := &machine{name: in.rec.VM, qmp: in.rec.QMP, vm: in.vm}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), loadTimeout)
+	defer cancel()
+	if desc, err := in.vm.Inspect(ctx); err == nil {
+		m.last = machineOf(m.name, m.qmp, desc)
+	} else {
+		m.last = Machine{Name: m.name, QMP: m.qmp, PID: in.rec.PID}
+	}
+	if err := in.host.register(m); err != nil && !errors.Is(err, errShutdown) {
+		in.warn("the machine runs here but was not adopted; use `pagewarp vm add`", "qmp", in.rec.QMP, "err", err)
+	}
+	if err := in.enter(PhaseDone, "every page is here, the guest runs natively"); err != nil {
+		in.warn("journal not written", "err", err)
+	}
+	follow.finish(in.Status())
+}
+
+// announce moves the network's idea of where the guest is.
+func (in *incoming) announce() {
+	ctx, cancel := context.WithTimeout(in.host.ctx, dialTimeout)
+	defer cancel()
+	if err := in.vm.AnnounceSelf(ctx, qemu.DefaultAnnounce); err != nil && ctx.Err() == nil {
+		in.warn("announce-self failed; switches learn the guest's place from its next packet", "err", err)
+	}
+}
+
+// follower keeps the source informed, over as many control channels as it takes.
+type follower struct {
+	in     *incoming
+	ctx    context.Context
+	cancel context.CancelFunc
+	done   chan struct{}
+	ctl    *control // owned by the follower until done
+}
+
+func (in *incoming) startFollower(ctl *control) *follower {
+	f := &follower{in: in, ctl: ctl, done: make(chan struct{})}
+	f.ctx, f.cancel = context.WithCancel(in.host.ctx)
+	go f.loop()
+	return f
+}
+
+// stop ends the follower; the channel it had can then be taken.
+func (f *follower) stop() {
+	f.cancel()
+	<-f.done
+}
+
+func (f *follower) take() *control {
+	ctl := f.ctl
+	f.ctl = nil
+	return ctl
+}
+
+func (f *follower) loop() {
+	defer close(f.done)
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for fresh := true; ; {
+		if f.ctl == nil {
+			ctl, err := f.in.await(f.ctx)
+			if err != nil {
+				if f.ctx.Err() != nil {
+					return
+				}
+				continue
+			}
+			f.ctl, fresh = ctl, true
+			f.in.setError(nil)
+			f.in.note("channel", "the source is back")
+		}
+		if fresh {
+			fresh = false
+			f.ctl.send(msgRunning, runningMsg{Run: f.in.rec.WasRun, Resumed: f.in.rec.ResumedAt})
+		}
+		select {
+		case <-f.ctx.Done():
+			return
+		case conn := <-f.in.returns:
+			// The source has dialled anew: the old channel is dead, even if
+			// nobody has noticed.
+			f.ctl.close()
+			f.ctl = nil
+			f.in.hand(conn)
+		case <-f.ctl.ctx.Done():
+			f.lost()
+		case <-f.ctl.msgs: // REGIONS repeated after a reconnect
+		case <-tick.C:
+			if err := f.ctl.send(msgProgress, progressMsg{f.in.Status()}); err != nil {
+				f.lost()
+			}
+		}
+	}
+}
+
+func (f *follower) lost() {
+	if f.ctx.Err() != nil {
+		return
+	}
+	err := context.Cause(f.ctl.ctx)
+	f.ctl.close()
+	f.ctl = nil
+	f.in.update(func(s *Status) { s.Connected = false; s.Reconnects++ })
+	f.in.setError(fmt.Errorf("the source is out of reach; vCPUs that touch absent pages wait: %w", err))
+	f.in.warn("the source is out of reach after the switch-over; vCPUs that touch absent pages wait", "err", err)
+}
+
+// finish tells the source that everything is here and waits, for a while, for
+// its RELEASED. Nothing depends on it: a source that asks later finds the
+// journal's word.
+func (f *follower) finish(final Status) {
+	f.stop()
+	ctl := f.take()
+	ctx, cancel := context.WithTimeout(f.in.host.ctx, releaseWait)
+	defer cancel()
+	for {
+		if ctl == nil {
+			var err error
+			if ctl, err = f.in.await(ctx); err != nil {
+				f.in.warn("the source did not confirm its release; it will when it returns", "err", err)
+				return
+			}
+		}
+		ctl.send(msgProgress, progressMsg{final})
+		ctl.send(msgDrained, struct{}{})
+		for {
+			m, err := ctl.next(ctx)
+			if err != nil {
+				break
+			}
+			if m.Kind == msgReleased {
+				ctl.close()
+				f.in.note("phase", "the source has let go")
+				return
+			}
+		}
+		ctl.close()
+		ctl = nil
+		if ctx.Err() != nil {
+			f.in.warn("the source did not confirm its release; it will when it returns", "err", context.Cause(ctx))
+			return
+		}
+	}
+}

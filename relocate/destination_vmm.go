@@ -1,0 +1,191 @@
+package relocate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/pagewarp/pagewarp/internal/sysmem"
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"golang.org/x/sys/unix"
+)
+
+// memoryMargin is what must stay free beside the guest's memory, in bytes: the
+// VMM's own needs and the engine's tables.
+const memoryMargin = 256 << 20
+
+// vmmName is what a program that a peer may have started here is called.
+var vmmName = regexp.MustCompile(`^(qemu-system-[a-z0-9_]+|qemu-kvm)$`)
+
+// accept checks an offer against what this host can do, before anything is made.
+func (in *incoming) accept(o *offer) error {
+	if !validName.MatchString(o.VM) {
+		return fmt.Errorf("machine name %q in the offer: use up to 64 letters, digits, dots, dashes and underscores", o.VM)
+	}
+	in.rec.VM, in.rec.Options, in.rec.Regions = o.VM, o.Options, o.Regions
+	in.log = in.host.log.With("vm", o.VM, "session", sessionName(in.rec.Token), "role", string(RoleDestination))
+	in.update(func(s *Status) { s.VM, s.Options = o.VM, o.Options })
+	if err := in.host.nameIsFree(in); err != nil {
+		return err
+	}
+	backends := o.Description.Backends
+	if len(o.Regions) == 0 || len(o.Regions) != len(backends) {
+		return fmt.Errorf("the offer has %d regions for %d memory backends", len(o.Regions), len(backends))
+	}
+	for i, r := range o.Regions {
+		size := int64(r.Pages) * int64(r.PageSize)
+		if r.ID != uint32(i) || r.Pages == 0 || r.PageSize < 4096 || r.PageSize&(r.PageSize-1) != 0 ||
+			r.Pages > 1<<40 || size != backends[i].Size {
+			return fmt.Errorf("region %d of the offer (%d pages of %d bytes) does not fit backend %s of %d bytes", i, r.Pages, r.PageSize, backends[i].ID, backends[i].Size)
+		}
+	}
+	free, err := availableMemory()
+	if err != nil {
+		return err
+	}
+	if o.Allocated < 0 || o.Allocated > free-memoryMargin {
+		return fmt.Errorf("out of memory for the guest: its image takes %d MiB, this host has %d MiB available and keeps %d MiB; free some or choose another host", o.Allocated>>20, free>>20, memoryMargin>>20)
+	}
+	return nil
+}
+
+// nameIsFree makes sure that no machine of that name lives or arrives here.
+func (h *Host) nameIsFree(in *incoming) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if m := h.machines[in.rec.VM]; m != nil {
+		return fmt.Errorf("this host has a machine called %s already (QMP %s); `pagewarp vm rm %s` there forgets it", in.rec.VM, m.qmp, in.rec.VM)
+	}
+	for _, other := range h.incoming {
+		if other != in && other.rec.VM == in.rec.VM {
+			return fmt.Errorf("a machine called %s is arriving here already", in.rec.VM)
+		}
+	}
+	return nil
+}
+
+// startVMM starts the source's QEMU here, incoming and paused.
+func (in *incoming) startVMM(ctx context.Context, o *offer) error {
+	t := in.host.cfg.Template(o.VM)
+	if t.Binary == "" && !vmmName.MatchString(filepath.Base(o.Description.Binary)) {
+		return fmt.Errorf("the source's VMM is %s: this host starts only qemu-system-*; set `binary` in the template of %s to allow another", o.Description.Binary, o.VM)
+	}
+	dir := in.host.cfg.StateDir
+	base := filepath.Join(dir, "vm-"+sessionName(in.rec.Token))
+	in.rec.QMP = base + ".qmp"
+	log := base + ".log"
+	in.rec.Cleanup = []string{in.rec.QMP, log}
+	for i, b := range o.Description.Backends {
+		path := qemu.RewritePath(t.Rewrite, b.Path)
+		if err := in.clearMemory(path, o.Allocated); err != nil {
+			return err
+		}
+		in.rec.Memory = append(in.rec.Memory, memoryRecord{ID: o.Regions[i].Name, Path: path, Size: b.Size})
+	}
+	argv, err := qemu.DestinationArgv(o.Description, t, in.rec.QMP)
+	if err != nil {
+		return err
+	}
+	program, err := qemu.Probe(ctx, argv[0])
+	if err != nil {
+		return err
+	}
+	if err := qemu.CheckDestination(o.Description, program); err != nil {
+		return err
+	}
+	// Written before the VMM starts: should this daemon be killed between
+	// here and the next record, its successor finds the files, at least.
+	if err := in.enter(PhasePreparing, "starting "+argv[0]); err != nil {
+		return err
+	}
+	workDir := qemu.RewritePath(t.Rewrite, o.Description.Dir)
+	if !exists(workDir) {
+		workDir = dir
+	}
+	vm, proc, err := qemu.Spawn(ctx, qemu.SpawnConfig{Argv: argv, Dir: workDir, Env: t.Env, LogPath: log, QMPPath: in.rec.QMP})
+	if err != nil {
+		if ferr := freeMemory(in.rec.Memory); ferr != nil {
+			in.warn("memory was not freed", "err", ferr)
+		}
+		return err
+	}
+	in.vm, in.proc = vm, proc
+	in.rec.PID, in.rec.StartTime = proc.PID, proc.Start
+	return in.host.journal.write(in.rec)
+}
+
+// clearMemory makes sure that the RAM file of the new machine is its own: a file
+// that a process maps is refused, a stale one is removed.
+func (in *incoming) clearMemory(path string, allocated int64) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return checkRoom(filepath.Dir(path), allocated)
+	}
+	if err != nil {
+		return fmt.Errorf("RAM file %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("RAM file %s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil // a device brings its own memory
+	}
+	id, err := sysmem.IDOf(fd)
+	if err != nil {
+		return fmt.Errorf("RAM file %s: %w", path, err)
+	}
+	pid, err := mapper(id)
+	if err != nil {
+		return err
+	}
+	if pid != 0 {
+		return fmt.Errorf("RAM file %s is in use by process %d here; end it, or map the path elsewhere with a `rewrite` in the template", path, pid)
+	}
+	in.warn("removing a stale RAM file that no process maps: " + path)
+	if err := unix.Unlink(path); err != nil {
+		return fmt.Errorf("remove stale RAM file %s: %w", path, err)
+	}
+	return checkRoom(filepath.Dir(path), allocated)
+}
+
+// checkRoom compares the file system under dir with what the image takes.
+func checkRoom(dir string, allocated int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("directory of the RAM file, %s: %w; create it, or map the path with a `rewrite` in the template", dir, err)
+	}
+	if room := int64(st.Bavail) * st.Bsize; st.Blocks > 0 && room < allocated {
+		return fmt.Errorf("out of memory for the guest: %s has room for %d MiB, its image takes %d MiB; remount it larger (mount -o remount,size=…) or free some", dir, room>>20, allocated>>20)
+	}
+	return nil
+}
+
+// mapper finds a process that maps the file; 0 is none.
+func mapper(id sysmem.FileID) (int, error) {
+	pids, err := processes()
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range pids {
+		maps, err := sysmem.FileMappings(pid, id)
+		if err == nil && len(maps) > 0 {
+			return pid, nil
+		} // a process that ended meanwhile maps nothing
+	}
+	return 0, nil
+}
+
+// removeFiles removes what QEMU leaves when it is killed.
+func (in *incoming) removeFiles() {
+	for _, f := range in.rec.Cleanup {
+		if strings.HasPrefix(f, in.host.cfg.StateDir) {
+			os.Remove(f)
+		}
+	}
+}

@@ -1,0 +1,286 @@
+package relocate
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"github.com/pagewarp/pagewarp/transport/tcp"
+)
+
+// Defaults of HostConfig.
+const (
+	DefaultDemandChannels   = 1
+	DefaultPrecacheChannels = 2
+	DefaultFaultReaders     = 1
+)
+
+// Deadlines of the switch-over. Past one of them the relocation rolls back.
+const (
+	dialTimeout     = 10 * time.Second
+	prepareTimeout  = 60 * time.Second // the destination starts its VMM
+	stateTimeout    = 120 * time.Second
+	loadTimeout     = 30 * time.Second // guest stopped: device state sent and loaded
+	rollbackTimeout = 20 * time.Second
+	inDoubtWait     = 15 * time.Second // destination in loaded, source gone
+	releaseWait     = 30 * time.Second // destination done, source silent
+	endedKept       = 64               // ended relocations that Statuses remembers
+)
+
+// HostConfig configures a [Host].
+type HostConfig struct {
+	// StateDir holds journals, residency files and private sockets. It belongs
+	// on tmpfs: it must survive the daemon and not the host.
+	StateDir string
+	// Listen has the addresses for peers: "host:port" or "unix:/path".
+	Listen []string
+	// ServerTLS and ClientTLS are used for TCP; nil means plain text.
+	ServerTLS, ClientTLS *tls.Config
+	// Template returns the command-line overrides for a machine that arrives
+	// here; nil means none.
+	Template func(vm string) qemu.Template
+	Log      *slog.Logger
+
+	DemandChannels   int           // per session; 0: DefaultDemandChannels
+	PrecacheChannels int           // per session; 0: DefaultPrecacheChannels
+	FaultReaders     int           // threads per machine; 0: DefaultFaultReaders
+	Spin             time.Duration // busy wait before a fault thread sleeps; 0: none
+	// DeadAfter is the silence after which a peer is taken for gone; 0: the
+	// transport's default.
+	DeadAfter time.Duration
+}
+
+// Host is one host's set of machines, as source and as destination. It is safe
+// for concurrent use.
+type Host struct {
+	cfg     HostConfig
+	log     *slog.Logger
+	journal *journal
+	events  *events
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	wg      sync.WaitGroup // transfers and connection handlers
+
+	listeners []*tcp.Listener // immutable after NewHost
+
+	mu        sync.Mutex
+	machines  map[string]*machine  // guarded by mu; by name
+	outgoing  map[string]*outgoing // guarded by mu; live, by token
+	incoming  map[string]*incoming // guarded by mu; live, by token
+	ended     []Status             // guarded by mu; oldest first, at most endedKept
+	tombstone map[string]*record   // guarded by mu; ended destinations, by token
+}
+
+var errShutdown = errors.New("the daemon is stopping")
+
+// NewHost opens the state directory, binds the listeners and takes up what an
+// earlier daemon left: machines, and relocations in any phase. Problems with
+// single machines are logged and shown as events, not returned.
+func NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Template == nil {
+		cfg.Template = func(string) qemu.Template { return qemu.Template{} }
+	}
+	setDefault(&cfg.DemandChannels, DefaultDemandChannels)
+	setDefault(&cfg.PrecacheChannels, DefaultPrecacheChannels)
+	setDefault(&cfg.FaultReaders, DefaultFaultReaders)
+	j, err := openJournal(cfg.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{
+		cfg: cfg, log: cfg.Log, journal: j, events: newEvents(),
+		machines:  make(map[string]*machine),
+		outgoing:  make(map[string]*outgoing),
+		incoming:  make(map[string]*incoming),
+		tombstone: make(map[string]*record),
+	}
+	h.ctx, h.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	for _, addr := range cfg.Listen {
+		l, err := tcp.Listen(addr, tcp.ListenOptions{TLS: cfg.ServerTLS, Admit: h.admit, Tuning: h.tuning()})
+		if err != nil {
+			h.Close()
+			return nil, fmt.Errorf("listen for peers: %w", err)
+		}
+		h.listeners = append(h.listeners, l)
+	}
+	h.recover(ctx)
+	return h, nil
+}
+
+func setDefault(p *int, def int) {
+	if *p <= 0 {
+		*p = def
+	}
+}
+
+// Addrs returns the addresses that the host listens on, ports resolved.
+func (h *Host) Addrs() []string {
+	var out []string
+	for _, l := range h.listeners {
+		out = append(out, l.Addr().String())
+	}
+	return out
+}
+
+// Serve accepts peers until Close. It returns nil after Close.
+func (h *Host) Serve() error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(h.listeners))
+	for i, l := range h.listeners {
+		wg.Go(func() {
+			for {
+				conn, err := l.Accept(h.ctx)
+				if err != nil {
+					if h.ctx.Err() == nil {
+						errs[i] = fmt.Errorf("accept on %s: %w", l.Addr(), err)
+					}
+					return
+				}
+				h.dispatch(conn)
+			}
+		})
+	}
+	wg.Wait()
+	if len(h.listeners) == 0 {
+		<-h.ctx.Done()
+	}
+	return errors.Join(errs...)
+}
+
+// Close stops the host. Relocations before their switch-over roll back; those
+// past it keep their journals, so that a new daemon goes on: their VMMs and
+// userfaultfds live outside this process. Close waits for all of that.
+func (h *Host) Close() error {
+	h.cancel(errShutdown)
+	for _, l := range h.listeners {
+		l.Close()
+	}
+	h.wg.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range h.machines {
+		m.vm.Close()
+	}
+	return nil
+}
+
+// Subscribe returns the events newer than after, then each new one, until
+// cancel is called.
+func (h *Host) Subscribe(after uint64) (<-chan Event, func()) { return h.events.subscribe(after) }
+
+// Statuses returns the live relocations and the last ended ones, oldest first.
+func (h *Host) Statuses() []Status {
+	h.mu.Lock()
+	out := append([]Status(nil), h.ended...)
+	var live []*transfer
+	for _, o := range h.outgoing {
+		live = append(live, o.transfer)
+	}
+	for _, in := range h.incoming {
+		live = append(live, in.transfer)
+	}
+	h.mu.Unlock()
+	for _, t := range live {
+		out = append(out, t.Status())
+	}
+	sort.SliceStable(out, func(i, j int) bool { return out[i].Started.Before(out[j].Started) })
+	return out
+}
+
+// Cancel rolls the relocation of a machine back and waits for the rollback. It
+// returns [ErrTooLate] past the switch-over.
+func (h *Host) Cancel(ctx context.Context, name string) error {
+	h.mu.Lock()
+	m := h.machines[name]
+	var o *outgoing
+	if m != nil {
+		o = m.busy
+	}
+	h.mu.Unlock()
+	switch {
+	case m == nil:
+		return fmt.Errorf("cancel %s: %w", name, ErrUnknownMachine)
+	case o == nil:
+		return fmt.Errorf("cancel %s: it is not being relocated", name)
+	case !o.abandon(errors.New("cancelled by the operator")):
+		return fmt.Errorf("cancel %s: %w; see `pagewarp status %s`", name, ErrTooLate, name)
+	}
+	select {
+	case <-o.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("cancel %s: the rollback goes on: %w", name, ctx.Err())
+	}
+}
+
+// SetBandwidth caps the precache of a relocation that arrives at this host, in
+// bytes per second on the wire; 0 lifts the cap.
+func (h *Host) SetBandwidth(name string, bytesPerSecond int64) error {
+	if bytesPerSecond < 0 {
+		return fmt.Errorf("bandwidth %d: it must not be negative (0 lifts the cap)", bytesPerSecond)
+	}
+	h.mu.Lock()
+	var found *incoming
+	for _, in := range h.incoming {
+		if in.rec.VM == name {
+			found = in
+		}
+	}
+	h.mu.Unlock()
+	if found == nil {
+		return fmt.Errorf("bandwidth of %s: %w: it is not arriving at this host; ask the destination", name, ErrUnknownMachine)
+	}
+	found.mu.Lock()
+	defer found.mu.Unlock()
+	if found.limit == nil {
+		return fmt.Errorf("bandwidth of %s: its memory does not flow yet; try again", name)
+	}
+	found.limit(bytesPerSecond)
+	found.status.Options.Bandwidth = bytesPerSecond
+	return nil
+}
+
+// remember moves an ended relocation from the live maps to the history.
+func (h *Host) remember(t *transfer) {
+	s := t.Status()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.ended) == endedKept {
+		h.ended = h.ended[:copy(h.ended, h.ended[1:])]
+	}
+	h.ended = append(h.ended, s)
+	if t.rec.Role == RoleSource {
+		delete(h.outgoing, t.rec.Token)
+		return
+	}
+	delete(h.incoming, t.rec.Token)
+	if t.rec.Phase.Final() {
+		h.tombstone[t.rec.Token] = t.rec
+	}
+}
+
+// newToken draws a session token.
+func newToken() (string, error) {
+	var b [32]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", fmt.Errorf("draw a session token: %w", err)
+	}
+	return hex.EncodeToString(b[:]), nil
+}
+
+func tokenBytes(s string) (b [32]byte) {
+	// Tokens come from newToken or from a record whose length was checked.
+	hex.Decode(b[:], []byte(s))
+	return b
+}

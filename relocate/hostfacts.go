@@ -1,0 +1,104 @@
+package relocate
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"golang.org/x/sys/unix"
+)
+
+// availableMemory is MemAvailable of /proc/meminfo, in bytes.
+func availableMemory() (int64, error) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return 0, fmt.Errorf("available memory: %w", err)
+	}
+	defer f.Close()
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		rest, ok := strings.CutPrefix(sc.Text(), "MemAvailable:")
+		if !ok {
+			continue
+		}
+		kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("available memory: %w", err)
+		}
+		return kib << 10, nil
+	}
+	return 0, errors.New("available memory: /proc/meminfo has no MemAvailable")
+}
+
+// allocatedBytes is what a file really takes, holes left out.
+func allocatedBytes(path string) (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("RAM file %s: %w", path, err)
+	}
+	return st.Blocks * 512, nil // stat(2): st_blocks counts 512-byte units
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// processes lists the pids of this host, as /proc has them.
+func processes() ([]int, error) {
+	d, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, n := range names {
+		if pid, err := strconv.Atoi(n); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// quitTimeout is how long a VMM may take to end on its own. Ending by itself it
+// removes its sockets.
+const quitTimeout = 3 * time.Second
+
+// endProcess ends a VMM: by its monitor if vm is not nil and it answers, else by
+// signal, and returns when the process is gone. start guards against a pid that
+// was reused.
+func endProcess(ctx context.Context, vm *qemu.VM, pid int, start uint64) error {
+	proc, err := qemu.Adopt(pid, start, "")
+	if errors.Is(err, qemu.ErrProcessGone) {
+		if vm != nil {
+			vm.Close()
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer proc.Release()
+	if vm != nil {
+		qctx, cancel := context.WithTimeout(ctx, quitTimeout)
+		qerr := vm.Quit(qctx)
+		if qerr == nil {
+			select {
+			case <-proc.Done():
+			case <-qctx.Done():
+			}
+		}
+		cancel()
+		vm.Close()
+	}
+	return proc.Kill(ctx)
+}

@@ -1,0 +1,208 @@
+package relocate
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sort"
+	"time"
+
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+)
+
+// machine is an adopted virtual machine.
+type machine struct {
+	name string
+	qmp  string
+	vm   *qemu.VM
+	last Machine   // guarded by Host.mu; as it was seen last
+	busy *outgoing // guarded by Host.mu
+}
+
+var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// Adopt takes a running VMM into the host's set, by its QMP socket. The host
+// holds the monitor from then on, so the socket must be its own.
+func (h *Host) Adopt(ctx context.Context, name, qmpPath string) (Machine, error) {
+	if !validName.MatchString(name) {
+		return Machine{}, fmt.Errorf("machine name %q: use up to 64 letters, digits, dots, dashes and underscores", name)
+	}
+	abs, err := filepath.Abs(qmpPath)
+	if err != nil {
+		return Machine{}, fmt.Errorf("QMP socket %s: %w", qmpPath, err)
+	}
+	h.mu.Lock()
+	_, taken := h.machines[name]
+	h.mu.Unlock()
+	if taken {
+		return Machine{}, fmt.Errorf("adopt %s: %w", name, ErrExists)
+	}
+	vm, err := qemu.Connect(ctx, abs)
+	if err != nil {
+		return Machine{}, fmt.Errorf("adopt %s: %w", name, err)
+	}
+	desc, err := vm.Inspect(ctx)
+	if err != nil {
+		vm.Close()
+		return Machine{}, fmt.Errorf("adopt %s: %w", name, err)
+	}
+	m := &machine{name: name, qmp: abs, vm: vm, last: machineOf(name, abs, desc)}
+	if err := h.register(m); err != nil {
+		vm.Close()
+		return Machine{}, fmt.Errorf("adopt %s: %w", name, err)
+	}
+	h.events.add(Event{VM: name, Kind: "machine", Text: fmt.Sprintf("adopted %s (pid %d)", abs, m.last.PID)})
+	h.log.Info("machine adopted", "vm", name, "qmp", abs, "pid", m.last.PID)
+	return m.last, nil
+}
+
+func machineOf(name, qmp string, d qemu.Description) Machine {
+	return Machine{
+		Name: name, QMP: qmp, PID: d.PID, Status: d.Status, RAMBytes: d.RAMBytes, VCPUs: d.VCPUs,
+		Version: d.Version.String(), Machine: d.Machine,
+	}
+}
+
+// register adds m and writes the set down.
+func (h *Host) register(m *machine) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ctx.Err() != nil {
+		return errShutdown
+	}
+	if _, taken := h.machines[m.name]; taken {
+		return ErrExists
+	}
+	h.machines[m.name] = m
+	if err := h.saveMachinesLocked(); err != nil {
+		delete(h.machines, m.name)
+		return err
+	}
+	h.wg.Go(func() { h.watch(m) })
+	return nil
+}
+
+// watch waits for the VMM's end.
+func (h *Host) watch(m *machine) {
+	select {
+	case <-m.vm.Done():
+	case <-h.ctx.Done():
+		return
+	}
+	h.mu.Lock()
+	if h.machines[m.name] != m {
+		h.mu.Unlock()
+		return
+	}
+	m.last.Status = "gone"
+	h.mu.Unlock()
+	h.log.Warn("the VMM has ended or closed its monitor", "vm", m.name, "pid", m.last.PID)
+	h.events.add(Event{VM: m.name, Kind: "machine",
+		Text: fmt.Sprintf("QEMU (pid %d) has ended or closed its monitor; `pagewarp vm rm %s` forgets it", m.last.PID, m.name)})
+}
+
+// Forget takes a machine out of the set; the machine itself is left alone.
+func (h *Host) Forget(name string) error {
+	h.mu.Lock()
+	m := h.machines[name]
+	if m == nil {
+		h.mu.Unlock()
+		return fmt.Errorf("forget %s: %w", name, ErrUnknownMachine)
+	}
+	if m.busy != nil {
+		h.mu.Unlock()
+		return fmt.Errorf("forget %s: %w; cancel it first", name, ErrBusy)
+	}
+	delete(h.machines, name)
+	err := h.saveMachinesLocked()
+	h.mu.Unlock()
+	m.vm.Close()
+	h.events.add(Event{VM: name, Kind: "machine", Text: "forgotten"})
+	return err
+}
+
+// Machines returns the adopted machines by name, with their current run state.
+func (h *Host) Machines(ctx context.Context) []Machine {
+	h.mu.Lock()
+	ms := make([]*machine, 0, len(h.machines))
+	for _, m := range h.machines {
+		ms = append(ms, m)
+	}
+	h.mu.Unlock()
+	out := make([]Machine, 0, len(ms))
+	for _, m := range ms {
+		qctx, cancel := context.WithTimeout(ctx, time.Second)
+		state, err := m.vm.RunState(qctx)
+		cancel()
+		h.mu.Lock()
+		if err == nil {
+			m.last.Status = state.Status
+		}
+		cur := m.last
+		busy := m.busy
+		h.mu.Unlock()
+		if busy != nil {
+			cur.Phase = busy.Status().Phase
+		}
+		out = append(out, cur)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+// savedMachine is a machine as machines.json has it.
+type savedMachine struct {
+	Name string `json:"name"`
+	QMP  string `json:"qmp"`
+}
+
+func (h *Host) machinesFile() string { return filepath.Join(h.cfg.StateDir, "machines.json") }
+
+func (h *Host) saveMachinesLocked() error {
+	saved := make([]savedMachine, 0, len(h.machines))
+	for _, m := range h.machines {
+		saved = append(saved, savedMachine{m.name, m.qmp})
+	}
+	sort.Slice(saved, func(i, j int) bool { return saved[i].Name < saved[j].Name })
+	if err := writeFileAtomic(h.machinesFile(), saved); err != nil {
+		return fmt.Errorf("write %s: %w", h.machinesFile(), err)
+	}
+	return nil
+}
+
+// restoreMachines adopts again what an earlier daemon had adopted.
+func (h *Host) restoreMachines(ctx context.Context) {
+	var saved []savedMachine
+	if err := readJSON(h.machinesFile(), &saved); err != nil {
+		h.log.Error("the list of machines cannot be read; adopt them again", "err", err)
+		return
+	}
+	for _, s := range saved {
+		h.mu.Lock()
+		_, known := h.machines[s.Name]
+		h.mu.Unlock()
+		if known {
+			continue
+		}
+		actx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		_, err := h.Adopt(actx, s.Name, s.QMP)
+		cancel()
+		if err != nil {
+			h.log.Warn("a machine of the last run is not there any more", "vm", s.Name, "qmp", s.QMP, "err", err)
+			h.events.add(Event{VM: s.Name, Kind: "machine", Text: fmt.Sprintf("not adopted again: %v", err)})
+		}
+	}
+}
+
+// freeMemory removes a RAM file. QEMU leaves the files of its file backends in
+// place, and on tmpfs they are memory.
+func freeMemory(files []memoryRecord) error {
+	for _, f := range files {
+		if err := os.Remove(f.Path); err != nil && !os.IsNotExist(err) {
+			return fmt.Errorf("remove RAM file: %w", err)
+		}
+	}
+	return nil
+}

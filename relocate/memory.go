@@ -1,0 +1,232 @@
+package relocate
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/pagewarp/pagewarp/faultd"
+	"github.com/pagewarp/pagewarp/internal/inject"
+	"github.com/pagewarp/pagewarp/internal/sysmem"
+	"github.com/pagewarp/pagewarp/internal/uffd"
+	"github.com/pagewarp/pagewarp/pagecache"
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"github.com/pagewarp/pagewarp/transport"
+)
+
+// guestMemory is the destination's hold on a VMM's memory: its userfaultfd, the
+// claims, and the engine.
+type guestMemory struct {
+	in      *incoming
+	engine  *faultd.Engine
+	shared  *faultd.Shared
+	regions []faultd.Region
+	files   []*os.File    // the RAM files
+	tables  [][]byte      // the mapped residency files
+	begun   chan struct{} // closed when the source's image is frozen
+}
+
+// catchFaults takes a userfaultfd from a VMM that was just started, and has
+// every touch of its RAM fault into the engine. What the VMM has written there
+// before is thrown away by the engine as it starts.
+func catchFaults(in *incoming) (*guestMemory, error) {
+	taken, err := inject.Userfaultfd(in.rec.PID, inject.Options{KeepRemote: true})
+	if err != nil {
+		return nil, fmt.Errorf("catch the faults of QEMU: %w", err)
+	}
+	in.rec.RemoteFD = taken.Remote
+	g, err := holdMemory(in, taken.FD, true)
+	if err != nil {
+		return nil, err
+	}
+	if err := in.host.journal.write(in.rec); err != nil {
+		g.close()
+		return nil, err
+	}
+	return g, nil
+}
+
+// takeOverFaults does the same for a VMM that runs already, in the place of a
+// daemon that died: the userfaultfd and its registrations are still there.
+func takeOverFaults(in *incoming) (*guestMemory, error) {
+	fd, err := inject.Retake(in.rec.PID, in.rec.RemoteFD)
+	if err != nil {
+		return nil, err
+	}
+	return holdMemory(in, fd, false)
+}
+
+// holdMemory starts the engine on a userfaultfd, which it owns from then on.
+func holdMemory(in *incoming, fd *uffd.FD, fresh bool) (*guestMemory, error) {
+	g := &guestMemory{in: in, begun: make(chan struct{})}
+	areas, err := g.open(fresh)
+	if err == nil {
+		g.shared, err = faultd.NewShared(faultd.UFFDConfig{FD: fd, Areas: areas, Spin: in.host.cfg.Spin})
+	}
+	if err != nil {
+		g.close()
+		return nil, errors.Join(err, fd.Close())
+	}
+	o := in.rec.Options
+	g.engine, err = faultd.New(faultd.Config{
+		Regions: g.regions, Memory: g.shared.Memory(), Open: g.channel,
+		DemandChannels: o.DemandChannels, PrecacheChannels: o.PrecacheChannels,
+		Readers: in.host.cfg.FaultReaders, BlockingDemand: true, Priority: true,
+		PrecacheOff: true, Bandwidth: uint64(o.Bandwidth), Log: in.log,
+	})
+	if err == nil {
+		err = g.engine.Start()
+	}
+	if err != nil {
+		g.close()
+		return nil, err
+	}
+	return g, nil
+}
+
+// open finds the RAM in the VMM, and opens its files and its claims.
+func (g *guestMemory) open(fresh bool) ([]faultd.Area, error) {
+	var areas []faultd.Area
+	for i, m := range g.in.rec.Memory {
+		region := g.in.rec.Regions[i]
+		maps, err := qemu.MemoryMapping(g.in.rec.PID, m.Path)
+		if err != nil {
+			return nil, err
+		}
+		for j := 1; j < len(maps); j++ {
+			if maps[j].Start != maps[j-1].End {
+				return nil, fmt.Errorf("QEMU (pid %d) maps %s in pieces, at %#x and %#x", g.in.rec.PID, m.Path, maps[j-1].Start, maps[j].Start)
+			}
+		}
+		file, err := os.OpenFile(m.Path, os.O_RDWR, 0)
+		if err != nil {
+			return nil, fmt.Errorf("RAM file: %w", err)
+		}
+		g.files = append(g.files, file)
+		residency, err := g.residency(region, fresh)
+		if err != nil {
+			return nil, err
+		}
+		g.regions = append(g.regions, faultd.Region{Region: region, Residency: residency})
+		areas = append(areas, faultd.Area{Region: region, Addr: maps[0].Start, FD: int(file.Fd())})
+	}
+	return areas, nil
+}
+
+// residency opens the claims of a region, in a file that outlives this daemon.
+func (g *guestMemory) residency(r transport.Region, fresh bool) (*pagecache.Residency, error) {
+	path := g.in.host.journal.residency(g.in.rec, r.ID)
+	size := int64(pagecache.Size(r.Pages))
+	flags := os.O_RDWR
+	if fresh {
+		flags |= os.O_CREATE | os.O_TRUNC
+	}
+	f, err := os.OpenFile(path, flags, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("residency file: %w", err)
+	}
+	defer f.Close()
+	if fresh {
+		if err := f.Truncate(size); err != nil {
+			return nil, fmt.Errorf("residency file %s of %d bytes: %w", path, size, err)
+		}
+	}
+	mem, err := sysmem.MapShared(int(f.Fd()), 0, size, true)
+	if err != nil {
+		return nil, fmt.Errorf("residency file %s: %w", path, err)
+	}
+	g.tables = append(g.tables, mem)
+	token := tokenBytes(g.in.rec.Token)
+	tag := binary.LittleEndian.Uint64(token[:])
+	if fresh {
+		return pagecache.Create(mem, r.Pages, tag)
+	}
+	res, err := pagecache.Attach(mem, r.Pages, tag)
+	if err != nil {
+		return nil, fmt.Errorf("residency file %s: %w", path, err)
+	}
+	res.Recover()
+	return res, nil
+}
+
+// begin lets fetches go out: the source's image is frozen.
+func (g *guestMemory) begin() { close(g.begun) }
+
+// channel is the engine's way to a connection.
+func (g *guestMemory) channel(ctx context.Context, kind transport.Kind, index int) (transport.Fetcher, error) {
+	select {
+	case <-g.begun:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return g.in.pool.open(ctx, kind, index)
+}
+
+func (g *guestMemory) setBandwidth(bytesPerSecond int64) {
+	g.engine.SetBandwidth(uint64(bytesPerSecond))
+}
+
+// failure adds what the engine knows to an error of QEMU's, which can only say
+// that a load did not end.
+func (g *guestMemory) failure() string {
+	if err := g.engine.Err(); err != nil {
+		return fmt.Sprintf(" (the fault engine has failed: %v)", err)
+	}
+	return ""
+}
+
+// abandon lets go of memory whose machine will never run: who waits for a page
+// goes on, with garbage, so that the VMM can end in an orderly way.
+func (g *guestMemory) abandon() {
+	if g.shared != nil {
+		g.shared.Release() // if it fails the VMM is ended by signal
+	}
+	g.close()
+}
+
+// close stops the engine and frees what it had. Threads that wait for a page
+// wait on, unless the memory was drained or abandoned: QEMU's own descriptor
+// keeps the userfaultfd alive.
+func (g *guestMemory) close() {
+	if g.engine != nil {
+		g.engine.Detach()
+	}
+	var err error
+	if g.shared != nil {
+		err = g.shared.Close()
+	}
+	for _, t := range g.tables {
+		err = errors.Join(err, sysmem.Unmap(t))
+	}
+	for _, f := range g.files {
+		err = errors.Join(err, f.Close())
+	}
+	g.tables, g.files = nil, nil
+	if err != nil {
+		g.in.warn("free the engine's memory", "err", err)
+	}
+}
+
+// fill adds the engine's counters to a status.
+func (g *guestMemory) fill(s *Status) {
+	st := g.engine.Stats()
+	s.PagesTotal, s.PagesRemaining = st.PagesTotal, st.PagesLeft
+	s.PagesDemand, s.PagesPrecache, s.PagesZero = st.PagesDemand, st.PagesPrecache, st.PagesZero
+	s.BytesGuest, s.BytesWire = st.BytesTotal-st.BytesLeft, st.DemandBytes+st.PrecacheBytes
+	s.ChannelsUp, s.ChannelsTotal, s.ChannelReopens = 0, len(st.Channels), 0
+	for _, c := range st.Channels {
+		if c.Up {
+			s.ChannelsUp++
+		}
+		if c.Opens > 1 {
+			s.ChannelReopens += c.Opens - 1
+		}
+	}
+	s.FaultLatency = Latency(st.Stages[faultd.StageTotal].Summary())
+	s.Stages = make(map[string]Latency, len(st.Stages))
+	for name, h := range st.Stages {
+		s.Stages[string(name)] = Latency(h.Summary())
+	}
+}

@@ -1,0 +1,172 @@
+package relocate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+)
+
+// recoverTimeout bounds what a start waits for one machine of an earlier daemon.
+const recoverTimeout = 30 * time.Second
+
+// recover takes up what an earlier daemon left. What cannot be taken up is said
+// and left as it is: a journal is never thrown away with its machine in doubt.
+func (h *Host) recover(ctx context.Context) {
+	recs, err := h.journal.load(time.Now())
+	if err != nil {
+		h.log.Error("some journals cannot be read", "err", err)
+		h.events.add(Event{Kind: "warning", Text: err.Error()})
+	}
+	for _, rec := range recs {
+		switch {
+		case rec.Phase.Final():
+			h.recall(rec)
+		case rec.Role == RoleSource:
+			h.recoverSource(ctx, rec)
+		default:
+			h.recoverDestination(ctx, rec)
+		}
+	}
+	h.restoreMachines(ctx)
+}
+
+// recall remembers a relocation that has ended.
+func (h *Host) recall(rec *record) {
+	t := newTransfer(h, rec)
+	t.cancel(nil)
+	s := t.status
+	s.Ended = rec.Ended
+	s.Error = rec.Error
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if rec.Role == RoleDestination {
+		h.tombstone[rec.Token] = rec
+	}
+	if len(h.ended) < endedKept {
+		h.ended = append(h.ended, s)
+	}
+}
+
+// recoverSource rolls back before the point of no return, and serves pages
+// after it.
+func (h *Host) recoverSource(ctx context.Context, rec *record) {
+	o := &outgoing{transfer: newTransfer(h, rec), frozen: make(chan struct{})}
+	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+	defer cancel()
+	vm, err := qemu.Connect(ctx, rec.QMP)
+	switch {
+	case err == nil && vm.PID != rec.PID:
+		vm.Close()
+		err = fmt.Errorf("QMP socket %s belongs to pid %d now, not to %d", rec.QMP, vm.PID, rec.PID)
+	case err == nil:
+		o.vm = vm
+		if desc, ierr := vm.Inspect(ctx); ierr == nil {
+			o.desc = desc
+			o.m = &machine{name: rec.VM, qmp: rec.QMP, vm: vm, last: machineOf(rec.VM, rec.QMP, desc)}
+			if rerr := h.register(o.m); rerr != nil {
+				o.warn("the machine was not adopted again", "err", rerr)
+			}
+		}
+	}
+	if rec.Phase != PhaseCommitted && rec.Phase != PhaseDraining {
+		h.recoverRollback(o, err)
+		return
+	}
+	if err != nil {
+		o.warn("the source's VMM is gone; its image is served all the same", "err", err)
+	}
+	image, err := o.openImage()
+	if err != nil {
+		o.setError(err)
+		o.warn("the image of a machine that runs elsewhere cannot be served; its guest waits for the missing pages", "err", err)
+		return
+	}
+	o.image = image
+	o.committed = true
+	close(o.frozen)
+	h.mu.Lock()
+	h.outgoing[rec.Token] = o
+	if o.m != nil {
+		o.m.busy = o
+	}
+	h.mu.Unlock()
+	o.show(rec.Phase, "taken up after a restart of the daemon: the image is served again")
+	h.wg.Go(func() {
+		s := newServing(o)
+		defer o.finish()
+		defer s.stop()
+		s.reconnect()
+		o.drain(nil, s, nil)
+	})
+}
+
+// recoverRollback makes the machine run at the source again.
+func (h *Host) recoverRollback(o *outgoing, connectErr error) {
+	defer o.finish()
+	cause := errors.New("the daemon was restarted before the switch-over")
+	if connectErr != nil {
+		cause = fmt.Errorf("%w; its VMM is not there: %w", cause, connectErr)
+	} else if o.rec.Saved.Capabilities != nil {
+		o.mig = o.vm.AdoptOutgoing(o.rec.Saved)
+	}
+	o.rollback(nil, cause)
+}
+
+// recoverDestination ends a VMM that was never told GO, and goes on with the
+// drain of one that was.
+func (h *Host) recoverDestination(ctx context.Context, rec *record) {
+	in := newIncoming(h, rec)
+	h.mu.Lock()
+	h.incoming[rec.Token] = in
+	h.mu.Unlock()
+	if rec.Phase != PhaseCommitted && rec.Phase != PhaseDraining {
+		in.giveUp(nil, errors.New("the daemon was restarted before GO"))
+		in.finish()
+		return
+	}
+	h.wg.Go(func() {
+		defer in.finish()
+		if err := in.takeUp(ctx); err != nil {
+			in.lose(nil, err)
+			return
+		}
+		in.drain(nil)
+	})
+}
+
+// takeUp puts this daemon in the place of one that died after GO.
+func (in *incoming) takeUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recoverTimeout)
+	defer cancel()
+	var err error
+	if in.proc, err = qemu.Adopt(in.rec.PID, in.rec.StartTime, ""); err != nil {
+		return fmt.Errorf("QEMU (pid %d): %w", in.rec.PID, err)
+	}
+	if in.memory, err = takeOverFaults(in); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	in.fill, in.limit = in.memory.fill, in.memory.setBandwidth
+	in.mu.Unlock()
+	in.memory.begin() // QEMU may wait for a page before it answers the monitor
+	if in.vm, err = qemu.Connect(ctx, in.rec.QMP); err != nil {
+		return err
+	}
+	in.mig = in.vm.AdoptInbound()
+	if in.rec.Resumed || !in.rec.WasRun {
+		return nil
+	}
+	state, err := in.vm.RunState(ctx)
+	if err != nil {
+		return err
+	}
+	if state.Running { // killed between `cont` and the next record
+		in.rec.Resumed = true
+		return nil
+	}
+	in.show(PhaseCommitted, "resuming the guest: the daemon was killed before it could")
+	return in.resumeGuest()
+}

@@ -1,0 +1,364 @@
+package relocate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/pagewarp/pagewarp/pageserver"
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"github.com/pagewarp/pagewarp/transport"
+)
+
+// outgoing is a relocation at its source.
+type outgoing struct {
+	*transfer
+	m    *machine // nil after a restart if the VMM is gone
+	vm   *qemu.VM // likewise
+	desc qemu.Description
+
+	image     *pageserver.Image
+	frozen    chan struct{}  // closed when the image may be served
+	committed bool           // guarded by transfer.mu
+	mig       *qemu.Outgoing // nil until QEMU was prepared: what a rollback undoes
+}
+
+// Relocate starts to move a machine to the daemon at address to ("host:port" or
+// "unix:/path"). It returns after the checks that need only this host; the rest
+// is seen in Statuses and Subscribe.
+func (h *Host) Relocate(ctx context.Context, name, to string, opts Options) (Status, error) {
+	if err := checkOptions(&opts, h.cfg); err != nil {
+		return Status{}, err
+	}
+	h.mu.Lock()
+	m := h.machines[name]
+	h.mu.Unlock()
+	if m == nil {
+		return Status{}, fmt.Errorf("relocate %s: %w; `pagewarp vm list` shows those adopted, `pagewarp vm add` adopts one", name, ErrUnknownMachine)
+	}
+	desc, err := m.vm.Inspect(ctx)
+	if err != nil {
+		return Status{}, fmt.Errorf("relocate %s: %w", name, err)
+	}
+	if err := qemu.CheckRelocatable(desc); err != nil {
+		return Status{}, fmt.Errorf("relocate %s: %w", name, err)
+	}
+	token, err := newToken()
+	if err != nil {
+		return Status{}, err
+	}
+	rec := &record{
+		Token: token, VM: name, Role: RoleSource, Phase: PhaseConnecting, Peer: to, Options: opts,
+		QMP: m.qmp, PID: desc.PID, StartTime: desc.Start, WasRun: desc.Running, Started: time.Now(),
+	}
+	for i, b := range desc.Backends {
+		rec.Memory = append(rec.Memory, memoryRecord{ID: b.ID, Path: b.Path, Size: b.Size})
+		rec.Regions = append(rec.Regions, transport.Region{
+			ID: uint32(i), Name: b.ID, PageSize: uint32(b.PageSize), Pages: uint64(b.Size) / uint64(b.PageSize),
+		})
+	}
+	o := &outgoing{transfer: newTransfer(h, rec), m: m, vm: m.vm, desc: desc, frozen: make(chan struct{})}
+
+	h.mu.Lock()
+	switch {
+	case h.ctx.Err() != nil:
+		err = errShutdown
+	case m.busy != nil:
+		err = ErrBusy
+	default:
+		m.busy = o
+		h.outgoing[token] = o
+		h.wg.Go(o.run)
+	}
+	h.mu.Unlock()
+	if err != nil {
+		return Status{}, fmt.Errorf("relocate %s: %w", name, err)
+	}
+	return o.Status(), nil
+}
+
+func checkOptions(o *Options, cfg HostConfig) error {
+	if o.Codec == "" {
+		o.Codec = "auto"
+	}
+	if _, err := transport.ParseCodecMode(o.Codec); err != nil {
+		return err
+	}
+	if o.Bandwidth < 0 {
+		return fmt.Errorf("bandwidth %d: it must not be negative (0 is no cap)", o.Bandwidth)
+	}
+	setDefault(&o.DemandChannels, cfg.DemandChannels)
+	setDefault(&o.PrecacheChannels, cfg.PrecacheChannels)
+	if o.DemandChannels > maxPageChannels || o.PrecacheChannels > maxPageChannels {
+		return fmt.Errorf("%d demand and %d precache channels: at most %d of each", o.DemandChannels, o.PrecacheChannels, maxPageChannels)
+	}
+	return nil
+}
+
+// abandon asks the relocation to roll back; it reports false when it is too late.
+func (o *outgoing) abandon(cause error) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.committed {
+		return false
+	}
+	o.cancel(cause)
+	return true
+}
+
+// commit is the point of no return: from here on the source never runs again.
+// It fails if the relocation was abandoned first.
+func (o *outgoing) commit() error {
+	o.mu.Lock()
+	if o.ctx.Err() != nil {
+		o.mu.Unlock()
+		return context.Cause(o.ctx)
+	}
+	o.committed = true
+	o.mu.Unlock()
+	if err := o.enter(PhaseCommitted, "committed: the machine belongs to the destination"); err != nil {
+		o.mu.Lock()
+		o.committed = false // GO has not been sent, so nothing has happened yet
+		o.mu.Unlock()
+		return err
+	}
+	return nil
+}
+
+func (o *outgoing) run() {
+	defer o.finish()
+	s := newServing(o)
+	defer s.stop()
+	ctl, err := o.switchOver(s)
+	if err != nil && !o.isCommitted() {
+		o.rollback(ctl, err)
+		return
+	}
+	o.drain(ctl, s, err)
+}
+
+// finish ends what lives only as long as the relocation.
+func (o *outgoing) finish() {
+	o.host.remember(o.transfer)
+	o.host.mu.Lock()
+	if o.m != nil && o.m.busy == o {
+		o.m.busy = nil
+	}
+	o.host.mu.Unlock()
+	if o.mig != nil {
+		o.mig.Close()
+	}
+	o.cancel(nil)
+	close(o.done)
+}
+
+func (o *outgoing) isCommitted() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.committed
+}
+
+// switchOver takes the relocation from the first connection to draining. The
+// control channel is returned even on error, if there is one.
+func (o *outgoing) switchOver(s *serving) (*control, error) {
+	if err := o.enter(PhaseConnecting, "connecting to "+o.rec.Peer); err != nil {
+		return nil, err
+	}
+	image, err := o.openImage()
+	if err != nil {
+		return nil, err
+	}
+	o.image = image
+	ctl, err := o.dialControl(o.ctx, firstEpoch)
+	if err != nil {
+		return nil, fmt.Errorf("reach the destination %s: %w", o.rec.Peer, err)
+	}
+	allocated, err := allocated(o.rec.Memory)
+	if err != nil {
+		return ctl, err
+	}
+	if err := ctl.send(msgOffer, offer{
+		VM: o.rec.VM, Description: o.desc, Regions: o.rec.Regions, Allocated: allocated, Options: o.rec.Options,
+	}); err != nil {
+		return ctl, err
+	}
+	o.show(PhasePreparing, "the destination starts its VMM")
+	if err := ctl.expect(o.ctx, msgReady, "READY", prepareTimeout, nil); err != nil {
+		return ctl, err
+	}
+	if err := o.enter(PhaseReady, "the destination is ready"); err != nil {
+		return ctl, err
+	}
+	if err := s.connect(ctl.ctx); err != nil {
+		return ctl, err
+	}
+	return ctl, o.handOver(ctl)
+}
+
+// handOver freezes the guest and moves its device state. What stands between
+// the guest's stop and GO is its downtime.
+func (o *outgoing) handOver(ctl *control) error {
+	ctx, cancel := context.WithTimeoutCause(ctl.ctx, stateTimeout, fmt.Errorf("the switch-over took longer than %v", stateTimeout))
+	defer cancel()
+	listener, err := qemu.ListenState(o.host.cfg.StateDir, o.desc.UID)
+	if err != nil {
+		return err
+	}
+	relay := &relay{listener: listener}
+	defer relay.Close()
+	if o.mig, err = o.vm.PrepareSource(ctx); err != nil {
+		return err
+	}
+	o.mig.AbortWith(relay)
+	o.rec.Saved = o.mig.Saved()
+	o.rec.WasRun = o.rec.Saved.WasRunning
+	if err := o.enter(PhaseState, "device state begins to flow, the guest runs on"); err != nil {
+		return err
+	}
+	if err := o.mig.StartMigrate(ctx, listener.URI()); err != nil {
+		return err
+	}
+	relay.wg.Go(func() {
+		if err := relay.run(ctx, o.rec.PID, ctl); err != nil && ctx.Err() == nil {
+			ctl.cancel(err)
+		}
+	})
+	stopped, err := o.mig.WaitPreSwitchover(ctx)
+	if err != nil {
+		return err
+	}
+	// The image is frozen. The journal need not be written here: every phase
+	// before committed is recovered alike.
+	close(o.frozen)
+	o.rec.Stopped = stopped
+	o.update(func(s *Status) { s.Stopped = stopped })
+	if err := ctl.send(msgRegions, regionsMsg{Regions: o.rec.Regions, Stopped: stopped}); err != nil {
+		return err
+	}
+	if err := o.mig.ContinueSwitchover(ctx); err != nil {
+		return err
+	}
+	o.show(PhaseFrozen, "the guest has stopped, its image is frozen")
+	if err := ctl.expect(ctx, msgLoaded, "LOADED", loadTimeout, nil); err != nil {
+		return err
+	}
+	if err := o.commit(); err != nil {
+		return err
+	}
+	return ctl.send(msgGo, goMsg{Run: o.rec.WasRun && !o.rec.Options.Paused})
+}
+
+// relay carries QEMU's migration stream into the control channel.
+type relay struct {
+	listener *qemu.StateListener
+	wg       sync.WaitGroup
+
+	mu     sync.Mutex
+	stream *qemu.StateStream // guarded by mu; nil until QEMU has connected
+	closed bool              // guarded by mu
+}
+
+// run forwards the stream to its end; pid is the QEMU that may connect.
+func (r *relay) run(ctx context.Context, pid int, ctl *control) error {
+	stream, err := r.listener.Accept(ctx, pid, stateTimeout)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.stream = stream
+	if r.closed {
+		stream.Close()
+	}
+	r.mu.Unlock()
+	buf := make([]byte, 128<<10)
+	for {
+		n, err := stream.Read(buf)
+		if n > 0 {
+			if serr := ctl.ch.SendState(buf[:n], false); serr != nil {
+				return serr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return ctl.ch.SendState(nil, true)
+		}
+		if err != nil {
+			return fmt.Errorf("read device state from QEMU: %w", err)
+		}
+	}
+}
+
+// Close ends the stream, which makes an unfinished migration of QEMU fail, and
+// waits for run.
+func (r *relay) Close() error {
+	r.listener.Close()
+	r.mu.Lock()
+	r.closed = true
+	if r.stream != nil {
+		r.stream.Close()
+	}
+	r.mu.Unlock()
+	r.wg.Wait()
+	return nil
+}
+
+// rollback brings the machine back to life at the source. It must work with a
+// dead network, so it tells the peer on the way and waits for nothing.
+func (o *outgoing) rollback(ctl *control, cause error) {
+	if ctl != nil {
+		ctl.send(msgAbort, abortMsg{Reason: cause.Error()}) // the peer may be gone; it then gives up by itself
+		ctl.close()
+	}
+	if o.image != nil {
+		o.image.Release()
+	}
+	if o.mig != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(o.ctx), rollbackTimeout)
+		defer cancel()
+		err := o.mig.CancelAndResume(ctx)
+		o.mig.Close()
+		if errors.Is(err, qemu.ErrNotRestored) {
+			o.warn("the guest runs again, but not all of QEMU's migration settings are as they were", "err", err)
+		} else if err != nil {
+			cause = fmt.Errorf("%w; and the guest could not be resumed: %w; resume it by `cont` on a QMP monitor of pid %d", cause, err, o.rec.PID)
+			o.setError(cause)
+			o.warn("rollback failed", "err", err)
+			if err := o.enter(PhaseLost, "the machine is stopped at the source: "+cause.Error()); err != nil {
+				o.warn("journal not written", "err", err)
+			}
+			return
+		}
+	}
+	o.rec.Error = cause.Error()
+	o.setError(fmt.Errorf("%w: %w", ErrRolledBack, cause))
+	if err := o.enter(PhaseRolledBack, "rolled back, the machine is as it was: "+cause.Error()); err != nil {
+		o.warn("journal not written", "err", err)
+	}
+}
+
+func (o *outgoing) openImage() (*pageserver.Image, error) {
+	var sources []pageserver.Source
+	for i, m := range o.rec.Memory {
+		sources = append(sources, pageserver.Source{Region: o.rec.Regions[i], Path: m.Path})
+	}
+	image, err := pageserver.Open(sources)
+	if err != nil {
+		return nil, fmt.Errorf("open the memory of %s: %w", o.rec.VM, err)
+	}
+	return image, nil
+}
+
+// allocated sums the memory that the RAM files really take, in bytes.
+func allocated(files []memoryRecord) (int64, error) {
+	var sum int64
+	for _, f := range files {
+		n, err := allocatedBytes(f.Path)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
+}

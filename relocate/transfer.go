@@ -1,0 +1,150 @@
+package relocate
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// transfer is what both sides of a relocation have in common: its record, its
+// status, its way of saying what happens.
+type transfer struct {
+	host   *Host
+	log    *slog.Logger
+	rec    *record // written only by the transfer's own goroutine
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when the transfer's goroutine has ended
+
+	mu     sync.Mutex
+	status Status              // guarded by mu
+	fill   func(*Status)       // guarded by mu; adds the engine's live counters
+	limit  func(int64)         // guarded by mu; sets the precache bandwidth
+	rates  [rateSlots]rateSlot // guarded by mu
+	ratePo int                 // guarded by mu
+}
+
+const rateSlots = 8
+
+// rateSlot is one sample for the rate shown to the operator.
+type rateSlot struct {
+	at    time.Time
+	bytes uint64
+}
+
+func newTransfer(h *Host, rec *record) *transfer {
+	ctx, cancel := context.WithCancelCause(h.ctx)
+	name := sessionName(rec.Token)
+	return &transfer{
+		host:   h,
+		log:    h.log.With("vm", rec.VM, "session", name, "role", string(rec.Role)),
+		rec:    rec,
+		ctx:    ctx,
+		cancel: cancel,
+		done:   make(chan struct{}),
+		status: Status{
+			VM: rec.VM, Role: rec.Role, Session: name, Peer: rec.Peer, Phase: rec.Phase,
+			Options: rec.Options, Started: rec.Started, Stopped: rec.Stopped, Resumed: rec.ResumedAt,
+		},
+	}
+}
+
+// enter writes the phase down, then shows it. A journal that cannot be written
+// is an error for the caller to act on: before committed it must roll back.
+func (t *transfer) enter(p Phase, text string) error {
+	t.rec.Phase = p
+	if p.Final() {
+		t.rec.Ended = time.Now()
+	}
+	if err := t.host.journal.write(t.rec); err != nil {
+		return err
+	}
+	t.show(p, text)
+	return nil
+}
+
+// show makes the phase visible to operators without writing it down.
+func (t *transfer) show(p Phase, text string) {
+	t.mu.Lock()
+	t.status.Phase = p
+	if p.Final() {
+		t.status.Ended = time.Now()
+	}
+	t.mu.Unlock()
+	t.log.Info(text, "phase", string(p))
+	t.host.events.add(Event{VM: t.rec.VM, Session: t.status.Session, Kind: "phase", Phase: p, Text: text})
+	crashPoint(t.rec.Role, p)
+}
+
+// warn tells operators of something that they may want to act on.
+func (t *transfer) warn(text string, args ...any) {
+	t.log.Warn(text, args...)
+	for i := 0; i+1 < len(args); i += 2 {
+		if err, ok := args[i+1].(error); ok {
+			text += ": " + err.Error()
+		}
+	}
+	t.host.events.add(Event{VM: t.rec.VM, Session: t.status.Session, Kind: "warning", Text: text})
+}
+
+// note records something that is no cause for action.
+func (t *transfer) note(kind, text string) {
+	t.log.Info(text)
+	t.host.events.add(Event{VM: t.rec.VM, Session: t.status.Session, Kind: kind, Text: text})
+}
+
+// update changes the status under its lock.
+func (t *transfer) update(f func(*Status)) {
+	t.mu.Lock()
+	f(&t.status)
+	t.mu.Unlock()
+}
+
+// setError shows why the transfer ended or what it waits for.
+func (t *transfer) setError(err error) {
+	t.update(func(s *Status) {
+		s.Error = ""
+		if err != nil {
+			s.Error = err.Error()
+		}
+	})
+}
+
+// Status returns the current state with live counters.
+func (t *transfer) Status() Status {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.status
+	if t.fill != nil && !s.Phase.Final() {
+		t.fill(&s)
+		t.rate(&s)
+		t.status = s
+	}
+	return s
+}
+
+// rate derives the guest bytes per second over the last samples, and the ETA.
+func (t *transfer) rate(s *Status) {
+	now := time.Now()
+	last := t.rates[(t.ratePo+rateSlots-1)%rateSlots]
+	if now.Sub(last.at) >= 150*time.Millisecond {
+		t.rates[t.ratePo] = rateSlot{now, s.BytesGuest}
+		t.ratePo = (t.ratePo + 1) % rateSlots
+	}
+	oldest := t.rates[t.ratePo]
+	for i := 0; oldest.at.IsZero() && i < rateSlots; i++ {
+		oldest = t.rates[(t.ratePo+i)%rateSlots]
+	}
+	if dt := now.Sub(oldest.at).Seconds(); dt > 0.05 && !oldest.at.IsZero() {
+		s.RateBytes = float64(s.BytesGuest-oldest.bytes) / dt
+	}
+	s.ETASec = 0
+	if s.RateBytes > 0 && s.PagesTotal > 0 && s.PagesRemaining > 0 {
+		done := s.PagesTotal - s.PagesRemaining
+		if done > 0 {
+			perPage := float64(s.BytesGuest) / float64(done)
+			s.ETASec = float64(s.PagesRemaining) * perPage / s.RateBytes
+		}
+	}
+}
