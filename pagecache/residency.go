@@ -1,7 +1,6 @@
 package pagecache
 
 import (
-	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -30,19 +29,24 @@ func New(pages uint64) (*Residency, error) {
 	if pages == 0 || pages > MaxPages {
 		return nil, fmt.Errorf("residency of %d pages: a region has 1 to %d", pages, uint64(MaxPages))
 	}
-	size := wordsFor(pages) * 8
-	mem, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	words, mem, err := newTable(wordsFor(pages))
 	if err != nil {
-		return nil, fmt.Errorf("map %d bytes for a residency of %d pages: %w", size, pages, err)
-	}
-	words, err := asWords(mem)
-	if err != nil {
-		return nil, errors.Join(err, unix.Munmap(mem))
+		return nil, fmt.Errorf("take memory for a residency of %d pages: %w", pages, err)
 	}
 	r := &Residency{pages: pages, words: words, own: mem}
 	r.remaining.Store(int64(pages))
 	return r, nil
+}
+
+// mapTable maps a table of n words.
+func mapTable(n uint64) (words []uint64, mem []byte, err error) {
+	mem, err = unix.Mmap(-1, 0, int(n*8), unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, nil, fmt.Errorf("map %d bytes: %w", n*8, err)
+	}
+	words, err = asWords(mem) // cannot fail: mappings are aligned to pages
+	return words, mem, err
 }
 
 // Create starts a residency, every page absent, in memory of the caller's: at

@@ -7,13 +7,14 @@ import (
 
 func popcount(w uint64) uint64 { return uint64(bits.OnesCount64(w)) }
 
-// clip cuts a run at the region's end and returns its end.
-func (r *Residency) clip(op string, first, count uint64) (end uint64) {
-	if first >= r.pages || count > r.pages-first {
-		violated("%s of %d pages from %d: the region has %d", op, count, first, r.pages)
-		return max(first, r.pages)
+// within reports whether a run lies in the region. One that does not is the
+// programmer's mistake: callers check what a peer or the kernel said.
+func (r *Residency) within(op string, first, count uint64) bool {
+	if first < r.pages && count <= r.pages-first {
+		return true
 	}
-	return first + count
+	violated("%s of %d pages from %d: the region has %d", op, count, first, r.pages)
+	return false
 }
 
 // span is the part of a run that lies in one word.
@@ -47,10 +48,14 @@ func (r *Residency) ClaimPage(page uint64) State {
 
 // Claim claims the absent pages of a run and returns how many it won. won[i]
 // says whether page first+i is among them; it must have [MaskWords] of count
-// words and is overwritten. Pages outside the region are not won.
+// words and is overwritten. Of a run that leaves the region nothing is won.
 func (r *Residency) Claim(first, count uint64, won Mask) (n uint64) {
+	if !r.within("claim", first, count) {
+		clear(won)
+		return 0
+	}
 	clear(won[:MaskWords(count)])
-	end := r.clip("claim", first, count)
+	end := first + count
 	for page := first; page < end; {
 		i, k, m := span(page, end)
 		for {
@@ -105,18 +110,11 @@ func (r *Residency) Release(first, count uint64, mask Mask) error {
 
 // end takes the selected pages out of Installing.
 func (r *Residency) end(op string, first, count uint64, mask Mask, commit bool) (n uint64, err error) {
-	var bad TransitionError
-	wrong := func(page uint64, s State, pages uint64) {
-		if bad.Pages == 0 {
-			bad = TransitionError{Op: op, Page: page, State: s}
-		}
-		bad.Pages += pages
-	}
-	end := first + count
 	if first >= r.pages || count > r.pages-first {
-		wrong(max(first, r.pages), Outside, count-min(count, r.pages-min(first, r.pages)))
-		end = max(first, r.pages)
+		return 0, &TransitionError{Op: op, Page: max(first, r.pages), State: Outside, Pages: count}
 	}
+	var bad TransitionError
+	end := first + count
 	for page := first; page < end; {
 		i, k, m := span(page, end)
 		if mask != nil {
@@ -134,8 +132,11 @@ func (r *Residency) end(op string, first, count uint64, mask Mask, commit bool) 
 			}
 			n += popcount(ok)
 			if rest := m &^ ok; rest != 0 {
-				at := uint64(bits.TrailingZeros64(rest))
-				wrong(i*pagesPerWord+at/2, State(old>>at&3), popcount(rest))
+				if bad.Pages == 0 {
+					at := uint64(bits.TrailingZeros64(rest))
+					bad = TransitionError{Op: op, Page: i*pagesPerWord + at/2, State: State(old >> at & 3)}
+				}
+				bad.Pages += popcount(rest)
 			}
 			break
 		}
@@ -149,9 +150,13 @@ func (r *Residency) end(op string, first, count uint64, mask Mask, commit bool) 
 }
 
 // Zero says that the pages of a run read as zero: Absent to Zero. Pages in any
-// other state are left alone. It returns how many it changed.
+// other state are left alone. It returns how many it changed. Like Remove and
+// Materialise it changes nothing if the run leaves the region.
 func (r *Residency) Zero(first, count uint64) (changed uint64) {
-	end := r.clip("zero", first, count)
+	if !r.within("zero", first, count) {
+		return 0
+	}
+	end := first + count
 	for page := first; page < end; {
 		i, k, m := span(page, end)
 		for {
@@ -178,8 +183,11 @@ func (r *Residency) Zero(first, count uint64) (changed uint64) {
 // to Zero. It returns how many it changed, and how many it had to leave because
 // they are Installing: once those claims have ended, call Remove again.
 func (r *Residency) Remove(first, count uint64) (changed, installing uint64) {
+	if !r.within("remove", first, count) {
+		return 0, 0
+	}
 	var wasAbsent uint64
-	end := r.clip("remove", first, count)
+	end := first + count
 	for page := first; page < end; {
 		i, k, m := span(page, end)
 		for {
@@ -207,7 +215,10 @@ func (r *Residency) Remove(first, count uint64) (changed, installing uint64) {
 // run: Zero to Resident. Pages in any other state are left alone. It returns
 // how many it changed.
 func (r *Residency) Materialise(first, count uint64) (changed uint64) {
-	end := r.clip("materialise", first, count)
+	if !r.within("materialise", first, count) {
+		return 0
+	}
+	end := first + count
 	for page := first; page < end; {
 		i, k, m := span(page, end)
 		for {
