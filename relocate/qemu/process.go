@@ -24,7 +24,7 @@ type Process struct {
 	Start uint64
 
 	pidfd *os.File
-	log   logFile // immutable
+	log   logFile       // immutable
 	done  chan struct{} // closed when it has ended, err being set
 
 	mu       sync.Mutex
