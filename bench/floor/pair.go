@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"time"
 )
@@ -26,18 +27,8 @@ func Loopback(ctx context.Context) (listening, dialling *os.File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("listen on loopback: %w", err)
 	}
-	defer l.Close()
 	var d net.Dialer
-	near, err := d.DialContext(ctx, "tcp", l.Addr().String())
-	if err != nil {
-		return nil, nil, fmt.Errorf("dial %s: %w", l.Addr(), err)
-	}
-	far, err := l.Accept()
-	if err != nil {
-		near.Close()
-		return nil, nil, fmt.Errorf("accept on %s: %w", l.Addr(), err)
-	}
-	return Files(far, near)
+	return connect(ctx, l, d.DialContext)
 }
 
 // Files turns two TCP connections into files and closes them. Go has set
@@ -63,7 +54,7 @@ func Files(listening, dialling net.Conn) (l, d *os.File, err error) {
 // startPair starts the two processes at the ends of a new connection.
 func startPair(ctx context.Context, pair Pair, withTLS bool, a, b task) (listening, dialling *child, err error) {
 	if withTLS {
-		if a.Cert, a.Key, err = certificate(); err != nil {
+		if a.Cert, a.Key, err = Certificate(); err != nil {
 			return nil, nil, fmt.Errorf("certificate for the floor over TLS: %w", err)
 		}
 		b.Cert = a.Cert
@@ -83,17 +74,20 @@ func startPair(ctx context.Context, pair Pair, withTLS bool, a, b task) (listeni
 	return listening, dialling, nil
 }
 
-const tlsName = "floor.invalid"
+// TLSName is the name in a certificate of Certificate.
+const TLSName = "floor.invalid"
 
-// certificate makes a certificate for tlsName that is its own authority.
-func certificate() (cert, key []byte, err error) {
+// Certificate makes a certificate for TLSName, in PEM, that is its own authority
+// and good for both ends of a connection.
+func Certificate() (cert, key []byte, err error) {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, err
 	}
 	c := &x509.Certificate{
-		SerialNumber: big.NewInt(1), DNSNames: []string{tlsName}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		SerialNumber: big.NewInt(1), DNSNames: []string{TLSName}, IsCA: true, BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, c, c, k.Public(), k)
 	if err != nil {
@@ -116,7 +110,7 @@ func (t *task) conn() (wire, error) {
 	if err != nil {
 		return wire{}, err
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: tlsName}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: TLSName}
 	var c *tls.Conn
 	if t.Key != nil {
 		pair, err := tls.X509KeyPair(t.Cert, t.Key)
@@ -133,4 +127,32 @@ func (t *task) conn() (wire, error) {
 		c = tls.Client(raw, cfg)
 	}
 	return wire{tls: c}, c.Handshake()
+}
+
+// Between is a pair from one place to another, such as between two network
+// namespaces: listen makes the listener at addr, dial reaches it.
+func Between(addr netip.Addr, listen func(ctx context.Context, network, addr string) (net.Listener, error),
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)) Pair {
+	return func(ctx context.Context) (*os.File, *os.File, error) {
+		l, err := listen(ctx, "tcp", netip.AddrPortFrom(addr, 0).String())
+		if err != nil {
+			return nil, nil, fmt.Errorf("listen on %s: %w", addr, err)
+		}
+		return connect(ctx, l, dial)
+	}
+}
+
+// connect dials l, and closes it.
+func connect(ctx context.Context, l net.Listener, dial func(ctx context.Context, network, addr string) (net.Conn, error)) (listening, dialling *os.File, err error) {
+	defer l.Close()
+	near, err := dial(ctx, "tcp", l.Addr().String())
+	if err != nil {
+		return nil, nil, fmt.Errorf("dial %s: %w", l.Addr(), err)
+	}
+	far, err := l.Accept()
+	if err != nil {
+		near.Close()
+		return nil, nil, fmt.Errorf("accept on %s: %w", l.Addr(), err)
+	}
+	return Files(far, near)
 }

@@ -90,12 +90,13 @@ type Floors struct {
 
 // Load is the client's view.
 type Load struct {
-	Requests      uint64  `json:"requests"`
-	Errors        uint64  `json:"errors"`
-	BeforePerSec  float64 `json:"before_per_s"` // mean of the seconds before the switch-over
-	AfterPerSec   float64 `json:"after_per_s"`  // mean of the last seconds observed
-	BlackoutMS    float64 `json:"blackout_ms"`
-	ObservedAfter float64 `json:"observed_after_s"` // seconds observed after the switch-over
+	Requests      uint64   `json:"requests"`
+	Errors        uint64   `json:"errors"`
+	FirstErrors   []string `json:"first_errors,omitempty"`
+	BeforePerSec  float64  `json:"before_per_s"` // mean of the seconds before the switch-over
+	AfterPerSec   float64  `json:"after_per_s"`  // mean of the last seconds observed
+	BlackoutMS    float64  `json:"blackout_ms"`
+	ObservedAfter float64  `json:"observed_after_s"` // seconds observed after the switch-over
 }
 
 // Phase is a state of the relocation and the time at which it was entered.
