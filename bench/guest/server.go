@@ -23,7 +23,8 @@ const (
 	bytesPerPage    = 1024 // of each page's payload, in an answer
 	touchBins       = 6000 // ten minutes of 100 ms
 	touchBinLength  = 100 * time.Millisecond
-	maxConsoleLines = 100 // of bad pages; the count goes on
+	maxConsoleLines = 100                    // of bad pages; the count goes on
+	powerOffDelay   = 300 * time.Millisecond // for the answer to leave the machine
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -51,10 +52,11 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET /stats", s.stats)
 	mux.HandleFunc("GET /touches", s.touches)
 	mux.HandleFunc("GET /verify", s.verify)
-	mux.HandleFunc("GET /poweroff", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintln(w, "powering off")
-		_ = http.NewResponseController(w).Flush()
-		go powerOff()
+	mux.HandleFunc("GET /poweroff", func(w http.ResponseWriter, _ *http.Request) {
+		const text = "powering off\n"
+		w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+		fmt.Fprint(w, text)
+		time.AfterFunc(powerOffDelay, powerOff)
 	})
 	return mux
 }

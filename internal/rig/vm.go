@@ -232,8 +232,11 @@ func (vm *VM) WaitReady(ctx context.Context, client *Host, guest guestapi.Config
 }
 
 // Get makes one HTTP request from inside the host, on a connection of its own,
-// and returns the body (at most 64 MiB) of an answer with status 200.
+// and returns the body (at most 64 MiB) of an answer with status 200. It gives
+// up after getLimit at the latest: a VM that is gone closes no connection.
 func (h *Host) Get(ctx context.Context, url string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, getLimit)
+	defer cancel()
 	t := &http.Transport{DialContext: h.Dial, DisableKeepAlives: true}
 	defer t.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -251,6 +254,8 @@ func (h *Host) Get(ctx context.Context, url string) ([]byte, error) {
 	}
 	return body, err
 }
+
+const getLimit = 30 * time.Second
 
 // poll asks until ok, and fails when ctx or QEMU ends.
 func (vm *VM) poll(ctx context.Context, what string, ok func(context.Context) bool) error {
