@@ -102,6 +102,14 @@ func checkDevices(d Description, fail func(error, string, ...any)) {
 		return
 	}
 	for _, a := range args.Args {
+		temporary := a.Name == "snapshot"
+		if o, err := a.options(); err == nil && a.Name == "drive" {
+			v, _ := o.Get("snapshot")
+			temporary = v == "on"
+		}
+		if temporary {
+			fail(ErrDevice, "with -snapshot (or snapshot=on) what the guest wrote to disk is in an unnamed file of this host; write it back (HMP commit all) and restart the machine without it")
+		}
 		if a.Name != "netdev" && a.Name != "nic" && a.Name != "net" {
 			continue
 		}

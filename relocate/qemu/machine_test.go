@@ -59,7 +59,7 @@ func start(t *testing.T, args func(mem string) []string, extra ...string) *sourc
 	if _, err := exec.LookPath(qemuBinary); err != nil {
 		t.Fatalf("%v: apt-get install qemu-system-x86", err)
 	}
-	root, err := os.MkdirTemp("/dev/shm", "pwq")
+	root, err := os.MkdirTemp("/dev/shm", testDirPrefix())
 	if err != nil {
 		t.Fatal(err)
 	}

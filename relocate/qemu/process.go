@@ -133,7 +133,8 @@ func (p *Process) Kill(ctx context.Context) error {
 	}
 }
 
-// Release stops watching the process, which runs on; Done will not close.
+// Release stops watching the process, which runs on; Done will not close. A child
+// that ends after Release stays a zombie until this process ends.
 func (p *Process) Release() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -38,14 +38,14 @@ func (o *Outgoing) Restore(ctx context.Context) error { return o.restore(ctx) }
 
 // cancel ends the migration and waits until it has ended.
 func (o *Outgoing) cancel(ctx context.Context) error {
+	if o.continued {
+		o.abort() // the main loop may be locked until the stream moves, or ends
+	}
 	m, err := o.probe(ctx)
 	if err != nil {
 		return err
 	}
 	if !over(m.Status) {
-		if m.Status == "device" {
-			o.abort() // it may lock the main loop at any moment
-		}
 		if err := o.vm.Execute(ctx, "migrate_cancel", nil, nil); err != nil {
 			return err
 		}

@@ -54,8 +54,9 @@ type Outgoing struct {
 	sub   *Subscription
 	saved Saved
 
-	stopped time.Time // of the STOP event
-	stream  io.Closer // see AbortWith
+	stopped   time.Time // of the STOP event
+	stream    io.Closer // see AbortWith
+	continued bool      // ContinueSwitchover was called
 }
 
 // PrepareSource sets capabilities and parameters, remembering what they were, and
@@ -155,6 +156,7 @@ func (o *Outgoing) WaitPreSwitchover(ctx context.Context) (time.Time, error) {
 
 // ContinueSwitchover lets QEMU send the device state.
 func (o *Outgoing) ContinueSwitchover(ctx context.Context) error {
+	o.continued = true
 	if err := o.vm.Execute(ctx, "migrate-continue", map[string]string{"state": "pre-switchover"}, nil); err != nil {
 		return fmt.Errorf("continue switch-over: %w", o.vm.died(err))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -73,21 +74,26 @@ func Connect(ctx context.Context, path string) (*VM, error) {
 }
 
 // findProcess corrects PID and UID: the peer's credentials are those of whoever
-// called listen(2), which need not be QEMU (libvirt hands sockets over).
+// called listen(2), which need not be QEMU (libvirt hands sockets over). A vCPU's
+// thread tells, unless QEMU counts threads in a pid namespace of its own.
 func (v *VM) findProcess(ctx context.Context) error {
 	cpus, err := v.cpus(ctx)
 	if err != nil {
 		return err
 	}
-	if len(cpus) == 0 {
-		return nil
+	own, err1 := os.Readlink("/proc/self/ns/pid")
+	its, err2 := os.Readlink(procPath(v.PID, "ns/pid"))
+	if err1 == nil && err2 == nil && own != its {
+		return nil // in a container, whose threads have other numbers here
 	}
-	if pid, uid, err := threadGroup(cpus[0].Thread); err == nil {
-		v.PID, v.UID = pid, uid
-		return nil
+	if len(cpus) > 0 {
+		if pid, uid, err := threadGroup(cpus[0].Thread); err == nil {
+			v.PID, v.UID = pid, uid
+			return nil
+		}
 	}
 	if v.PID == 0 {
-		return errors.New("QEMU is in another pid namespace: run the daemon in the host's pid namespace")
+		return errors.New("QEMU is in a pid namespace that cannot be seen from here: run the daemon in the host's")
 	}
 	return nil
 }
