@@ -1,0 +1,223 @@
+package fault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/pagewarp/pagewarp/bench/floor"
+	"github.com/pagewarp/pagewarp/bench/report"
+)
+
+// What is promised of a demand fault, as multiples of the local fault floor plus
+// the round-trip floor (their medians).
+const (
+	IdleP50, IdleP99         = 1.3, 3
+	PrecacheP50, PrecacheP99 = 2, 6
+)
+
+// RunOptions of a measurement. Zero values mean the defaults.
+type RunOptions struct {
+	// Count is how many faults a pass. Default 3000.
+	Count int
+	// Repeat is how many passes. Default 3.
+	Repeat int
+	// Threads touch at a time, with the link idle. Default 1.
+	Threads int
+	// PrecacheMiB is how much memory precache moves while faults are timed.
+	// Default 1024.
+	PrecacheMiB int
+	// Every is the time between two faults while precache runs. Default 1 ms:
+	// back to back they would hold the gate shut, and precache would not run.
+	Every time.Duration
+	TLS   bool
+	// Step, if not nil, is told what goes on.
+	Step func(string)
+}
+
+func (o *RunOptions) fill() {
+	if o.Count == 0 {
+		o.Count = 3000
+	}
+	if o.Repeat == 0 {
+		o.Repeat = 3
+	}
+	if o.Threads == 0 {
+		o.Threads = 1
+	}
+	if o.PrecacheMiB == 0 {
+		o.PrecacheMiB = 1024
+	}
+	if o.Every == 0 {
+		o.Every = time.Millisecond
+	}
+	if o.Step == nil {
+		o.Step = func(string) {}
+	}
+}
+
+// Pass is one fault measurement and the floors around it, in µs.
+type Pass struct {
+	LocalFault report.Latency            `json:"local_fault_us"`
+	RoundTrip  report.Latency            `json:"rtt_us"`
+	Fault      report.Latency            `json:"fault_us"`
+	Stages     map[string]report.Latency `json:"stages_us"`
+	// Hits are touches, while precache ran, of pages that it had brought.
+	Hits int `json:"hits,omitempty"`
+}
+
+// Floor is the sum of the two floors' medians.
+func (p Pass) Floor() float64 { return p.LocalFault.P50 + p.RoundTrip.P50 }
+
+// Result is all passes.
+type Result struct {
+	TLS      bool   `json:"tls"`
+	Threads  int    `json:"threads"`
+	Idle     []Pass `json:"idle"`
+	Precache []Pass `json:"precache"`
+}
+
+// Run alternates the floors, faults over an idle link, and faults while
+// precache runs at full rate.
+func Run(ctx context.Context, o RunOptions) (*Result, error) {
+	o.fill()
+	r := &Result{TLS: o.TLS, Threads: o.Threads}
+	big, err := NewImage(uint64(o.PrecacheMiB)<<20/pageSize, false)
+	if err != nil {
+		return nil, err
+	}
+	defer big.Close()
+	small, err := NewImage(uint64(o.Count)*11/10, false)
+	if err != nil {
+		return nil, err
+	}
+	defer small.Close()
+	for i := range o.Repeat {
+		o.Step(fmt.Sprintf("pass %d of %d: link idle", i+1, o.Repeat))
+		p, err := o.pass(ctx, small, o.idle)
+		if err != nil {
+			return nil, err
+		}
+		r.Idle = append(r.Idle, p)
+		o.Step(fmt.Sprintf("pass %d of %d: precache at full rate", i+1, o.Repeat))
+		if p, err = o.pass(ctx, big, o.busy); err != nil {
+			return nil, err
+		}
+		r.Precache = append(r.Precache, p)
+	}
+	return r, nil
+}
+
+// pass takes the floors, then times faults by f.
+func (o *RunOptions) pass(ctx context.Context, im *Image, f func(context.Context, *Engine, *Pass) ([]time.Duration, error)) (p Pass, err error) {
+	ds, err := floor.LocalFault(ctx, o.Count)
+	if err != nil {
+		return p, err
+	}
+	p.LocalFault = report.Summarize(ds)
+	if ds, err = floor.RoundTrip(ctx, floor.Loopback, o.Count, false); err != nil {
+		return p, err
+	}
+	p.RoundTrip = report.Summarize(ds)
+	e, err := NewEngine(ctx, im, Options{TLS: o.TLS, Codec: "none"})
+	if err != nil {
+		return p, err
+	}
+	defer e.Close()
+	if ds, err = f(ctx, e, &p); err != nil {
+		return p, err
+	}
+	p.Fault = report.Summarize(ds)
+	s, err := e.Stats()
+	if err != nil {
+		return p, err
+	}
+	p.Stages = map[string]report.Latency{}
+	for name, l := range s.Stages {
+		if l.Count > 0 {
+			p.Stages[name] = report.Latency{Mean: l.Mean, P50: l.P50, P99: l.P99, P999: l.P999, Max: l.Max, Count: l.Count}
+		}
+	}
+	return p, nil
+}
+
+// idle touches every page once, in random order, back to back.
+func (o *RunOptions) idle(_ context.Context, e *Engine, _ *Pass) ([]time.Duration, error) {
+	order := permutation(int(e.Region.Pages()))
+	warm := len(order) - o.Count
+	if _, err := e.Region.Touch(order[:warm], false, o.Threads); err != nil {
+		return nil, err
+	}
+	if err := e.ResetLatencies(); err != nil {
+		return nil, err
+	}
+	ns, err := e.Region.Touch(order[warm:], false, o.Threads)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.Verify(); err != nil {
+		return nil, err
+	}
+	return durations(ns), nil
+}
+
+// hitLimit tells a touch of a page that is there, which takes well under a
+// microsecond, from a fault, which takes two thread wake-ups.
+const hitLimit = 8 * time.Microsecond
+
+// busy touches random pages at intervals while precache runs, and stops when it
+// is done.
+func (o *RunOptions) busy(ctx context.Context, e *Engine, p *Pass) ([]time.Duration, error) {
+	order := permutation(int(e.Region.Pages()))
+	if err := e.Precache(); err != nil {
+		return nil, err
+	}
+	drained := make(chan error, 1)
+	go func() {
+		_, err := e.Drain()
+		drained <- err
+	}()
+	tick := time.NewTicker(o.Every)
+	defer tick.Stop()
+	var ds []time.Duration
+	for _, page := range order {
+		select {
+		case err := <-drained:
+			if err == nil && len(ds) < 100 {
+				err = fmt.Errorf("precache was done after %d faults: too few to tell; raise the amount of memory", len(ds))
+			}
+			return ds, errors.Join(err, e.Verify())
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-tick.C:
+		}
+		ns, err := e.Region.Touch([]uint64{page}, false, 1)
+		if err != nil {
+			return nil, err
+		}
+		if d := time.Duration(ns[0]); d > hitLimit {
+			ds = append(ds, d)
+		} else {
+			p.Hits++
+		}
+	}
+	return nil, errors.New("precache did not end though every page was touched")
+}
+
+func permutation(n int) []uint64 {
+	order := make([]uint64, n)
+	for i, v := range rand.Perm(n) {
+		order[i] = uint64(v)
+	}
+	return order
+}
+
+func durations(ns []uint32) []time.Duration {
+	ds := make([]time.Duration, len(ns))
+	for i, n := range ns {
+		ds[i] = time.Duration(n)
+	}
+	return ds
+}
