@@ -130,6 +130,10 @@ func (t *Tracee) stop() error {
 		if int(ws)>>16 == ptraceEventStop {
 			return nil
 		}
+		// Any other stop has used up the interrupt.
+		if err := unix.PtraceInterrupt(t.tid); err != nil {
+			return gone(err)
+		}
 		if err := unix.PtraceCont(t.tid, int(ws.StopSignal())); err != nil {
 			return gone(err)
 		}
@@ -183,7 +187,11 @@ func (t *Tracee) restore() error {
 			if int(ws)>>16 == ptraceEventStop {
 				break
 			}
+			// Any other stop has used up the interrupt.
 			t.hold(ws.StopSignal())
+			if err := unix.PtraceInterrupt(t.tid); err != nil {
+				return gone(err)
+			}
 			if err := unix.PtraceCont(t.tid, 0); err != nil {
 				return gone(err)
 			}
