@@ -137,7 +137,7 @@ func (o *RunOptions) pass(ctx context.Context, im *Image, f func(context.Context
 	p.Stages = map[string]report.Latency{}
 	for name, l := range s.Stages {
 		if l.Count > 0 {
-			p.Stages[name] = report.Latency{Mean: l.Mean, P50: l.P50, P99: l.P99, P999: l.P999, Max: l.Max, Count: l.Count}
+			p.Stages[name] = report.Latency(l)
 		}
 	}
 	return p, nil

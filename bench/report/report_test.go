@@ -55,7 +55,7 @@ func TestSummarize(t *testing.T) {
 	for i := 1000; i >= 1; i-- {
 		samples = append(samples, time.Duration(i)*time.Microsecond)
 	}
-	want := Latency{Mean: 500.5, P50: 500, P99: 990, P999: 999, Max: 1000, Count: 1000}
+	want := Latency{Mean: 500.5, P50: 500, P90: 900, P99: 990, P999: 999, Max: 1000, Count: 1000}
 	if got := Summarize(samples); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

@@ -11,6 +11,7 @@ import (
 type Latency struct {
 	Mean  float64 `json:"mean"`
 	P50   float64 `json:"p50"`
+	P90   float64 `json:"p90"`
 	P99   float64 `json:"p99"`
 	P999  float64 `json:"p999"`
 	Max   float64 `json:"max"`
@@ -34,7 +35,7 @@ func Summarize(samples []time.Duration) Latency {
 		return us(samples[min(max(i, 0), len(samples)-1)])
 	}
 	return Latency{
-		Mean: us(sum) / float64(len(samples)), P50: at(0.5), P99: at(0.99), P999: at(0.999),
+		Mean: us(sum) / float64(len(samples)), P50: at(0.5), P90: at(0.9), P99: at(0.99), P999: at(0.999),
 		Max: us(samples[len(samples)-1]), Count: int64(len(samples)),
 	}
 }

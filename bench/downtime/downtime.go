@@ -1,0 +1,119 @@
+package downtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pagewarp/pagewarp/bench/demo"
+	"github.com/pagewarp/pagewarp/bench/report"
+	"github.com/pagewarp/pagewarp/internal/rig"
+	"github.com/pagewarp/pagewarp/relocate"
+)
+
+// PromisedMS is the median downtime that pagewarp promises, in ms.
+const PromisedMS = 15
+
+// Options of a measurement. Zero values mean the defaults.
+type Options struct {
+	Tools demo.Tools
+	// LogDir gets the daemons' logs. It must be given.
+	LogDir string
+	// Sizes are those of the guest's memory in bytes. Default 1, 4, 16 GiB.
+	Sizes []uint64
+	// Repeat is how many relocations of each size. Default 10.
+	Repeat int
+	// Accel is auto, kvm or tcg. Default auto. CacheDir keeps what auto found.
+	Accel, CacheDir string
+	// Step, if not nil, is told what goes on.
+	Step func(string)
+}
+
+// Result is one size.
+type Result struct {
+	RAMBytes   uint64        `json:"ram_bytes"`
+	Accel      string        `json:"accel"`
+	DowntimeMS report.Spread `json:"downtime_ms"`
+	TotalMS    report.Spread `json:"total_ms"`
+	Each       []float64     `json:"each_ms"`
+}
+
+// Run measures all sizes. It needs root, QEMU and the guest's image.
+func Run(ctx context.Context, o Options) (_ []Result, err error) {
+	if len(o.Sizes) == 0 {
+		o.Sizes = []uint64{1 << 30, 4 << 30, 16 << 30}
+	}
+	if o.Repeat == 0 {
+		o.Repeat = 10
+	}
+	if o.Step == nil {
+		o.Step = func(string) {}
+	}
+	pair, err := demo.NewPair(ctx, o.Tools, o.LogDir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, pair.Close()) }()
+	var rs []Result
+	for i, size := range o.Sizes {
+		r, err := one(ctx, pair, o, fmt.Sprintf("size%d", i), size)
+		if err != nil {
+			return rs, err
+		}
+		rs = append(rs, r)
+	}
+	return rs, nil
+}
+
+// one boots a guest of one size and moves it to and fro. Its working set is
+// small and idle: downtime is about the switch-over, not about load.
+func one(ctx context.Context, pair *demo.Pair, o Options, name string, size uint64) (Result, error) {
+	r := Result{RAMBytes: size}
+	g := demo.GuestConfig()
+	g.WorkingSetMiB, g.ChurnRate = 32, -1
+	o.Step(fmt.Sprintf("boot a guest of %d GiB", size>>30))
+	vm, err := pair.Boot(ctx, pair.A, rig.VMConfig{Name: name, RAM: size, Accel: o.Accel, CacheDir: o.CacheDir, VGA: true}, g)
+	if err != nil {
+		return r, err
+	}
+	r.Accel = vm.Accel
+	if _, err := pair.A.Daemon.Add(ctx, name, vm.QMPPath); err != nil {
+		return r, err
+	}
+	from, to := pair.A, pair.B
+	var totals []float64
+	for i := range o.Repeat {
+		lctx, cancel := context.WithTimeout(ctx, time.Minute)
+		leg, err := pair.Relocate(lctx, name, from, to, relocate.Options{}, nil)
+		cancel()
+		if err != nil {
+			return r, err
+		}
+		o.Step(fmt.Sprintf("%d GiB, relocation %d of %d: down for %.1f ms", size>>30, i+1, o.Repeat, leg.DowntimeMS))
+		r.Each, totals = append(r.Each, leg.DowntimeMS), append(totals, leg.TotalMS)
+		from, to = to, from
+	}
+	r.DowntimeMS, r.TotalMS = report.SpreadOf(r.Each), report.SpreadOf(totals)
+	return r, from.Discard(ctx, name)
+}
+
+// Verdicts compares the results with what is promised: a median, and that the
+// size of memory does not matter.
+func Verdicts(rs []Result) []report.Verdict {
+	var vs []report.Verdict
+	var medians []float64
+	for _, r := range rs {
+		vs = append(vs, report.Verdict{
+			Name: fmt.Sprintf("downtime, %d GiB", r.RAMBytes>>30), Value: r.DowntimeMS, Promised: PromisedMS, Unit: "ms",
+		})
+		medians = append(medians, r.DowntimeMS.Median)
+	}
+	if s := report.SpreadOf(medians); s.N > 1 && s.Min > 0 {
+		vs = append(vs, report.Verdict{
+			Name: "largest median : smallest median", Unit: "x", Info: true,
+			Value: report.Spread{Median: s.Max / s.Min, Min: s.Max / s.Min, Max: s.Max / s.Min, N: 1},
+		})
+	}
+	return vs
+}
