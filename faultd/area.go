@@ -1,0 +1,221 @@
+package faultd
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/uffd"
+	"github.com/pagewarp/pagewarp/transport"
+)
+
+// Area is where a region lies in the machine's process.
+type Area struct {
+	transport.Region
+	// Addr is the address of the region's first page in the process.
+	Addr uint64
+	// FD is the file behind the region, readable and writable; shared memory
+	// only. It stays the caller's.
+	FD int
+	// Offset of the region in the file, in bytes; shared memory only.
+	Offset int64
+}
+
+// UFFDConfig describes memory behind a userfaultfd.
+type UFFDConfig struct {
+	// FD is the userfaultfd, of the machine's process. The memory owns it from
+	// a successful New on.
+	FD    *uffd.FD
+	Areas []Area
+	// PIDFD, if more than 0, is a pidfd of the process, so that its death is
+	// noticed. It stays the caller's and must outlive the memory.
+	PIDFD int
+	// Events asks to be told of removed, unmapped and moved pages. For a process
+	// that waits for its events to be read in the thread that would serve it,
+	// leave it off.
+	Events bool
+	// Registered says that the process has done the handshake and registered the
+	// areas by itself.
+	Registered bool
+	// Spin is how long a reader polls before it sleeps. It spares a thread
+	// wake-up for a fault that follows soon, and fills a CPU for that long.
+	Spin time.Duration
+}
+
+// areas finds regions by address and by id.
+type areas struct {
+	list []Area // immutable
+}
+
+func newAreas(list []Area) (areas, error) {
+	for i, a := range list {
+		size := uint64(a.PageSize)
+		if size < 4096 || size&(size-1) != 0 || a.Addr%size != 0 || a.Pages == 0 || a.Pages > (1<<62)/size {
+			return areas{}, fmt.Errorf("region %d (%q): %d pages of %d bytes at %#x are no memory", a.ID, a.Name, a.Pages, size, a.Addr)
+		}
+		for _, b := range list[:i] {
+			if a.Addr < b.Addr+b.bytes() && b.Addr < a.Addr+a.bytes() {
+				return areas{}, fmt.Errorf("regions %d (%q) and %d (%q) overlap in the process", a.ID, a.Name, b.ID, b.Name)
+			}
+		}
+	}
+	return areas{append([]Area(nil), list...)}, nil
+}
+
+func (a *Area) bytes() uint64 { return a.Pages * uint64(a.PageSize) }
+
+// at returns the area that addr lies in, or nil. Areas are few.
+func (as *areas) at(addr uint64) *Area {
+	for i := range as.list {
+		if a := &as.list[i]; addr-a.Addr < a.bytes() {
+			return a
+		}
+	}
+	return nil
+}
+
+func (as *areas) byID(id uint32) *Area {
+	for i := range as.list {
+		if as.list[i].ID == id {
+			return &as.list[i]
+		}
+	}
+	return nil
+}
+
+// span returns the addresses of r; a range that is not in an area is the
+// engine's mistake, which the region checks of the sink rule out.
+func (as *areas) span(r transport.Range) (a *Area, addr, length uint64, err error) {
+	a = as.byID(r.Region)
+	if a == nil || r.First >= a.Pages || uint64(r.Count) > a.Pages-r.First {
+		return nil, 0, 0, fmt.Errorf("pages %d+%d of region %d are not mapped in the machine", r.First, r.Count, r.Region)
+	}
+	size := uint64(a.PageSize)
+	return a, a.Addr + r.First*size, uint64(r.Count) * size, nil
+}
+
+// register does the handshake and registers the areas. Both may have been done
+// by an engine before us.
+func (c *UFFDConfig) register(mode uffd.Mode, features uffd.Feature) (uffd.Ioctls, error) {
+	if c.Registered {
+		return uffd.CanWake | uffd.CanCopy | uffd.CanZeroPage, nil
+	}
+	if c.Events {
+		features |= uffd.FeatureEventRemove | uffd.FeatureEventUnmap | uffd.FeatureEventRemap
+	}
+	if _, err := c.FD.API(features); err != nil && !errors.Is(err, uffd.ErrHandshakeDone) {
+		return 0, err
+	}
+	can := ^uffd.Ioctls(0)
+	for _, a := range c.Areas {
+		got, err := c.FD.Register(a.Addr, a.bytes(), mode)
+		if err != nil {
+			return 0, fmt.Errorf("region %d (%q): %w", a.ID, a.Name, err)
+		}
+		can &= got
+	}
+	return can, nil
+}
+
+// opError translates the errors of userfaultfd operations.
+func opError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case err == uffd.ErrBusy:
+		return ErrBusy
+	case err == uffd.ErrGone:
+		return ErrGone
+	}
+	return err
+}
+
+// uffdReader turns the events of a userfaultfd into those of regions.
+type uffdReader struct {
+	as  *areas
+	r   *uffd.Reader
+	buf [faultBatch]uffd.Event
+}
+
+func newUFFDReader(c *UFFDConfig, as *areas) (*uffdReader, error) {
+	r, err := c.FD.NewReader(uffd.ReaderConfig{Spin: c.Spin, PIDFD: c.PIDFD})
+	if err != nil {
+		return nil, err
+	}
+	return &uffdReader{as: as, r: r}, nil
+}
+
+// Stop implements [FaultReader].
+func (u *uffdReader) Stop() { u.r.Stop() }
+
+// Close implements [FaultReader].
+func (u *uffdReader) Close() error { return u.r.Close() }
+
+// Read implements [FaultReader].
+func (u *uffdReader) Read(buf []Event) (int, error) {
+	for {
+		n, err := u.r.ReadEvents(u.buf[:min(len(buf), len(u.buf))])
+		switch {
+		case errors.Is(err, uffd.ErrStopped):
+			return 0, ErrStopped
+		case errors.Is(err, uffd.ErrGone):
+			return 0, ErrGone
+		case err != nil:
+			return 0, err
+		}
+		out := 0
+		for i := range u.buf[:n] {
+			ok, err := u.translate(&u.buf[i], &buf[out])
+			if err != nil {
+				return 0, err
+			}
+			if ok {
+				out++
+			}
+		}
+		if out > 0 {
+			return out, nil
+		}
+	}
+}
+
+// translate makes an event of a region; it is false for one that concerns none.
+func (u *uffdReader) translate(in *uffd.Event, out *Event) (bool, error) {
+	*out = Event{}
+	switch in.Kind {
+	case uffd.KindFault:
+		out.Kind, out.Count = Fault, 1
+	case uffd.KindRemove:
+		out.Kind = Remove
+	case uffd.KindUnmap:
+		out.Kind = Unmap
+	case uffd.KindRemap:
+		out.Kind = Moved
+	case uffd.KindFork:
+		out.Kind = Forked
+		return true, closeChild(in.Child)
+	default:
+		return false, fmt.Errorf("userfaultfd event of unknown kind %v", in.Kind)
+	}
+	if in.Kind == uffd.KindFault {
+		a := u.as.at(in.Addr)
+		if a == nil {
+			return false, fmt.Errorf("fault at address %#x, which is in no region", in.Addr)
+		}
+		out.Region, out.Page = a.ID, (in.Addr-a.Addr)/uint64(a.PageSize)
+		return true, nil
+	}
+	// A range may begin before an area, or reach over its end; one event never
+	// spans two areas, since it is for one mapping.
+	end := in.Addr + in.Len
+	for i := range u.as.list {
+		a := &u.as.list[i]
+		lo, hi := max(in.Addr, a.Addr), min(end, a.Addr+a.bytes())
+		if lo < hi {
+			out.Region, out.Page = a.ID, (lo-a.Addr)/uint64(a.PageSize)
+			out.Count = (hi - lo + uint64(a.PageSize) - 1) / uint64(a.PageSize)
+			return true, nil
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,248 @@
+package faultd
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/hist"
+	"github.com/pagewarp/pagewarp/pagecache"
+	"github.com/pagewarp/pagewarp/transport"
+)
+
+// busyPause is the wait before an operation on a changing layout is repeated.
+const busyPause = 20 * time.Microsecond
+
+// readFaults is a fault reader's thread.
+func (e *Engine) readFaults(r FaultReader) {
+	runtime.LockOSThread()
+	e.raisePriority("fault reader")
+	// The thread ends with the goroutine, since it may have a priority that no
+	// other goroutine should inherit: there is no UnlockOSThread.
+	w := &faultWorker{e: e, local: e.stats.local.Recorder()}
+	defer e.stats.local.Retire(w.local)
+	var buf [faultBatch]Event
+	for {
+		n, err := r.Read(buf[:])
+		switch {
+		case errors.Is(err, ErrStopped):
+			return
+		case err != nil:
+			e.fail(fmt.Errorf("read faults: %w", err))
+			return
+		}
+		e.stats.reads.Add(1)
+		w.handle(buf[:n], time.Now())
+	}
+}
+
+// faultWorker is one reader's state.
+type faultWorker struct {
+	e     *Engine
+	local *hist.Recorder
+	n     int                // slots in push
+	push  [faultBatch]uint32 // to be queued at the batch's end
+}
+
+// handle serves a batch of events. Changes of the layout come first: a fault
+// that follows one in the batch must see it.
+func (w *faultWorker) handle(evs []Event, now time.Time) {
+	e := w.e
+	for i := range evs {
+		if evs[i].Kind != Fault {
+			e.layout(&evs[i])
+		}
+	}
+	for i := range evs {
+		if evs[i].Kind == Fault {
+			w.fault(&evs[i], now)
+		}
+	}
+	w.enqueue()
+}
+
+// enqueue queues what was put aside, and sends it.
+func (w *faultWorker) enqueue() {
+	if w.n == 0 {
+		return
+	}
+	// The queue is as long as there are slots, so there is room.
+	for done := 0; done < w.n; {
+		done += w.e.queue.Push(w.push[done:w.n])
+	}
+	w.n = 0
+	w.e.flush()
+}
+
+// fault looks a fault up and serves it here, or puts a new fetch aside.
+func (w *faultWorker) fault(ev *Event, now time.Time) {
+	e := w.e
+	e.stats.faults.Add(1)
+	r := e.regions[ev.Region]
+	if r == nil || ev.Page >= r.Pages {
+		e.fail(fmt.Errorf("fault at page %d of region %d, which there is not: the fault source is set up for other regions", ev.Page, ev.Region))
+		return
+	}
+	for {
+		st := r.Residency.State(ev.Page)
+		switch st {
+		case pagecache.Installing:
+			e.stats.faultsInstalling.Add(1)
+			return // the end of the claim wakes it
+		case pagecache.Resident, pagecache.Zero:
+			e.show(transport.Range{Region: r.ID, First: ev.Page, Count: 1}, st)
+			w.local.Record(time.Since(now))
+			return
+		}
+		n, how := e.out.enter(r.ID, ev.Page, now)
+		switch how {
+		case lookupDup:
+			e.stats.faultsDup.Add(1)
+			return
+		case lookupFull:
+			// The bound: this thread waits, and what it does not read waits in the
+			// kernel. The page may come meanwhile by precache, so look again. What
+			// this batch has put aside so far must go out first.
+			e.stats.overflows.Add(1)
+			w.enqueue()
+			t := time.NewTimer(time.Millisecond)
+			select {
+			case <-e.out.room:
+			case <-t.C:
+			case <-e.ctx.Done():
+			}
+			t.Stop()
+			e.out.waited()
+			if e.ctx.Err() != nil {
+				return
+			}
+			continue
+		}
+		s := &e.out.slots[n]
+		if e.cfg.ReadAround > 1 {
+			run := e.planner.Around(r.ID, ev.Page, e.cfg.ReadAround)
+			s.rng.First, s.rng.Count = run.First, run.Count
+		}
+		e.demandBusy.Add(1)
+		e.planner.Fault(r.ID, ev.Page)
+		w.push[w.n] = n
+		w.n++
+		return
+	}
+}
+
+// show makes a page visible that needs no fetch. If the layout is changing, a
+// reader must go on reading, so it is done elsewhere.
+func (e *Engine) show(r transport.Range, st pagecache.State) {
+	err := e.tryShow(r, st)
+	if errors.Is(err, ErrBusy) {
+		e.stats.busy.Add(1)
+		e.goWork(func() { e.retry(func() error { return e.tryShow(r, st) }) })
+		return
+	}
+	e.check(err)
+}
+
+func (e *Engine) tryShow(r transport.Range, st pagecache.State) error {
+	switch {
+	case st == pagecache.Zero:
+		e.stats.zeroShown.Add(1)
+		return e.cfg.Memory.Install.Zero(r)
+	case e.cfg.Memory.Place != nil:
+		e.stats.faultsResident.Add(1)
+		return e.cfg.Memory.Install.Install(r, nil)
+	}
+	// Private memory that is resident does not fault, unless a removal is about
+	// to be read: the thread takes its fault again.
+	e.stats.faultsResident.Add(1)
+	return e.cfg.Memory.Install.Wake(r)
+}
+
+// retry repeats f while the layout is changing.
+func (e *Engine) retry(f func() error) {
+	err := f()
+	for errors.Is(err, ErrBusy) {
+		e.stats.busy.Add(1)
+		if !e.sleep(busyPause) {
+			return
+		}
+		err = f()
+	}
+	e.check(err)
+}
+
+// check makes an unexpected error of the memory the session's end.
+func (e *Engine) check(err error) {
+	if err != nil {
+		e.fail(err)
+	}
+}
+
+// goWork runs f beside the fault path. It is for rare events only.
+func (e *Engine) goWork(f func()) {
+	e.failMu.Lock() // orders Add before the Wait of Detach
+	defer e.failMu.Unlock()
+	if e.ctx.Err() == nil {
+		e.workWG.Go(f)
+	}
+}
+
+// layout takes a change of the memory's layout into account.
+func (e *Engine) layout(ev *Event) {
+	switch ev.Kind {
+	case Remove:
+		e.stats.removes.Add(1)
+		e.eachRange(ev.Region, ev.Page, ev.Count, func(r transport.Range) error {
+			e.remove(r)
+			return nil
+		})
+		e.checkFull()
+	case Unmap:
+		// Nobody can wait for these pages any more; they count as done, so that
+		// the drain ends.
+		e.cfg.Log.Warn("memory was unmapped during the drain", "region", ev.Region, "page", ev.Page, "pages", ev.Count)
+		e.eachRange(ev.Region, ev.Page, ev.Count, func(r transport.Range) error {
+			e.remove(r)
+			return nil
+		})
+		e.checkFull()
+	case Moved:
+		e.cfg.Log.Info("memory was moved during the drain", "region", ev.Region, "page", ev.Page, "pages", ev.Count)
+	case Forked:
+		e.cfg.Log.Warn("the machine's process forked during the drain; its child sees absent pages as zero")
+	}
+}
+
+// remove makes pages Zero that the machine gave back. What is being installed
+// is left to its installer, and tried again when that claim has ended.
+func (e *Engine) remove(r transport.Range) {
+	reg := e.regions[r.Region]
+	if reg == nil || r.First >= reg.Pages {
+		return
+	}
+	n := min(uint64(r.Count), reg.Pages-r.First)
+	_, installing := reg.Residency.Remove(r.First, n)
+	if installing == 0 {
+		return
+	}
+	e.removesMu.Lock()
+	e.removes = append(e.removes, transport.Range{Region: r.Region, First: r.First, Count: uint32(n)})
+	e.removing.Store(true)
+	e.removesMu.Unlock()
+}
+
+// afterClaims repeats the removals that met a claim.
+func (e *Engine) afterClaims() {
+	if !e.removing.Load() {
+		return
+	}
+	e.removesMu.Lock()
+	todo := e.removes
+	e.removes = nil
+	e.removing.Store(false)
+	e.removesMu.Unlock()
+	for _, r := range todo {
+		e.remove(r)
+	}
+}

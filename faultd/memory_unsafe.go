@@ -1,0 +1,18 @@
+package faultd
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// addressOf returns the address of b.
+func addressOf(b []byte) uint64 {
+	// SAFETY: the address goes to the kernel as the source of UFFDIO_COPY while b
+	// is alive; b is memory of a mapping, which does not move.
+	return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b))))
+}
+
+// closeChild closes the userfaultfd of a forked child, which is not served: the
+// child then finds zeroes where pages were absent.
+func closeChild(fd int32) error { return unix.Close(int(fd)) }

@@ -1,0 +1,218 @@
+package faultd
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/pagewarp/pagewarp/pagecache"
+	"github.com/pagewarp/pagewarp/transport"
+)
+
+const (
+	maxRuns   = 64                     // precache fetches in flight on one channel
+	postBatch = 8                      // precache fetches in one write
+	dryPause  = 2 * time.Millisecond   // until an idle worker asks the planner again
+	gatePause = 200 * time.Microsecond // until an idle worker looks at the gate again
+)
+
+// flight is one precache fetch under way.
+type flight struct {
+	id    uint64 // 0: none
+	run   pagecache.Run
+	bytes uint64
+}
+
+// precacheChannel is one precache channel with the worker that posts and
+// receives on it. Its fields belong to the worker.
+type precacheChannel struct {
+	channel
+	kick     chan struct{} // one token: look again
+	window   *pagecache.Window
+	flights  [maxRuns]flight
+	inflight int
+	seq      uint64
+	lastPost time.Time
+	timer    *time.Timer
+	runs     [1]pagecache.Run
+	fetches  [postBatch]transport.Fetch
+}
+
+func newPrecacheChannel(e *Engine, index int) *precacheChannel {
+	run := uint64(e.cfg.BatchPages) * 4096
+	for _, r := range e.cfg.Regions {
+		run = max(run, uint64(r.PageSize))
+	}
+	return &precacheChannel{
+		channel: channel{e: e, kind: transport.Precache, index: index},
+		kick:    make(chan struct{}, 1),
+		window:  pagecache.NewWindow(pagecache.WindowConfig{Run: run, Cap: e.cfg.WindowBytes}),
+	}
+}
+
+func (c *precacheChannel) run() {
+	c.timer = time.NewTimer(time.Hour)
+	defer c.timer.Stop()
+	c.serveLoop(c.serve)
+}
+
+func (c *precacheChannel) serve(f transport.Fetcher) error {
+	e := c.e
+	sink := newSink(e, transport.Precache)
+	defer sink.close()
+	defer c.giveBack()
+	rec := e.stats.recorders()
+	defer e.stats.retire(rec)
+	var comp transport.Completion
+	for {
+		pause, err := c.post(f)
+		if err != nil {
+			return err
+		}
+		if c.inflight == 0 {
+			if !c.idle(pause) {
+				return e.ctx.Err()
+			}
+			continue
+		}
+		err = f.Receive(sink, &comp)
+		sink.reset()
+		if err != nil {
+			return err
+		}
+		if err := c.answered(&comp, rec); err != nil {
+			return err
+		}
+	}
+}
+
+// post sends as many fetches as the gate, the window and the cap admit. With
+// nothing in flight afterwards, pause says when to try again; negative is
+// not before a kick.
+func (c *precacheChannel) post(f transport.Fetcher) (pause time.Duration, err error) {
+	e := c.e
+	n, pause := 0, time.Duration(0)
+	now := time.Now()
+	for n < postBatch && c.inflight < maxRuns {
+		if !e.precacheOn.Load() {
+			pause = -1
+			break
+		}
+		if !c.gate(now) {
+			pause = gatePause
+			break
+		}
+		if d := e.limiter.Delay(now); d > 0 {
+			pause = d
+			break
+		}
+		if c.window.Budget() == 0 {
+			break
+		}
+		if e.planner.Next(c.runs[:], 1<<32) == 0 {
+			pause = dryPause
+			break
+		}
+		fl := c.takeOff(c.runs[0], now)
+		c.fetches[n] = transport.Fetch{ID: fl.id, Range: transport.Range(fl.run)}
+		n++
+	}
+	if n == 0 {
+		return pause, nil
+	}
+	c.lastPost = now
+	e.stats.precacheFetches.Add(uint64(n))
+	return 0, f.Fetch(c.fetches[:n])
+}
+
+// gate is open while no demand fetch is under way, and for one fetch when it
+// has been shut for GateHold: faults without end slow precache down, they do
+// not stop it, or the machine would never be whole.
+func (c *precacheChannel) gate(now time.Time) bool {
+	if c.e.demandBusy.Load() == 0 || now.Sub(c.lastPost) >= c.e.cfg.GateHold {
+		return true
+	}
+	c.e.stats.gated.Add(1)
+	return false
+}
+
+func (c *precacheChannel) takeOff(run pagecache.Run, now time.Time) *flight {
+	reg := c.e.regions[run.Region]
+	bytes := uint64(run.Count) * uint64(reg.PageSize)
+	c.window.OnSent(bytes, now)
+	c.e.limiter.Charge(int64(bytes), now)
+	c.inflight++
+	for {
+		c.seq++
+		if fl := &c.flights[c.seq%maxRuns]; fl.id == 0 {
+			*fl = flight{id: c.seq, run: run, bytes: bytes}
+			return fl
+		}
+	}
+}
+
+// idle waits for pause or a kick and reports whether the engine goes on.
+func (c *precacheChannel) idle(pause time.Duration) bool {
+	var tick <-chan time.Time
+	if pause >= 0 {
+		c.timer.Reset(pause)
+		tick = c.timer.C
+	}
+	select {
+	case <-tick:
+		return true
+	case <-c.kick:
+		return true
+	case <-c.e.ctx.Done():
+		return false
+	}
+}
+
+// answered ends a precache fetch.
+func (c *precacheChannel) answered(comp *transport.Completion, rec *recorders) error {
+	e := c.e
+	fl := &c.flights[comp.ID%maxRuns]
+	if fl.id != comp.ID {
+		return fmt.Errorf("answer to precache fetch %d, which is not under way", comp.ID)
+	}
+	run, bytes := fl.run, fl.bytes
+	fl.id = 0
+	c.inflight--
+	if comp.Refused != nil {
+		e.stats.refused.Add(1)
+		c.window.OnLost(bytes)
+		if e.fatalRefusal(comp) {
+			return comp.Refused
+		}
+		if err := e.planner.Return(run); err != nil {
+			return err
+		}
+		if !e.sleep(retryPause) {
+			return e.ctx.Err()
+		}
+		return nil
+	}
+	e.stats.damage.Store(0)
+	c.window.OnDelivered(bytes, comp.Sent, time.Now())
+	e.stats.precacheWire.Add(uint64(comp.WireBytes))
+	rec.preWire.Record(comp.Wire)
+	rec.preDecode.Record(comp.Decode)
+	rec.preInstall.Record(comp.Commit)
+	return e.planner.Done(run)
+}
+
+// giveBack returns what was not answered to the planner.
+func (c *precacheChannel) giveBack() {
+	for i := range c.flights {
+		fl := &c.flights[i]
+		if fl.id == 0 {
+			continue
+		}
+		fl.id = 0
+		c.inflight--
+		c.window.OnLost(fl.bytes)
+		c.e.stats.retries.Add(1)
+		if err := c.e.planner.Return(fl.run); err != nil {
+			c.e.cfg.Log.Error("return a precache run", "err", err)
+		}
+	}
+}

@@ -1,0 +1,211 @@
+package faultd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/pagewarp/pagewarp/internal/sysmem"
+	"github.com/pagewarp/pagewarp/internal/uffd"
+	"github.com/pagewarp/pagewarp/transport"
+	"golang.org/x/sys/unix"
+)
+
+// Shared is memory in a shared file (memfd, tmpfs, hugetlbfs) that the
+// machine's process has mapped and registered with a userfaultfd, and that we
+// map a second time: the alias. It implements [FaultSource], [Installer] and
+// [Placer].
+//
+// Nothing here touches the registered mapping, which is in another process; the
+// alias is not registered, so that a write to it cannot fault into ourselves.
+type Shared struct {
+	cfg   UFFDConfig
+	as    areas
+	alias [][]byte // by the index in as.list
+	can   uffd.Ioctls
+}
+
+// NewShared maps the files, does the handshake and registers the areas for
+// missing and minor faults: from then on each touch of the memory is a fault.
+// An area whose mapping has pages already keeps them visible until its engine
+// starts and discards them. On an error the caller keeps cfg.FD.
+func NewShared(cfg UFFDConfig) (*Shared, error) {
+	as, err := newAreas(cfg.Areas)
+	if err != nil {
+		return nil, fmt.Errorf("shared memory: %w", err)
+	}
+	s := &Shared{cfg: cfg, as: as, alias: make([][]byte, len(as.list))}
+	if err := s.open(); err != nil {
+		s.unmap()
+		return nil, fmt.Errorf("shared memory: %w", err)
+	}
+	return s, nil
+}
+
+func (s *Shared) open() error {
+	features := uffd.FeatureMissingShmem | uffd.FeatureMinorShmem
+	for i := range s.as.list {
+		a := &s.as.list[i]
+		fs, err := sysmem.FSOf(a.FD)
+		if err != nil {
+			return err
+		}
+		switch fs.Kind {
+		case sysmem.FSHugetlbfs:
+			features |= uffd.FeatureMissingHugetlbfs | uffd.FeatureMinorHugetlbfs
+		case sysmem.FSOther:
+			return fmt.Errorf("region %d (%q): its file is on a file system of type %#x; userfaultfd needs tmpfs, memfd or hugetlbfs",
+				a.ID, a.Name, fs.Magic)
+		}
+		if int(a.PageSize) != fs.PageSize {
+			return fmt.Errorf("region %d (%q): page size %d, but its file has pages of %d bytes", a.ID, a.Name, a.PageSize, fs.PageSize)
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(a.FD, &st); err != nil {
+			return fmt.Errorf("region %d (%q): stat its file: %w", a.ID, a.Name, err)
+		}
+		if a.Offset < 0 || st.Size-a.Offset < int64(a.bytes()) {
+			return fmt.Errorf("region %d (%q): its file has %d bytes, %d are needed from offset %d", a.ID, a.Name, st.Size, a.bytes(), a.Offset)
+		}
+		if s.alias[i], err = sysmem.MapShared(a.FD, a.Offset, int64(a.bytes()), true); err != nil {
+			return fmt.Errorf("region %d (%q): %w", a.ID, a.Name, err)
+		}
+	}
+	var err error
+	s.can, err = s.cfg.register(uffd.ModeMissing|uffd.ModeMinor, features)
+	return err
+}
+
+// Memory returns what [Config] wants.
+func (s *Shared) Memory() Memory { return Memory{Faults: s, Install: s, Place: s} }
+
+func (s *Shared) unmap() error {
+	var err error
+	for i, b := range s.alias {
+		err = errors.Join(err, sysmem.Unmap(b))
+		s.alias[i] = nil
+	}
+	return err
+}
+
+// Close unmaps the alias and closes our descriptor of the userfaultfd. If it is
+// the last one and the areas are still registered, threads that wait go on and
+// find zeroes: detach the engine and keep another descriptor to hand it over.
+func (s *Shared) Close() error { return errors.Join(s.unmap(), s.cfg.FD.Close()) }
+
+// NewReader implements [FaultSource].
+func (s *Shared) NewReader() (FaultReader, error) { return newUFFDReader(&s.cfg, &s.as) }
+
+// Release implements [FaultSource]: it unregisters the areas, which wakes all.
+func (s *Shared) Release() error { return s.as.release(s.cfg.FD) }
+
+func (as *areas) release(fd *uffd.FD) error {
+	var err error
+	for i := range as.list {
+		a := &as.list[i]
+		if uerr := fd.Unregister(a.Addr, a.bytes()); uerr != nil && uerr != uffd.ErrGone {
+			err = errors.Join(err, fmt.Errorf("region %d (%q): %w", a.ID, a.Name, uerr))
+		}
+	}
+	return err
+}
+
+// Install implements [Installer].
+func (s *Shared) Install(r transport.Range, _ [][]byte) error {
+	a, addr, length, err := s.as.span(r)
+	if err != nil {
+		return err
+	}
+	_, _, err = s.cfg.FD.ContinueRange(addr, length, uint64(a.PageSize), 0)
+	if err != uffd.ErrNoPage {
+		return opError(err)
+	}
+	// The file has no page here: the machine punched a hole into it since. One
+	// page after the other, each as it is.
+	for i := range uint64(r.Count) {
+		_, _, err := s.cfg.FD.ContinueRange(addr+i*uint64(a.PageSize), uint64(a.PageSize), uint64(a.PageSize), 0)
+		if err == uffd.ErrNoPage {
+			err = s.Zero(transport.Range{Region: r.Region, First: r.First + i, Count: 1})
+		}
+		if err != nil {
+			return opError(err)
+		}
+	}
+	return nil
+}
+
+// Zero implements [Installer].
+func (s *Shared) Zero(r transport.Range) error {
+	a, addr, length, err := s.as.span(r)
+	if err != nil {
+		return err
+	}
+	if !s.can.Has(uffd.CanZeroPage) {
+		// hugetlbfs: allocate, which keeps what is there and, unlike a touch,
+		// fails with an error where no huge page is left.
+		off := a.Offset + int64(r.First)*int64(a.PageSize)
+		if err := unix.Fallocate(a.FD, 0, off, int64(length)); err != nil {
+			return fmt.Errorf("allocate zero pages %d+%d of region %d (%q): %w", r.First, r.Count, a.ID, a.Name, err)
+		}
+		_, _, err := s.cfg.FD.ContinueRange(addr, length, uint64(a.PageSize), 0)
+		return opError(err)
+	}
+	_, skipped, err := s.cfg.FD.ZeroRange(addr, length, uint64(a.PageSize), 0)
+	if err == nil && skipped > 0 {
+		// In the file, but perhaps not mapped.
+		_, _, err = s.cfg.FD.ContinueRange(addr, length, uint64(a.PageSize), 0)
+	}
+	return opError(err)
+}
+
+// Wake implements [Installer].
+func (s *Shared) Wake(r transport.Range) error {
+	_, addr, length, err := s.as.span(r)
+	if err != nil {
+		return err
+	}
+	return opError(s.cfg.FD.Wake(addr, length))
+}
+
+// Place implements [Placer].
+func (s *Shared) Place(r transport.Range, dst [][]byte) {
+	for i := range s.as.list {
+		a := &s.as.list[i]
+		if a.ID != r.Region {
+			continue
+		}
+		size := uint64(a.PageSize)
+		mem := s.alias[i][r.First*size : (r.First+uint64(r.Count))*size]
+		for j := range dst {
+			dst[j], mem = mem[:size:size], mem[size:]
+		}
+	}
+}
+
+// Discard implements [Placer].
+func (s *Shared) Discard(r transport.Range) error {
+	a, _, length, err := s.as.span(r)
+	if err != nil {
+		return err
+	}
+	return sysmem.PunchHole(a.FD, a.Offset+int64(r.First)*int64(a.PageSize), int64(length))
+}
+
+// NextData implements [Placer].
+func (s *Shared) NextData(region uint32, from uint64) (first, count uint64, ok bool, err error) {
+	a := s.as.byID(region)
+	if a == nil || from >= a.Pages {
+		return 0, 0, false, nil
+	}
+	size := int64(a.PageSize)
+	start, end, err := sysmem.NextData(a.FD, a.Offset+int64(from)*size)
+	if errors.Is(err, io.EOF) {
+		return 0, 0, false, nil
+	}
+	if err != nil {
+		return 0, 0, false, err
+	}
+	first = uint64(max(start-a.Offset, 0) / size)
+	last := min(uint64((end-a.Offset+size-1)/size), a.Pages)
+	return first, last - min(first, last), first < last, nil
+}

@@ -1,0 +1,235 @@
+package faultd
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/pagewarp/pagewarp/internal/sysmem"
+	"github.com/pagewarp/pagewarp/pagecache"
+	"github.com/pagewarp/pagewarp/transport"
+)
+
+// maxInstallBytes bounds one call of the installer: the mapping's lock is held
+// meanwhile, and faults of other threads wait for it.
+const maxInstallBytes = 2 << 20
+
+// sink is where one channel's pages land. It belongs to the goroutine that
+// receives on the channel.
+type sink struct {
+	e     *Engine
+	mask  pagecache.Mask
+	stage []byte // private memory: staging buffer, off-heap
+	used  int    // bytes of stage given out since the last reset
+	pre   bool   // of a precache channel
+}
+
+func newSink(e *Engine, kind transport.Kind) *sink {
+	return &sink{e: e, pre: kind == transport.Precache}
+}
+
+func (s *sink) close() {
+	if err := sysmem.Unmap(s.stage); err != nil {
+		s.e.cfg.Log.Warn("free staging buffer", "err", err)
+	}
+	s.stage = nil
+}
+
+// reset takes the staging buffer back, after an answer.
+func (s *sink) reset() { s.used = 0 }
+
+// maskFor returns a mask of n pages, to be overwritten.
+func (s *sink) maskFor(n uint32) pagecache.Mask {
+	w := int(pagecache.MaskWords(uint64(n)))
+	if cap(s.mask) < w {
+		s.mask = make(pagecache.Mask, w)
+	}
+	return s.mask[:w]
+}
+
+// region returns the region of r if r lies in it.
+func (s *sink) region(r transport.Range) *Region {
+	reg := s.e.regions[r.Region]
+	if reg == nil || r.First >= reg.Pages || uint64(r.Count) > reg.Pages-r.First {
+		return nil
+	}
+	return reg
+}
+
+// Reserve implements [transport.Sink].
+func (s *sink) Reserve(r transport.Range, dst [][]byte) {
+	reg := s.region(r)
+	if reg == nil {
+		clear(dst)
+		return
+	}
+	mask := s.maskFor(r.Count)
+	won := reg.Residency.Claim(r.First, uint64(r.Count), mask)
+	if lost := uint64(r.Count) - won; lost > 0 {
+		s.e.stats.duplicates.Add(lost)
+	}
+	if won == 0 {
+		clear(dst)
+		return
+	}
+	if s.e.cfg.Memory.Place != nil {
+		s.e.cfg.Memory.Place.Place(r, dst)
+	} else if err := s.staging(reg, dst); err != nil {
+		s.e.fail(err)
+		reg.Residency.Release(r.First, uint64(r.Count), mask)
+		clear(dst)
+		return
+	}
+	for i := range dst {
+		if !mask.Has(uint64(i)) {
+			dst[i] = nil
+		}
+	}
+}
+
+// staging gives out a part of the staging buffer. What was given out before and
+// is still in use keeps the buffer from growing, so it is made large at once.
+func (s *sink) staging(reg *Region, dst [][]byte) error {
+	size := int(reg.PageSize)
+	need := len(dst) * size
+	if s.used+need > len(s.stage) {
+		if s.used > 0 {
+			return fmt.Errorf("staging buffer of %d bytes is too small for an answer of more than %d: the channel takes answers longer than it agreed to",
+				len(s.stage), s.used+need)
+		}
+		b, err := sysmem.MapAnonymous(int64(max(need, 8<<20)))
+		if err != nil {
+			return err
+		}
+		if err := sysmem.Unmap(s.stage); err != nil {
+			return err
+		}
+		s.stage = b
+	}
+	for i := range dst {
+		dst[i] = s.stage[s.used : s.used+size : s.used+size]
+		s.used += size
+	}
+	return nil
+}
+
+// Commit implements [transport.Sink].
+func (s *sink) Commit(r transport.Range, dst [][]byte) error {
+	reg := s.region(r)
+	if reg == nil {
+		return nil
+	}
+	limit := max(1, maxInstallBytes/int(reg.PageSize))
+	for i := 0; i < len(dst); {
+		if dst[i] == nil {
+			i++
+			continue
+		}
+		j := i + 1
+		for j < len(dst) && dst[j] != nil && j-i < limit {
+			j++
+		}
+		run := transport.Range{Region: r.Region, First: r.First + uint64(i), Count: uint32(j - i)}
+		if err := s.install(reg, run, dst[i:j]); err != nil {
+			s.giveUp(reg, r, dst[i:], i)
+			return err
+		}
+		i = j
+	}
+	s.e.afterClaims()
+	s.e.checkFull()
+	return nil
+}
+
+// install shows a run of pages and ends their claims, in the order that keeps a
+// killed daemon's residency true and leaves no thread asleep: see doc.go.
+func (s *sink) install(reg *Region, run transport.Range, src [][]byte) error {
+	e := s.e
+	e.stats.installed.Add(uint64(run.Count))
+	if s.pre {
+		e.stats.pagesPrecache.Add(uint64(run.Count))
+	} else {
+		e.stats.pagesDemand.Add(uint64(run.Count))
+	}
+	if e.cfg.Memory.Place != nil {
+		if err := reg.Residency.Commit(run.First, uint64(run.Count), nil); err != nil {
+			return err
+		}
+		return s.retry(func() error { return e.cfg.Memory.Install.Install(run, nil) })
+	}
+	if err := s.retry(func() error { return e.cfg.Memory.Install.Install(run, src) }); err != nil {
+		return err
+	}
+	if err := reg.Residency.Commit(run.First, uint64(run.Count), nil); err != nil {
+		return err
+	}
+	return e.cfg.Memory.Install.Wake(run)
+}
+
+// retry repeats f while the layout is changing: the readers take the events.
+func (s *sink) retry(f func() error) error {
+	err := f()
+	for errors.Is(err, ErrBusy) {
+		s.e.stats.busy.Add(1)
+		if !s.e.sleep(busyPause) {
+			return err
+		}
+		err = f()
+	}
+	if err != nil {
+		s.e.fail(err)
+	}
+	return err
+}
+
+// giveUp gives the claims of dst back, which starts at page r.First+at.
+func (s *sink) giveUp(reg *Region, r transport.Range, dst [][]byte, at int) {
+	mask := s.maskFor(uint32(len(dst)))
+	clear(mask)
+	first := r.First + uint64(at)
+	for i := range dst {
+		if dst[i] != nil && reg.Residency.State(first+uint64(i)) == pagecache.Installing {
+			mask.Set(uint64(i))
+		}
+	}
+	if err := reg.Residency.Release(first, uint64(len(dst)), mask); err != nil {
+		s.e.fail(err)
+	}
+}
+
+// Abort implements [transport.Sink].
+func (s *sink) Abort(r transport.Range, dst [][]byte) {
+	reg := s.region(r)
+	if reg == nil {
+		return
+	}
+	s.e.stats.aborts.Add(1)
+	if p := s.e.cfg.Memory.Place; p != nil {
+		// While the claims are still ours: nobody may find the damaged bytes.
+		for i := range dst {
+			if dst[i] == nil {
+				continue
+			}
+			if err := p.Discard(transport.Range{Region: r.Region, First: r.First + uint64(i), Count: 1}); err != nil {
+				s.e.fail(err)
+			}
+		}
+	}
+	s.giveUp(reg, r, dst, 0)
+	s.e.afterClaims()
+	// Faults that met the claim were left to it.
+	s.e.check(s.e.cfg.Memory.Install.Wake(r))
+}
+
+// Zero implements [transport.Sink]. Nothing is materialised: a fault that comes
+// later shows a zero page, and one that is waiting is a demand fetch, whose end
+// looks at the state.
+func (s *sink) Zero(r transport.Range) error {
+	reg := s.region(r)
+	if reg == nil {
+		return nil
+	}
+	n := reg.Residency.Zero(r.First, uint64(r.Count))
+	s.e.stats.pagesZero.Add(n)
+	s.e.checkFull()
+	return nil
+}

@@ -1,0 +1,43 @@
+package faultd
+
+import (
+	"fmt"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	schedRR   = 2   // SCHED_RR, sched(7)
+	faultNice = -10 // where real-time scheduling is refused
+)
+
+// Tune sets GOMAXPROCS to the number of CPUs and blocking on top, the number of
+// threads that sleep in system calls on the fault path (readers, blocking demand
+// channels), and returns the new value. After such a call a goroutine needs a P
+// again; with every P held by a worker that decodes, it would wait for a
+// scheduler slice of 10 ms, which is where a latency tail comes from. With Ps in
+// reserve it goes on at once, and the kernel decides who gets the CPU. It never
+// lowers the value. Call it once in a process, with the sum over all engines.
+func Tune(blocking int) int {
+	n := max(runtime.NumCPU()+blocking, runtime.GOMAXPROCS(0))
+	runtime.GOMAXPROCS(n)
+	return n
+}
+
+// raisePriority has the kernel prefer the calling thread, which must be locked
+// and end with its goroutine, over the workers. What is refused is logged.
+func (e *Engine) raisePriority(what string) {
+	if !e.cfg.Priority {
+		return
+	}
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: schedRR, Priority: 1}
+	err := unix.SchedSetAttr(0, &attr, 0)
+	if err == nil {
+		return
+	}
+	if nerr := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), faultNice); nerr != nil {
+		e.cfg.Log.Info("thread keeps its priority", "thread", what,
+			"err", fmt.Errorf("real-time: %w; nice %d: %w (CAP_SYS_NICE allows both)", err, faultNice, nerr))
+	}
+}
