@@ -35,12 +35,12 @@ type Config struct {
 	Insecure        bool     `toml:"insecure"`
 	ShutdownTimeout Duration `toml:"shutdown_timeout"`
 
-	API       API                 `toml:"api"`
-	TLS       TLS                 `toml:"tls"`
-	Log       Log                 `toml:"log"`
-	Metrics   Metrics             `toml:"metrics"`
-	Relocate  Relocate            `toml:"relocate"`
-	Engine    Engine              `toml:"engine"`
+	API      API      `toml:"api"`
+	TLS      TLS      `toml:"tls"`
+	Log      Log      `toml:"log"`
+	Metrics  Metrics  `toml:"metrics"`
+	Relocate Relocate `toml:"relocate"`
+	Engine   Engine   `toml:"engine"`
 	// Templates change the command line of machines that arrive here, by name;
 	// "*" is for all that have none of their own.
 	Templates map[string]qemu.Template `toml:"templates,omitempty"`

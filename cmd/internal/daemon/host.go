@@ -1,0 +1,74 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+
+	"github.com/pagewarp/pagewarp/cmd/internal/config"
+	"github.com/pagewarp/pagewarp/relocate"
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+)
+
+// Adopter knows the machines of this host.
+type Adopter interface {
+	// Adopt takes the machine behind a QMP socket under a name;
+	// relocate.ErrExists where the name is taken.
+	Adopt(ctx context.Context, name, qmpPath string) (relocate.Machine, error)
+	// Forget drops the name and leaves the machine alone.
+	Forget(name string) error
+	// Machines lists the adopted machines.
+	Machines(ctx context.Context) []relocate.Machine
+}
+
+// Mover relocates machines.
+type Mover interface {
+	// Relocate starts a relocation to the daemon at the address to, and returns
+	// after the first checks. The relocation does not end with ctx.
+	Relocate(ctx context.Context, name, to string, o relocate.Options) (relocate.Status, error)
+	// Cancel rolls back and waits for it; relocate.ErrTooLate past the switch.
+	Cancel(ctx context.Context, name string) error
+	// SetBandwidth caps precache of a running relocation; 0 lifts the cap.
+	SetBandwidth(name string, bytesPerSecond int64) error
+}
+
+// Observer shows what goes on.
+type Observer interface {
+	// Statuses returns live relocations and the last ended ones.
+	Statuses() []relocate.Status
+	// Subscribe sends the events with numbers above after, then each new one.
+	// The channel closes when cancel is called, or when the subscriber lags.
+	Subscribe(after uint64) (events <-chan relocate.Event, cancel func())
+}
+
+// Host is what the API serves.
+type Host interface {
+	Adopter
+	Mover
+	Observer
+}
+
+// Engine is a Host with its life cycle.
+type Engine interface {
+	Host
+	// Addrs returns the addresses for peers, ports resolved.
+	Addrs() []string
+	// Serve accepts peers until Close and then returns nil.
+	Serve() error
+	// Close stops accepting, rolls back what is before its switch-over, keeps
+	// the journals of what is past it, and waits for all of that.
+	Close() error
+}
+
+// EngineConfig is what an engine is made from.
+type EngineConfig struct {
+	StateDir  string
+	Listen    []string
+	ServerTLS *tls.Config // nil: no TLS
+	ClientTLS *tls.Config // nil: no TLS
+	// Template returns the current template of a machine that arrives.
+	Template func(vm string) qemu.Template
+	Relocate config.Relocate
+	Engine   config.Engine
+	Log      *slog.Logger
+}

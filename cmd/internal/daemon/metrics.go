@@ -1,0 +1,195 @@
+package daemon
+
+import (
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/pagewarp/pagewarp/cmd/internal/version"
+	"github.com/pagewarp/pagewarp/relocate"
+)
+
+// Metrics is the daemon's own registry. What describes relocations is read from
+// the host when it is scraped; nothing is counted twice on the data path.
+type Metrics struct {
+	host     Observer
+	registry *prometheus.Registry
+	requests *prometheus.CounterVec
+	outcomes *prometheus.CounterVec
+
+	mu      sync.Mutex
+	counted map[relocation]bool // guarded by mu: ended ones in outcomes; only what Statuses still shows
+}
+
+// relocation identifies one side of one relocation.
+type relocation struct {
+	vm, session string
+	role        relocate.Role
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("pagewarp_"+name, help, append([]string{"vm", "role", "session"}, labels...), nil)
+}
+
+var (
+	descPhase      = desc("relocation_phase", "1 for the phase that the relocation is in.", "phase")
+	descPages      = desc("pages", "Pages by class: made resident by demand, precache or as zero; remaining; total.", "class")
+	descGuest      = desc("guest_bytes", "Guest memory made resident, in bytes, zero pages included.")
+	descWire       = desc("wire_bytes", "Bytes on the wire.")
+	descRate       = desc("guest_bytes_per_second", "Guest memory made resident in the last second.")
+	descFault      = desc("fault_latency_seconds", "Latency of demand faults, from the touch to the wake-up.")
+	descStage      = desc("fault_stage_latency_seconds", "Latency of demand faults by stage.", "stage")
+	descChannels   = desc("channels", "Channels of the session: up and agreed.", "state")
+	descReconnects = desc("reconnects", "Times that a cut session was taken up again.")
+	descConnected  = desc("connected", "1 while the control channel is up.")
+	descDowntime   = desc("downtime_seconds", "From the guest's stop at the source to its resumption at the destination.")
+)
+
+// NewMetrics makes the registry over host.
+func NewMetrics(host Observer) *Metrics {
+	m := &Metrics{
+		host: host, registry: prometheus.NewRegistry(), counted: map[relocation]bool{},
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pagewarp_api_requests_total", Help: "API requests."}, []string{"route", "method", "code"}),
+		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "pagewarp_relocations_total", Help: "Ended relocations by outcome."}, []string{"role", "outcome"}),
+	}
+	for _, r := range []relocate.Role{relocate.RoleSource, relocate.RoleDestination} {
+		for _, p := range []relocate.Phase{relocate.PhaseDone, relocate.PhaseRolledBack, relocate.PhaseLost} {
+			m.outcomes.WithLabelValues(string(r), string(p)) // a rate needs the zero
+		}
+	}
+	v := version.Get()
+	build := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "pagewarp_build_info", Help: "1; the labels say which build this is.",
+		ConstLabels: prometheus.Labels{"version": v.Version, "commit": v.Commit, "go": v.Go},
+	}, func() float64 { return 1 })
+	m.registry.MustRegister(m, m.requests, build,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Handler serves the registry.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+		MaxRequestsInFlight: 4, Timeout: 10 * time.Second, EnableOpenMetrics: true, Registry: m.registry,
+	})
+}
+
+// ServeTCP is the handler of the optional TCP address: /metrics alone.
+func (m *Metrics) ServeTCP() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", m.Handler())
+	return mux
+}
+
+func (m *Metrics) request(route, method string, code int) {
+	switch method {
+	case http.MethodGet, http.MethodPost, http.MethodDelete:
+	default:
+		method = "other" // the label's values must not be a client's choice
+	}
+	m.requests.WithLabelValues(route, method, strconv.Itoa(code)).Inc()
+}
+
+// Describe implements prometheus.Collector.
+func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descPhase, descPages, descGuest, descWire, descRate, descFault, descStage, descChannels, descReconnects, descConnected, descDowntime} {
+		ch <- d
+	}
+	m.outcomes.Describe(ch)
+}
+
+// Collect implements prometheus.Collector.
+func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
+	sts := m.host.Statuses()
+	m.count(sts)
+	m.outcomes.Collect(ch)
+	latest := map[relocation]relocate.Status{}
+	for _, s := range sts {
+		latest[key(s)] = s // oldest first: a name seen twice would void the scrape
+	}
+	for k, s := range latest {
+		collect(ch, k, s)
+	}
+}
+
+// count enters ended relocations into the outcomes, each once.
+func (m *Metrics) count(sts []relocate.Status) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := make(map[relocation]bool, len(sts))
+	for _, s := range sts {
+		k := key(s)
+		if !s.Phase.Final() || now[k] {
+			continue
+		}
+		now[k] = true
+		if !m.counted[k] {
+			m.outcomes.WithLabelValues(string(s.Role), string(s.Phase)).Inc()
+		}
+	}
+	m.counted = now
+}
+
+// Watch counts outcomes as they happen, so that none is missed between two
+// scrapes, until stop is closed.
+func (m *Metrics) Watch(stop <-chan struct{}) {
+	evs, cancel := m.host.Subscribe(0)
+	defer cancel()
+	for {
+		select {
+		case e, ok := <-evs:
+			if !ok {
+				return
+			}
+			if e.Phase.Final() {
+				m.count(m.host.Statuses())
+			}
+		case <-stop:
+			return
+		}
+	}
+}
+
+func key(s relocate.Status) relocation { return relocation{s.VM, s.Session, s.Role} }
+
+func collect(ch chan<- prometheus.Metric, k relocation, s relocate.Status) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, append([]string{k.vm, string(k.role), k.session}, labels...)...)
+	}
+	gauge(descPhase, 1, string(s.Phase))
+	for class, n := range map[string]uint64{
+		"demand": s.PagesDemand, "precache": s.PagesPrecache, "zero": s.PagesZero, "remaining": s.PagesRemaining, "total": s.PagesTotal,
+	} {
+		gauge(descPages, float64(n), class)
+	}
+	gauge(descGuest, float64(s.BytesGuest))
+	gauge(descWire, float64(s.BytesWire))
+	gauge(descRate, s.RateBytes)
+	gauge(descChannels, float64(s.ChannelsUp), "up")
+	gauge(descChannels, float64(s.ChannelsTotal), "agreed")
+	gauge(descReconnects, float64(s.Reconnects))
+	up := 0.
+	if s.Connected {
+		up = 1
+	}
+	gauge(descConnected, up)
+	if s.DowntimeMS > 0 {
+		gauge(descDowntime, s.DowntimeMS/1e3)
+	}
+	summary := func(d *prometheus.Desc, l relocate.Latency, labels ...string) {
+		if l.Count < 0 {
+			return
+		}
+		q := map[float64]float64{0.5: l.P50 / 1e6, 0.99: l.P99 / 1e6, 0.999: l.P999 / 1e6, 1: l.Max / 1e6}
+		ch <- prometheus.MustNewConstSummary(d, uint64(l.Count), l.Mean*float64(l.Count)/1e6, q, append([]string{k.vm, string(k.role), k.session}, labels...)...)
+	}
+	summary(descFault, s.FaultLatency)
+	for stage, l := range s.Stages {
+		summary(descStage, l, stage)
+	}
+}
