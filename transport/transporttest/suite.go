@@ -222,16 +222,16 @@ func testDropped(t *testing.T, h Harness) {
 }
 
 func testAhead(t *testing.T, h Harness) {
-	im := NewImage(t, transport.Region{ID: 3, Name: "sparse", Pages: 1 << 18, PageSize: small})
+	im := NewImage(t, transport.Region{ID: 3, Name: "sparse", Pages: 1 << 14, PageSize: small})
 	im.Put(3, 1, Random, 1)
-	im.Put(3, 1<<18-1, Text, 1)
+	im.Put(3, 1<<14-1, Text, 1)
 	e := channel(t, h, Options{Features: transport.AllFeatures}, im, true)
 	cs := e.get(span(3, 0, 2))
-	if want := uint32(1<<18 - 3); cs[0].Ahead != want {
+	if want := uint32(1<<14 - 3); cs[0].Ahead != want {
 		t.Fatalf("ahead is %d, want %d", cs[0].Ahead, want)
 	}
-	e.get(span(3, 1<<18-1, 1))
-	e.sink.Check(t, im, span(3, 0, 1<<18))
+	e.get(span(3, 1<<14-1, 1))
+	e.sink.Check(t, im, span(3, 0, 1<<14))
 }
 
 func testMaxCount(t *testing.T, h Harness) {
