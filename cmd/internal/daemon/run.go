@@ -130,8 +130,15 @@ func (p *process) serve(ctx context.Context, l, ml net.Listener) error {
 			s.Close()
 		}
 	}
-	wg.Wait()
-	p.Log.Info("daemon has stopped")
+	ended := make(chan struct{})
+	go func() { wg.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		p.Log.Info("daemon has stopped")
+	case <-end.Done():
+		// Only an engine that does not settle gets here; err says so.
+		p.Log.Error("daemon stops with work unfinished")
+	}
 	return err
 }
 
