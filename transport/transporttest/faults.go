@@ -222,11 +222,22 @@ func Relay(t testing.TB, addr string, f *Faults) string {
 	return ln.Addr().String()
 }
 
+// pump copies until src ends, and then ends dst. When dst fails first it leaves
+// src to the other direction, which may still hold what dst's peer said last.
 func pump(dst, src net.Conn) {
-	// The wrapper hides ReadFrom and WriteTo, so that every byte passes it.
-	io.Copy(struct{ io.Writer }{dst}, struct{ io.Reader }{src})
-	dst.Close()
-	src.Close()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := src.Read(buf)
+		if n > 0 {
+			if _, err := dst.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			dst.Close()
+			return
+		}
+	}
 }
 
 // Mirror returns the same faults seen from the other end: its reading is f's
