@@ -9,10 +9,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/digitalocean/go-qemu/qmp"
@@ -23,20 +23,31 @@ import (
 //   - has no deadline on connecting, greeting or commands, and its Disconnect may
 //     not run beside its Connect;
 //   - returns replies in the scanner's buffer, which its reader goroutine
-//     overwrites with the next line (an event right after a reply, the usual
+//     overwrites with what comes next (an event right after a reply, the usual
 //     case at a switch-over, corrupts the reply);
 //   - loses an event that arrives together with the answer to the handshake;
 //   - ends silently at a line of 64 KiB (query-cpus-fast at some 400 vCPUs);
 //   - drops the class of an error.
 //
-// The gate is the one who talks to QEMU's socket. It passes whole lines to the
-// library over a private socket, and after a reply passes nothing more until
-// that reply has been copied. So the library sees one thing at a time, and every
-// wait of ours can end.
+// The gate is the one who talks to QEMU's socket. It passes one line at a time
+// to the library over a private socket, and the next only when the first has
+// come out at the other end. A reply stays here, the library gets a token of it.
+//
+// The token is short for the sake of the race detector, which does not see that
+// a byte written to a socket is read later (syscall.Read marks its buffer before
+// it acquires): a bufio.Scanner writes behind the last line, or, past the middle
+// of its 4 KiB, from the start; then a short line never lies where the next one
+// goes, if that is short too. A long event is preceded by a short one.
 const (
 	maxLibraryLine = 60 << 10 // below the 64 KiB limit of bufio.Scanner
 	maxReply       = 16 << 20
+	shortLine      = 1 << 10
 	greetingWait   = 2 * time.Second
+	spacerEvent    = "_SPACER" // of ours, before a long event
+
+	returnToken = "{\"return\": {}}\n"
+	errorToken  = "{\"error\": {\"desc\": \"x\"}}\n"
+	spacerLine  = "{\"event\": \"" + spacerEvent + "\"}\n"
 )
 
 // gate carries lines between QEMU and a qmp.SocketMonitor.
@@ -45,15 +56,20 @@ type gate struct {
 	lib  *net.UnixConn // our end of the library's connection
 	in   *bufio.Reader // of qemu; used by the handshake, then by down only
 
-	outstanding atomic.Int32  // commands awaiting a reply: 0 or 1
-	taken       chan struct{} // the last reply has been copied
-	quit        chan struct{} // closed by stop
+	taken chan struct{} // the line passed last has come out of the library
+	quit  chan struct{} // closed by stop
 
 	stopOnce sync.Once
 	mu       sync.Mutex
-	class    string // guarded by mu: error class of the last reply
-	long     []byte // guarded by mu: the last reply if too long for the library
-	cause    error  // guarded by mu: why down ended
+	awaiting bool  // guarded by mu: a command is out, its reply has not passed
+	reply    reply // guarded by mu: the last one
+	cause    error // guarded by mu: why down ended
+}
+
+// reply is QEMU's answer to a command.
+type reply struct {
+	value []byte        // JSON, of "return"
+	err   *CommandError // without its Command; nil if QEMU did as told
 }
 
 // dialGate connects to the monitor at path and waits for its greeting. The pid
@@ -194,9 +210,9 @@ func (g *gate) handshake(greeting []byte) error {
 		if err != nil {
 			return detailed(ErrDisconnected, "QMP handshake: %w", err)
 		}
-		if isEvent, _, err := classify(line); err != nil {
+		if event, _, err := classify(line); err != nil {
 			return fmt.Errorf("QMP handshake: %w", err)
-		} else if isEvent {
+		} else if event {
 			continue // nobody can have subscribed yet
 		}
 		if _, err := g.lib.Write(line); err != nil {
@@ -230,27 +246,28 @@ func (g *gate) readLine() ([]byte, error) {
 	}
 }
 
-// classify tells an event from a reply, and gives a reply's error class.
-func classify(line []byte) (event bool, class string, err error) {
+// classify tells an event from a reply.
+func classify(line []byte) (event bool, r reply, err error) {
 	var m struct {
 		Event string          `json:"event"`
 		Ret   json.RawMessage `json:"return"`
 		Error *struct {
 			Class string `json:"class"`
+			Desc  string `json:"desc"`
 		} `json:"error"`
 	}
 	if err := json.Unmarshal(line, &m); err != nil {
-		return false, "", fmt.Errorf("QMP sent %.80q: %w", line, err)
+		return false, reply{}, fmt.Errorf("QMP sent %.80q: %w", line, err)
 	}
 	switch {
 	case m.Event != "":
-		return true, "", nil
+		return true, reply{}, nil
 	case m.Error != nil:
-		return false, m.Error.Class, nil
+		return false, reply{err: &CommandError{Class: m.Error.Class, Desc: m.Error.Desc}}, nil
 	case m.Ret == nil:
-		return false, "", fmt.Errorf("QMP sent %.80q, neither event nor reply", line)
+		return false, reply{}, fmt.Errorf("QMP sent %.80q, neither event nor reply", line)
 	}
-	return false, "", nil
+	return false, reply{value: m.Ret}, nil
 }
 
 // down passes QEMU's lines to the library until QEMU or stop ends it. Then the
@@ -269,37 +286,52 @@ func (g *gate) pass() error {
 		if err != nil {
 			return err
 		}
-		event, class, err := classify(line)
+		event, r, err := classify(line)
+		switch {
+		case err != nil:
+			return err
+		case event && len(line) > maxLibraryLine:
+			return fmt.Errorf("QMP event of %d bytes exceeds %d", len(line), maxLibraryLine)
+		case event && len(line) > shortLine:
+			if err := g.hand(spacerLine); err != nil {
+				return err
+			}
+			err = g.hand(string(line))
+		case event:
+			err = g.hand(string(line))
+		case !g.settle(r):
+			return fmt.Errorf("QMP sent %.80q without a command", line)
+		default:
+			token := returnToken
+			if r.err != nil {
+				token = errorToken
+			}
+			err = g.hand(token)
+		}
 		if err != nil {
 			return err
 		}
-		if event {
-			if len(line) > maxLibraryLine {
-				return fmt.Errorf("QMP event of %d bytes exceeds %d", len(line), maxLibraryLine)
-			}
-			if _, err := g.lib.Write(line); err != nil {
-				return err
-			}
-			continue
-		}
-		if !g.outstanding.CompareAndSwap(1, 0) {
-			return fmt.Errorf("QMP sent %.80q without a command", line)
-		}
-		g.mu.Lock()
-		g.class, g.long = class, nil
-		if len(line) > maxLibraryLine {
-			g.long = line
-			line = []byte("{\"return\": {}}\n")
-		}
-		g.mu.Unlock()
-		if _, err := g.lib.Write(line); err != nil {
-			return err
-		}
-		select {
-		case <-g.taken:
-		case <-g.quit:
-			return net.ErrClosed
-		}
+	}
+}
+
+// hand gives the library one line and waits until it has come out.
+func (g *gate) hand(line string) error {
+	if _, err := io.WriteString(g.lib, line); err != nil {
+		return fmt.Errorf("pass to the QMP library: %w", err)
+	}
+	select {
+	case <-g.taken:
+		return nil
+	case <-g.quit:
+		return net.ErrClosed
+	}
+}
+
+// took lets the next line pass.
+func (g *gate) took() {
+	select {
+	case g.taken <- struct{}{}:
+	default: // the connection is ending, nobody waits
 	}
 }
 
@@ -320,16 +352,33 @@ func (g *gate) up() {
 // expect announces one command, whose reply may then pass.
 func (g *gate) expect() {
 	g.mu.Lock()
-	g.class, g.long = "", nil
-	g.mu.Unlock()
-	g.outstanding.Store(1)
+	defer g.mu.Unlock()
+	g.awaiting = true
 }
 
-// last is what the library does not tell of the last reply.
-func (g *gate) last() (class string, long []byte, cause error) {
+// settle keeps the reply; false if no command awaits one.
+func (g *gate) settle(r reply) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.class, g.long, g.cause
+	if !g.awaiting {
+		return false
+	}
+	g.awaiting, g.reply = false, r
+	return true
+}
+
+// settled is the reply to the command announced last, if it has passed.
+func (g *gate) settled() (reply, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.reply, !g.awaiting
+}
+
+// ended is why the connection has ended, if it has.
+func (g *gate) ended() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.cause
 }
 
 // stop ends both directions.

@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -69,6 +68,10 @@ func newMonitor(ctx context.Context, g *gate, greeting []byte) (*monitor, error)
 // ended, ends the connection.
 func (m *monitor) fan(events <-chan qmp.Event) {
 	for e := range events {
+		if e.Event == spacerEvent {
+			m.gate.took()
+			continue
+		}
 		ev := Event{Name: e.Event, Data: e.Data}
 		if e.Timestamp.Seconds > 0 { // QEMU writes -1 when it cannot tell
 			ev.Time = time.UnixMicro(e.Timestamp.Seconds*1e6 + e.Timestamp.Microseconds)
@@ -78,8 +81,9 @@ func (m *monitor) fan(events <-chan qmp.Event) {
 			s.push(ev)
 		}
 		m.mu.Unlock()
+		m.gate.took()
 	}
-	_, _, cause := m.gate.last()
+	cause := m.gate.ended()
 	if cause == nil || errors.Is(cause, io.EOF) || errors.Is(cause, unix.ECONNRESET) {
 		cause = errors.New("QEMU closed the monitor: the process ended or was killed")
 	}
@@ -150,41 +154,30 @@ func (m *monitor) execute(ctx context.Context, name string, args, out any) error
 		return fmt.Errorf("QMP %s: %w", name, m.closed())
 	}
 	type result struct {
-		raw []byte
-		err error
+		reply reply
+		err   error
 	}
 	res := make(chan result, 1)
 	m.gate.expect()
 	go func() {
-		raw, err := m.lib.Run(append(cmd, '\n'))
-		class, long, _ := m.gate.last()
-		switch {
-		case err == nil && long != nil:
-			raw = long
-		case err == nil:
-			raw = bytes.Clone(raw)
-		case class != "":
-			err = &CommandError{Command: name, Class: class, Desc: err.Error()}
-		}
-		select {
-		case m.gate.taken <- struct{}{}:
-		default: // the connection is ending
+		_, err := m.lib.Run(append(cmd, '\n'))
+		r := result{err: err}
+		if reply, ok := m.gate.settled(); ok { // else the connection has ended
+			r = result{reply: reply}
+			m.gate.took()
 		}
 		<-m.slot
-		res <- result{raw, err}
+		res <- r
 	}()
 	select {
 	case r := <-res:
-		return m.finish(name, r.raw, r.err, out)
+		return m.finish(name, r.reply, r.err, out)
 	case <-ctx.Done():
 		return fmt.Errorf("QMP %s: QEMU does not answer: %w", name, contextError(ctx))
 	}
 }
 
-func (m *monitor) finish(name string, raw []byte, err error, out any) error {
-	if refused := (*CommandError)(nil); errors.As(err, &refused) {
-		return err
-	}
+func (m *monitor) finish(name string, r reply, err error, out any) error {
 	if err != nil {
 		// The library's own errors at the end of a connection (such as an empty
 		// reply) say nothing; the gate knows the cause.
@@ -195,16 +188,14 @@ func (m *monitor) finish(name string, raw []byte, err error, out any) error {
 			return fmt.Errorf("QMP %s: %w", name, err)
 		}
 	}
+	if r.err != nil {
+		r.err.Command = name
+		return r.err
+	}
 	if out == nil {
 		return nil
 	}
-	var r struct {
-		Return json.RawMessage `json:"return"`
-	}
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return fmt.Errorf("QMP %s: decode reply: %w", name, err)
-	}
-	if err := json.Unmarshal(r.Return, out); err != nil {
+	if err := json.Unmarshal(r.value, out); err != nil {
 		return fmt.Errorf("QMP %s: decode reply: %w", name, err)
 	}
 	return nil

@@ -169,7 +169,7 @@ func TestLateReply(t *testing.T) {
 }
 
 // TestEventStorm: replies stay whole and no event is lost or moved while events
-// follow every reply at once, and a subscriber reads only at the end.
+// (some of them long) follow every reply at once, and a subscriber reads at the end.
 func TestEventStorm(t *testing.T) {
 	s, path := fake(t)
 	const rounds, each = 200, 10
@@ -178,7 +178,7 @@ func TestEventStorm(t *testing.T) {
 		var b strings.Builder
 		fmt.Fprintf(&b, "{\"return\": %q}\r\n", strings.Repeat("x", 100+n%1000))
 		for range each {
-			fmt.Fprintf(&b, "{\"event\": \"RESET\", \"data\": {\"n\": %d}, \"timestamp\": {\"seconds\": 100, \"microseconds\": %d}}\r\n", n, n)
+			fmt.Fprintf(&b, "{\"event\": \"RESET\", \"data\": {\"n\": %d, \"pad\": %q}, \"timestamp\": {\"seconds\": 100, \"microseconds\": %d}}\r\n", n, strings.Repeat("p", n%7*n%3000), n)
 			n++
 		}
 		c.Raw(b.String())

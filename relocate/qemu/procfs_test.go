@@ -89,9 +89,9 @@ func FuzzClassify(f *testing.F) {
 	f.Add(`{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}`)
 	f.Add(`{"error": {"class": "GenericError", "desc": "x"}}`)
 	f.Fuzz(func(t *testing.T, s string) {
-		event, class, err := classify([]byte(s))
-		if err == nil && event && class != "" {
-			t.Fatalf("%q is an event with an error class", s)
+		event, r, err := classify([]byte(s))
+		if kinds := (err != nil) != event != (r.err != nil) != (r.value != nil); !kinds {
+			t.Fatalf("%q is an event: %v, a reply: %+v, wrong: %v", s, event, r, err)
 		}
 	})
 }
