@@ -174,10 +174,9 @@ func (h *Host) enter(name string, args []string) []string {
 // AddTap adds a tap device, joined to the host's bridge, for a VM.
 func (h *Host) AddTap(name string) error {
 	return h.withNetlink(func(nl *netlink.Handle) error {
-		var err error
 		// The device is made by an ioctl on /dev/net/tun, which goes by the
 		// namespace of the calling thread and not by the netlink socket's.
-		err = h.Do(func() error {
+		err := h.Do(func() error {
 			return netlink.LinkAdd(&netlink.Tuntap{
 				LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: netlink.TUNTAP_MODE_TAP,
 				Flags: netlink.TUNTAP_ONE_QUEUE | netlink.TUNTAP_VNET_HDR,

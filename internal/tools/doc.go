@@ -1,0 +1,5 @@
+// Package tools pins, in tools.mod, the development tools that are not part of
+// the program, so that their dependencies stay out of go.mod:
+//
+//	go build -modfile=internal/tools/tools.mod -o build/tools/staticcheck honnef.co/go/tools/cmd/staticcheck
+package tools
