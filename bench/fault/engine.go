@@ -3,6 +3,7 @@ package fault
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 
 	"github.com/pagewarp/pagewarp/bench/floor"
@@ -13,18 +14,19 @@ import (
 // Image is the memory that the page server has.
 type Image struct {
 	file  *os.File
-	Pages uint64
+	sums  []uint32 // of the pages; immutable after NewImage
+	Pages uint64   // immutable
 }
 
-// NewImage makes an image whose pages are all different. half leaves the second
-// half of each page zero, which makes it compressible two to one.
+// NewImage makes an image of random bytes. half leaves the second half of each
+// page zero, which makes it compressible two to one.
 func NewImage(pages uint64, half bool) (*Image, error) {
 	size := int64(pages) * pageSize
 	fd, err := sysmem.CreateMemfd("bench-image", size, 0)
 	if err != nil {
 		return nil, err
 	}
-	im := &Image{file: os.NewFile(uintptr(fd), "image"), Pages: pages}
+	im := &Image{file: os.NewFile(uintptr(fd), "image"), Pages: pages, sums: make([]uint32, pages)}
 	b, err := sysmem.MapShared(fd, 0, size, true)
 	if err != nil {
 		im.Close()
@@ -35,19 +37,22 @@ func NewImage(pages uint64, half bool) (*Image, error) {
 	if half {
 		n = pageSize / 2
 	}
-	for i := range pages {
-		touch.Fill(b[i*pageSize:i*pageSize+uint64(n)], i, imageSeed)
+	random := rand.NewChaCha8([32]byte{7})
+	for i := range im.sums {
+		page := b[i*pageSize : (i+1)*pageSize]
+		random.Read(page[:n]) // never fails
+		im.sums[i] = touch.Sum(page)
 	}
 	return im, nil
 }
-
-const imageSeed = 7
 
 // Close frees the image.
 func (im *Image) Close() error { return im.file.Close() }
 
 // Options of an Engine. Zero values mean the defaults.
 type Options struct {
+	// CPUs says where the two ends run.
+	CPUs floor.CPUs
 	// Source and Destination make the commands of the two processes. Default:
 	// here.
 	Source, Destination Command
@@ -67,6 +72,7 @@ type Engine struct {
 	// Region is the memory in the touching process.
 	Region *touch.Region
 
+	image          *Image
 	toucher        *touch.Proc
 	server, daemon *child
 }
@@ -92,16 +98,19 @@ func NewEngine(ctx context.Context, im *Image, o Options) (_ *Engine, err error)
 			return nil, err
 		}
 	}
-	e := &Engine{}
+	e := &Engine{image: im}
 	defer func() {
 		if err != nil {
 			e.Close()
 		}
 	}()
-	if e.toucher, err = touch.Start(ctx); err != nil {
-		return nil, err
-	}
-	if err := e.startDaemon(ctx, o, t); err != nil {
+	err = o.CPUs.AtDestination(func() (err error) {
+		if e.toucher, err = touch.Start(ctx); err != nil {
+			return err
+		}
+		return e.startDaemon(ctx, o, t)
+	})
+	if err != nil {
 		return nil, err
 	}
 	r, err := e.daemon.read()
@@ -109,7 +118,11 @@ func NewEngine(ctx context.Context, im *Image, o Options) (_ *Engine, err error)
 		return nil, err
 	}
 	t.Role, t.Addr = "server", r.Addr
-	if e.server, err = start(ctx, o.Source, t, im.file); err != nil {
+	err = o.CPUs.AtSource(func() (err error) {
+		e.server, err = start(ctx, o.Source, t, im.file)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	for _, c := range []*child{e.server, e.daemon} {
@@ -178,14 +191,22 @@ func (e *Engine) ResetLatencies() error {
 	return err
 }
 
-// Verify compares all pages, read by the touching process, with an image that
-// is not half compressible.
+// Verify compares all pages, read by the touching process, with the image.
 func (e *Engine) Verify() error {
-	bad, err := e.Region.Verify(0, e.Region.Pages(), imageSeed)
-	if err == nil && bad > 0 {
-		err = fmt.Errorf("%d of %d pages are wrong", bad, e.Region.Pages())
+	sums, err := e.Region.Sums(0, e.image.Pages)
+	if err != nil {
+		return err
 	}
-	return err
+	bad := 0
+	for i, want := range e.image.sums {
+		if sums[i] != want {
+			bad++
+		}
+	}
+	if bad > 0 {
+		return fmt.Errorf("%d of %d pages are wrong", bad, e.image.Pages)
+	}
+	return nil
 }
 
 // Close ends the processes.

@@ -33,6 +33,8 @@ type RunOptions struct {
 	// back to back they would hold the gate shut, and precache would not run.
 	Every time.Duration
 	TLS   bool
+	// CPUs says where the two ends run.
+	CPUs floor.CPUs
 	// Step, if not nil, is told what goes on.
 	Step func(string)
 }
@@ -73,17 +75,18 @@ func (p Pass) Floor() float64 { return p.LocalFault.P50 + p.RoundTrip.P50 }
 
 // Result is all passes.
 type Result struct {
-	TLS      bool   `json:"tls"`
-	Threads  int    `json:"threads"`
-	Idle     []Pass `json:"idle"`
-	Precache []Pass `json:"precache"`
+	TLS      bool       `json:"tls"`
+	Threads  int        `json:"threads"`
+	CPUs     floor.CPUs `json:"cpus"`
+	Idle     []Pass     `json:"idle"`
+	Precache []Pass     `json:"precache"`
 }
 
 // Run alternates the floors, faults over an idle link, and faults while
 // precache runs at full rate.
 func Run(ctx context.Context, o RunOptions) (*Result, error) {
 	o.fill()
-	r := &Result{TLS: o.TLS, Threads: o.Threads}
+	r := &Result{TLS: o.TLS, Threads: o.Threads, CPUs: o.CPUs}
 	big, err := NewImage(uint64(o.PrecacheMiB)<<20/pageSize, false)
 	if err != nil {
 		return nil, err
@@ -112,16 +115,16 @@ func Run(ctx context.Context, o RunOptions) (*Result, error) {
 
 // pass takes the floors, then times faults by f.
 func (o *RunOptions) pass(ctx context.Context, im *Image, f func(context.Context, *Engine, *Pass) ([]time.Duration, error)) (p Pass, err error) {
-	ds, err := floor.LocalFault(ctx, o.Count)
+	ds, err := floor.LocalFault(ctx, o.CPUs, o.Count)
 	if err != nil {
 		return p, err
 	}
 	p.LocalFault = report.Summarize(ds)
-	if ds, err = floor.RoundTrip(ctx, floor.Loopback, o.Count, false); err != nil {
+	if ds, err = floor.RoundTrip(ctx, o.CPUs, floor.Loopback, o.Count, false); err != nil {
 		return p, err
 	}
 	p.RoundTrip = report.Summarize(ds)
-	e, err := NewEngine(ctx, im, Options{TLS: o.TLS, Codec: "none"})
+	e, err := NewEngine(ctx, im, Options{CPUs: o.CPUs, TLS: o.TLS, Codec: "none"})
 	if err != nil {
 		return p, err
 	}

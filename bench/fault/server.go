@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/pageserver"
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/tcp"
@@ -11,6 +12,7 @@ import (
 
 // serve is the page server's process: its descriptor 3 is the image.
 func (t *task) serve() error {
+	faultd.Tune(t.Demand) // as pagewarpd does, for both roles
 	image, err := pageserver.Open([]pageserver.Source{{Region: t.region(), FD: 3}})
 	if err != nil {
 		return err

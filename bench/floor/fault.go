@@ -96,9 +96,13 @@ func (g *guest) close() {
 // LocalFault measures count page faults of one thread, at random pages, each
 // served by another process with one UFFDIO_CONTINUE. Two thread wake-ups and
 // one ioctl: nothing that serves a fault from another process can be faster.
-func LocalFault(ctx context.Context, count int) ([]time.Duration, error) {
+func LocalFault(ctx context.Context, cpus CPUs, count int) ([]time.Duration, error) {
 	warm := count / 10
-	g, err := newGuest(ctx, count+warm+1, true)
+	var g *guest
+	err := cpus.AtDestination(func() (err error) {
+		g, err = newGuest(ctx, count+warm+1, true)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("local fault floor: %w", err)
 	}
@@ -108,7 +112,11 @@ func LocalFault(ctx context.Context, count int) ([]time.Duration, error) {
 		return nil, fmt.Errorf("local fault floor: %w", err)
 	}
 	last := uint64(count + warm)
-	server, err := start(ctx, task{Role: "fault-server", Last: g.region.PageAddr(last)}, os.NewFile(uintptr(fd), "uffd"))
+	var server *child
+	err = cpus.AtDestination(func() (err error) {
+		server, err = start(ctx, task{Role: "fault-server", Last: g.region.PageAddr(last)}, os.NewFile(uintptr(fd), "uffd"))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

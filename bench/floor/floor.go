@@ -13,6 +13,8 @@ type Options struct {
 	Count int
 	// StreamBytes is the length of the stream; 0 means 256 MiB.
 	StreamBytes int64
+	// CPUs says where the two ends run.
+	CPUs CPUs
 	// Pair makes the connections; nil means Loopback.
 	Pair Pair
 	// Step, if not nil, is called before each floor with its name.
@@ -53,7 +55,7 @@ type Result struct {
 func Run(ctx context.Context, o Options) (r Result, err error) {
 	o.fill()
 	o.Step("local fault")
-	ds, err := LocalFault(ctx, o.Count)
+	ds, err := LocalFault(ctx, o.CPUs, o.Count)
 	if err != nil {
 		return r, err
 	}
@@ -64,12 +66,12 @@ func Run(ctx context.Context, o Options) (r Result, err error) {
 			to, stream, name = &r.RoundTripTLS, &r.StreamTLS, " over TLS"
 		}
 		o.Step("round trip" + name)
-		if ds, err = RoundTrip(ctx, o.Pair, o.Count, withTLS); err != nil {
+		if ds, err = RoundTrip(ctx, o.CPUs, o.Pair, o.Count, withTLS); err != nil {
 			return r, err
 		}
 		*to = report.Summarize(ds)
 		o.Step("stream" + name)
-		if *stream, err = Stream(ctx, o.Pair, o.StreamBytes, withTLS); err != nil {
+		if *stream, err = Stream(ctx, o.CPUs, o.Pair, o.StreamBytes, withTLS); err != nil {
 			return r, err
 		}
 	}

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/pagewarp/pagewarp/bench/report"
 	"github.com/pagewarp/pagewarp/internal/touch"
@@ -25,7 +27,11 @@ func TestRun(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var steps []string
-	r, err := Run(ctx, Options{Count: 300, StreamBytes: 16 << 20, Step: func(s string) { steps = append(steps, s) }})
+	cpus, err := PickCPUs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Run(ctx, Options{CPUs: cpus, Count: 300, StreamBytes: 16 << 20, Step: func(s string) { steps = append(steps, s) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +61,7 @@ func TestRun(t *testing.T) {
 // What has been started ends with the context, whatever it waits for.
 func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
-	_, err := RoundTrip(ctx, func(ctx context.Context) (*os.File, *os.File, error) {
+	_, err := RoundTrip(ctx, CPUs{}, func(ctx context.Context) (*os.File, *os.File, error) {
 		l, d, err := Loopback(ctx)
 		time.AfterFunc(200*time.Millisecond, cancel)
 		return l, d, err
@@ -63,7 +69,7 @@ func TestCancelled(t *testing.T) {
 	if err == nil {
 		t.Error("ten million round trips were done before the context's end")
 	}
-	if _, err := Stream(context.Background(), Loopback, 1000, false); err == nil || !strings.Contains(err.Error(), "1 MiB") {
+	if _, err := Stream(context.Background(), CPUs{}, Loopback, 1000, false); err == nil || !strings.Contains(err.Error(), "1 MiB") {
 		t.Errorf("stream of 1000 bytes: %v", err)
 	}
 }
@@ -80,5 +86,28 @@ func TestServerSeesTheEnd(t *testing.T) {
 	w.Close()
 	if err := readFull(int(r.Fd()), make([]byte, 8)); !errors.Is(err, errEnd) {
 		t.Errorf("read past the end: %v", err)
+	}
+}
+
+func TestPinnedThreadIsUnpinned(t *testing.T) {
+	cpus, err := PickCPUs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, within, after unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		t.Fatal(err)
+	}
+	err = cpus.AtSource(func() error { return unix.SchedGetaffinity(0, &within) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cpus.Pinned && (within.Count() != 1 || !within.IsSet(cpus.Source)) {
+		t.Errorf("pinned to %v, want CPU %d", within, cpus.Source)
+	}
+	if err := unix.SchedGetaffinity(0, &after); err != nil || after != before {
+		t.Errorf("affinity is %v after, was %v before (%v)", after, before, err)
 	}
 }

@@ -51,8 +51,9 @@ func Files(listening, dialling net.Conn) (l, d *os.File, err error) {
 	return l, d, nil
 }
 
-// startPair starts the two processes at the ends of a new connection.
-func startPair(ctx context.Context, pair Pair, withTLS bool, a, b task) (listening, dialling *child, err error) {
+// startPair starts the two processes at the ends of a new connection: the
+// listening one at the source's CPU.
+func startPair(ctx context.Context, cpus CPUs, pair Pair, withTLS bool, a, b task) (listening, dialling *child, err error) {
 	if withTLS {
 		if a.Cert, a.Key, err = Certificate(); err != nil {
 			return nil, nil, fmt.Errorf("certificate for the floor over TLS: %w", err)
@@ -63,11 +64,19 @@ func startPair(ctx context.Context, pair Pair, withTLS bool, a, b task) (listeni
 	if err != nil {
 		return nil, nil, err
 	}
-	if listening, err = start(ctx, a, l); err != nil {
+	err = cpus.AtSource(func() (err error) {
+		listening, err = start(ctx, a, l)
+		return err
+	})
+	if err != nil {
 		d.Close()
 		return nil, nil, err
 	}
-	if dialling, err = start(ctx, b, d); err != nil {
+	err = cpus.AtDestination(func() (err error) {
+		dialling, err = start(ctx, b, d)
+		return err
+	})
+	if err != nil {
 		listening.stop()
 		return nil, nil, err
 	}

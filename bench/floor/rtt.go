@@ -16,8 +16,8 @@ const (
 // 40 B header and a 4 KiB page over one connection, both ends plain blocking
 // socket programs. With tls the connection is TLS 1.3 by Go's crypto/tls, which
 // is no floor but tells what encryption costs.
-func RoundTrip(ctx context.Context, pair Pair, count int, withTLS bool) ([]time.Duration, error) {
-	server, client, err := startPair(ctx, pair, withTLS,
+func RoundTrip(ctx context.Context, cpus CPUs, pair Pair, count int, withTLS bool) ([]time.Duration, error) {
+	server, client, err := startPair(ctx, cpus, pair, withTLS,
 		task{Role: "rtt-server"}, task{Role: "rtt-client", Count: count, Warm: count / 10})
 	if err != nil {
 		return nil, err

@@ -20,11 +20,11 @@ const streamChunk = 1 << 20
 // connection, written from a mapped file and read into a fresh mapped file,
 // nothing else. It returns bytes per second, from the first byte asked for to
 // the last one in place.
-func Stream(ctx context.Context, pair Pair, bytes int64, withTLS bool) (float64, error) {
+func Stream(ctx context.Context, cpus CPUs, pair Pair, bytes int64, withTLS bool) (float64, error) {
 	if bytes <= 0 || bytes%streamChunk != 0 {
 		return 0, fmt.Errorf("stream floor over %d bytes: want a multiple of 1 MiB", bytes)
 	}
-	writer, reader, err := startPair(ctx, pair, withTLS,
+	writer, reader, err := startPair(ctx, cpus, pair, withTLS,
 		task{Role: "stream-writer", Bytes: bytes}, task{Role: "stream-reader", Bytes: bytes})
 	if err != nil {
 		return 0, err

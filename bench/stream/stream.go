@@ -34,6 +34,8 @@ type Options struct {
 	// Precache is the number of channels. Default 2.
 	Precache int
 	TLS      bool
+	// CPUs says where the two ends run.
+	CPUs floor.CPUs
 	// Step, if not nil, is told what goes on.
 	Step func(string)
 }
@@ -97,11 +99,11 @@ func (o *Options) loopback(ctx context.Context, r *Result) error {
 		o.Step(fmt.Sprintf("pass %d of %d: %d MiB over loopback, incompressible", i+1, o.Repeat, o.MiB))
 		// Over TLS the floor is the plain stream all the same: it is what the
 		// machine can do.
-		f, err := floor.Stream(ctx, floor.Loopback, int64(o.MiB)<<20, false)
+		f, err := floor.Stream(ctx, o.CPUs, floor.Loopback, int64(o.MiB)<<20, false)
 		if err != nil {
 			return err
 		}
-		p, err := o.pass(ctx, im, fault.Options{Precache: o.Precache, TLS: o.TLS}, true)
+		p, err := o.pass(ctx, im, fault.Options{CPUs: o.CPUs, Precache: o.Precache, TLS: o.TLS})
 		if err != nil {
 			return err
 		}
@@ -130,9 +132,9 @@ func (o *Options) link(ctx context.Context, r *Result) (err error) {
 	for i := range o.Repeat {
 		o.Step(fmt.Sprintf("pass %d of %d: %d MiB over 1 Gbit/s, half compressible", i+1, o.Repeat, o.LinkMiB))
 		p, err := o.pass(ctx, im, fault.Options{
-			Precache: o.Precache, TLS: o.TLS, Source: a.Command, Destination: b.Command,
+			CPUs: o.CPUs, Precache: o.Precache, TLS: o.TLS, Source: a.Command, Destination: b.Command,
 			Addr: netip.AddrPortFrom(b.Addr, 0).String(),
-		}, false)
+		})
 		if err != nil {
 			return err
 		}
@@ -142,7 +144,7 @@ func (o *Options) link(ctx context.Context, r *Result) (err error) {
 }
 
 // pass moves one image.
-func (o *Options) pass(ctx context.Context, im *fault.Image, fo fault.Options, verify bool) (p Pass, err error) {
+func (o *Options) pass(ctx context.Context, im *fault.Image, fo fault.Options) (p Pass, err error) {
 	e, err := fault.NewEngine(ctx, im, fo)
 	if err != nil {
 		return p, err
@@ -166,10 +168,7 @@ func (o *Options) pass(ctx context.Context, im *fault.Image, fo fault.Options, v
 			}
 		}
 	}
-	if verify {
-		err = e.Verify()
-	}
-	return p, err
+	return p, e.Verify()
 }
 
 func spread(ps []Pass, f func(Pass) float64) report.Spread {
