@@ -2,55 +2,42 @@ package pagecache
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
 // TestResidencyConcurrent: claims, removals and zeroes over the same words at
-// once. The content of a page is a plain variable, so under -race two writers
-// at a time are found even when the counts agree.
+// once. A page's claimants are counted, and its content is a plain variable, so
+// that -race sees a second writer even when it comes just after the first.
 func TestResidencyConcurrent(t *testing.T) {
-	const pages = 500
+	const pages = 200
 	r := newResidency(t, pages)
 	content := make([]int, pages)
+	holders := make([]atomic.Int32, pages)
 	var wg sync.WaitGroup
 	for g := range 6 {
 		wg.Go(func() {
 			rnd := rand.New(rand.NewPCG(uint64(g), 1))
 			won := make(Mask, MaskWords(pages))
-			for range 4000 {
+			for i := range 30_000 {
 				first := rnd.Uint64N(pages)
-				count := 1 + rnd.Uint64N(min(100, pages-first))
-				switch rnd.IntN(16) {
-				case 0:
-					r.Remove(first, min(count, 3))
-				case 1:
-					r.Zero(first, min(count, 2))
-				case 2:
+				count := 1 + rnd.Uint64N(min(64, pages-first))
+				switch {
+				case i%2000 == 0:
+					r.Remove(first, 1)
+				case i%2000 == 500:
+					r.Zero(first, 1)
+				case i%2000 == 1000:
 					r.Materialise(first, count)
-				case 3:
+				case i%2000 == 1500:
 					r.NextAbsent(first, first+count)
 					r.Counts()
 				default:
-					n := r.Claim(first, count, won)
-					var seen uint64
-					keep := make(Mask, len(won))
-					for i := range count {
-						if won.Has(i) {
-							seen++
-							content[first+i]++
-							if rnd.IntN(50) == 0 {
-								keep.Set(i)
-								won.Clear(i)
-							}
-						}
-					}
-					if seen != n {
-						t.Errorf("Claim says %d, its mask %d", n, seen)
-					}
-					if err := errors.Join(r.Commit(first, count, keep), r.Release(first, count, won)); err != nil {
+					if err := useClaim(r, first, count, won, holders, content, i%2000 == 1700); err != nil {
 						t.Error(err)
 						return
 					}
@@ -67,6 +54,33 @@ func TestResidencyConcurrent(t *testing.T) {
 	if got.Resident == 0 || got.Zero == 0 {
 		t.Fatalf("%+v: the test did not exercise every state", got)
 	}
+}
+
+// useClaim claims a run, writes what it won, commits one page of it if it is to
+// keep one, and releases the rest.
+func useClaim(r *Residency, first, count uint64, won Mask, holders []atomic.Int32, content []int, keep bool) error {
+	n := r.Claim(first, count, won)
+	kept := Mask{0}
+	var seen uint64
+	for i := range count {
+		if !won.Has(i) {
+			continue
+		}
+		seen++
+		if h := holders[first+i].Add(1); h != 1 {
+			return fmt.Errorf("page %d has %d claimants", first+i, h)
+		}
+		content[first+i]++
+		holders[first+i].Add(-1)
+		if keep && seen == 1 {
+			kept.Set(i)
+			won.Clear(i)
+		}
+	}
+	if seen != n {
+		return fmt.Errorf("Claim says %d, its mask %d", n, seen)
+	}
+	return errors.Join(r.Commit(first, count, kept), r.Release(first, count, won))
 }
 
 // panics reports whether f panics.

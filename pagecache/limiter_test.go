@@ -64,8 +64,23 @@ func TestLimiterSetRate(t *testing.T) {
 		t.Fatalf("delay %v after the limit was lifted", d)
 	}
 	l.SetRate(1, now)
+	if d := l.Delay(now); d != 0 {
+		t.Fatalf("delay %v: a debt came back with the limit", d)
+	}
 	l.Charge(math.MaxInt64, now)
 	if d := l.Delay(now); d <= 0 || d > 2*time.Hour {
 		t.Fatalf("delay %v with an absurd debt", d)
+	}
+}
+
+// TestLimiterIdle: time in which nothing is sent fills the bucket, no more.
+func TestLimiterIdle(t *testing.T) {
+	now := time.Unix(5, 0)
+	l := NewLimiter(1000, 500)
+	l.Charge(500, now)
+	now = now.Add(time.Hour)
+	l.Charge(1500, now)
+	if d := l.Delay(now).Round(time.Millisecond); d != time.Second {
+		t.Fatalf("delay %v with a debt of 1000 at 1000/s", d)
 	}
 }

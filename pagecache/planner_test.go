@@ -322,6 +322,80 @@ func TestBubblesOnly(t *testing.T) {
 	}
 }
 
+// TestReturnedFirst: what a dead channel left behind is handed out before
+// anything else, without what has come meanwhile, and counted apart.
+func TestReturnedFirst(t *testing.T) {
+	p, res := plannerFor(t, 1<<20, 4096, DefaultPolicies()...)
+	buf := make([]Run, 3)
+	if n := p.Next(buf, 1<<20); n != 3 {
+		t.Fatalf("%d runs", n)
+	}
+	first := buf[0]
+	if err := p.Return(first); err != nil {
+		t.Fatal(err)
+	}
+	res.Zero(first.First, 100)
+	p.Fault(1, 1<<19)
+	n := p.Next(buf, uint64(first.Count))
+	if want := (Run{1, first.Count - 100, first.First + 100}); n != 3 || buf[0] != want {
+		t.Fatalf("after the return: %+v, want %+v first", buf[:n], want)
+	}
+	if s := p.Stats(); s.AgainRuns != 1 || s.AgainPages != uint64(first.Count-100) {
+		t.Fatalf("stats %+v", s)
+	}
+}
+
+// TestIdle: a planner is idle when it has been asked and nothing is in flight.
+func TestIdle(t *testing.T) {
+	p, res := plannerFor(t, 100, 4096, DefaultPolicies()...)
+	buf := make([]Run, 3)
+	if p.Idle() {
+		t.Error("idle before it was asked")
+	}
+	if n := p.Next(buf, 100); n != 1 || p.Idle() {
+		t.Fatalf("%d runs, idle %v with one in flight", n, p.Idle())
+	}
+	if n := p.Next(buf[1:], 100); n != 0 || p.Idle() {
+		t.Fatalf("%d runs, idle %v with one in flight", n, p.Idle())
+	}
+	if err := p.Done(buf[0]); err != nil {
+		t.Fatal(err)
+	}
+	if p.Idle() {
+		t.Error("idle, though the answer was lost and nobody looked")
+	}
+	if n := p.Next(buf, 100); n != 1 || p.Stats().Rewinds != 1 {
+		t.Fatalf("%d runs for the lost pages, stats %+v", n, p.Stats())
+	}
+	res.Zero(0, 100)
+	if err := p.Done(buf[0]); err != nil {
+		t.Fatal(err)
+	}
+	if n := p.Next(buf, 100); n != 0 || !p.Idle() {
+		t.Fatalf("%d runs, idle %v at the end", n, p.Idle())
+	}
+}
+
+// TestBubblesAge: a bubble in which nothing faults any more is given up.
+func TestBubblesAge(t *testing.T) {
+	b := NewBubbles(BubbleConfig{Pivots: 4, MaxAge: 5})
+	v := View{}
+	b.Fault(v, 0, 1000)
+	for i := range uint64(6) {
+		if len(b.pivots) > 2 || i < 6 && b.pivots[len(b.pivots)-1].centre != 1000 {
+			t.Fatalf("after %d faults elsewhere: %+v", i, b.pivots)
+		}
+		b.pivots[0].hi = max(b.pivots[0].hi, b.pivots[0].centre+1) // it has grown over its centre
+		b.Fault(v, 0, 5000)
+	}
+	b.Fault(v, 0, 9000)
+	for _, p := range b.pivots {
+		if p.centre == 1000 {
+			t.Fatalf("after 7 faults elsewhere: %+v", b.pivots)
+		}
+	}
+}
+
 // TestHintsOverwriteOldest: a flood of hints keeps the last ones.
 func TestHintsOverwriteOldest(t *testing.T) {
 	var h hintRing

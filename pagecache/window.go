@@ -43,9 +43,9 @@ type WindowConfig struct {
 //
 // A rate is measured over the flight of each run, as what was delivered between
 // its sending and its arrival, so pipelining does not disturb it. Rounds in
-// which the window held nobody back leave the maximum alone: they say nothing
-// about the link. Every 10 s without a new minimum the window falls to one run,
-// so that the answer time can be measured without our own queue.
+// which the window held nobody back, or the link stood empty, leave the maximum
+// alone: they say nothing about it. Every 10 s without a new minimum the window
+// falls to one run, so that the answer time is measured without our own queue.
 type Window struct {
 	cfg WindowConfig
 
@@ -60,6 +60,7 @@ type Window struct {
 	round      int                 // current slot of rates
 	roundStart time.Time
 	limited    bool // the window was full at some time in this round
+	filling    bool // nothing was in flight at some time in this round
 
 	minRTT   time.Duration // 0: no sample yet
 	minRTTAt time.Time
@@ -123,8 +124,10 @@ func (w *Window) OnSent(bytes uint64, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.inflight == 0 {
-		// Idle time before this must not count into its delivery rate.
+		// Idle time before this must not count into its delivery rate, and the
+		// flight that fills the empty link says little about it.
 		w.record(now, true)
+		w.filling = true
 	}
 	if w.roundStart.IsZero() {
 		w.roundStart = now
@@ -224,7 +227,8 @@ func (w *Window) sampleRTT(rtt time.Duration, bytes uint64, sentAt, now time.Tim
 	switch {
 	case w.probing && sentAt.After(w.probeStart):
 		// The window held one run: this one met an empty link.
-		w.probing = false
+		// What follows fills it in one burst, so without a gain.
+		w.probing, w.cycle = false, 2
 		w.minRTT, w.minRTTAt, w.minBytes = rtt, now, bytes
 	case w.minRTT == 0 || rtt <= w.minRTT:
 		w.minRTT, w.minRTTAt, w.minBytes = rtt, now, bytes
@@ -238,10 +242,11 @@ func (w *Window) endRound(now time.Time) {
 	if w.shrunkAt.Before(now) {
 		w.scale = min(1, w.scale*regrowBy)
 	}
-	if w.probing || !w.limited {
+	count := w.limited && !w.filling && !w.probing
+	w.limited, w.filling = false, false
+	if !count {
 		return
 	}
-	w.limited = false
 	if w.starting {
 		if rate := w.rate(); rate >= w.startRate*startGrowth {
 			w.startRate, w.flat = rate, 0
