@@ -156,7 +156,10 @@ func shake(ctx context.Context, nc net.Conn, tc *tls.Config, client bool, tune T
 	stage := "TLS handshake"
 	if err == nil {
 		stage = "handshake"
-		err = greet(w)
+		// In TLS 1.3 a client learns only now that its certificate was refused.
+		if err = greet(w); err != nil && tc != nil {
+			err = explainTLS(err, tc, client)
+		}
 	}
 	if !stop() && err == nil {
 		err = context.Cause(ctx)

@@ -270,8 +270,6 @@ func TestTLSErrors(t *testing.T) {
 	a, other := newAuthority(t), newAuthority(t)
 	later, past := time.Now().Add(time.Hour), time.Now().Add(-time.Minute)
 	server := a.config(t, "source", later, loopback)
-	old := a.config(t, "destination", later)
-	old.MaxVersion, old.MinVersion = tls.VersionTLS12, tls.VersionTLS12
 	for _, c := range []struct {
 		name           string
 		client, server *tls.Config
@@ -281,23 +279,35 @@ func TestTLSErrors(t *testing.T) {
 		{"expired server", a.config(t, "destination", later), a.config(t, "source", past, loopback), "has expired"},
 		{"wrong name", a.config(t, "destination", later), a.config(t, "source", later), `not for "127.0.0.1"`},
 		{"unknown client", func() *tls.Config { c := other.config(t, "destination", later); c.RootCAs = a.pool; return c }(), server, "not signed by our CA"},
+		{"refused, seen by the client", func() *tls.Config { c := other.config(t, "destination", later); c.RootCAs = a.pool; return c }(), server, "peer refused our certificate"},
 		{"expired client", a.config(t, "destination", past), server, "has expired"},
 		{"no client certificate", &tls.Config{RootCAs: a.pool}, server, "certificate"},
 		{"plain client", nil, server, "does not speak TLS"},
 		{"plain server", a.config(t, "destination", later), nil, "does not speak TLS"},
 	} {
-		l := listen(t, "127.0.0.1:0", ListenOptions{TLS: c.server, Tuning: Tuning{HandshakeTimeout: 2 * time.Second}})
-		conn, err := Dial(t.Context(), l.Addr().String(), Options{TLS: c.client, Hello: demandHello()})
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		served := make(chan error, 1)
+		go func() {
+			nc, err := ln.Accept()
+			if err == nil {
+				_, err = Server(t.Context(), nc, ListenOptions{TLS: c.server, Admit: admitKnown, Tuning: Tuning{HandshakeTimeout: 2 * time.Second}})
+			}
+			served <- err
+		}()
+		conn, err := Dial(t.Context(), ln.Addr().String(), Options{TLS: c.client, Hello: demandHello()})
+		ln.Close()
+		last := <-served
 		if err == nil {
 			conn.Close()
 			t.Errorf("%s: connected", c.name)
 			continue
 		}
-		l.Close() // waits for the handshake there
-		_, last := l.Failed()
-		both := err.Error()
+		both := err.Error() + " | "
 		if last != nil {
-			both += " | " + last.Error()
+			both += last.Error()
 		}
 		if !strings.Contains(both, c.want) {
 			t.Errorf("%s: %s, want %q", c.name, both, c.want)

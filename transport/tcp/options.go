@@ -16,7 +16,8 @@ type Tuning struct {
 	DemandCodec transport.CodecMode
 	// HandshakeTimeout bounds TLS and HELLO/WELCOME together. Default 5 s.
 	HandshakeTimeout time.Duration
-	// PingAfter is the idle time after which a PING is sent. Default 1 s.
+	// PingAfter is the idle time after which a PING is sent. Default 1 s, and at
+	// most a third of DeadAfter, which the peer is taken to share.
 	PingAfter time.Duration
 	// DeadAfter is the silence after which a channel is closed. Default 5 s.
 	DeadAfter time.Duration
@@ -33,8 +34,8 @@ type Tuning struct {
 
 func (t Tuning) withDefaults() Tuning {
 	t.HandshakeTimeout = pick(t.HandshakeTimeout, 5*time.Second)
-	t.PingAfter = pick(t.PingAfter, time.Second)
 	t.DeadAfter = pick(t.DeadAfter, 5*time.Second)
+	t.PingAfter = min(pick(t.PingAfter, time.Second), t.DeadAfter/3)
 	return t
 }
 

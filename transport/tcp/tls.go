@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 )
 
 // secure runs the TLS handshake on w, if tc is set.
@@ -38,7 +39,7 @@ func explainTLS(err error, tc *tls.Config, client bool) error {
 	var invalid x509.CertificateInvalidError
 	var host x509.HostnameError
 	var header tls.RecordHeaderError
-	var alert tls.AlertError
+	var op *net.OpError
 	switch {
 	case errors.As(err, &unknown):
 		return fmt.Errorf("peer's certificate is not signed by our CA; check the CA file on both sides: %w", err)
@@ -48,7 +49,7 @@ func explainTLS(err error, tc *tls.Config, client bool) error {
 		return fmt.Errorf("peer's certificate is not for %q; dial it by a name in its certificate: %w", tc.ServerName, err)
 	case errors.As(err, &header):
 		return fmt.Errorf("peer does not speak TLS; configure TLS on both sides or on neither: %w", err)
-	case errors.As(err, &alert) && client:
+	case client && errors.As(err, &op) && op.Op == "remote error":
 		return fmt.Errorf("peer refused our certificate or our TLS version: %w", err)
 	}
 	return err

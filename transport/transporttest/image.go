@@ -22,12 +22,12 @@ type Image struct {
 func NewImage(t testing.TB, regions ...transport.Region) *Image {
 	im := &Image{Regions: regions, mem: map[uint32][]byte{}}
 	for _, r := range regions {
-		im.mem[r.ID] = mapMemory(t, int(r.Pages)*int(r.PageSize))
+		im.mem[r.ID] = Memory(t, int(r.Pages)*int(r.PageSize))
 	}
 	return im
 }
 
-func mapMemory(t testing.TB, n int) []byte {
+func Memory(t testing.TB, n int) []byte {
 	t.Helper()
 	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
