@@ -1,0 +1,29 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/pagewarp/pagewarp/cmd/internal/daemon"
+	"github.com/pagewarp/pagewarp/relocate"
+)
+
+// newEngine is the one place where the daemon meets the relocation engine.
+func newEngine(ctx context.Context, c daemon.EngineConfig) (daemon.Engine, error) {
+	h, err := relocate.NewHost(ctx, relocate.HostConfig{
+		StateDir:         c.StateDir,
+		Listen:           c.Listen,
+		ServerTLS:        c.ServerTLS,
+		ClientTLS:        c.ClientTLS,
+		Template:         c.Template,
+		Log:              c.Log,
+		DemandChannels:   c.Relocate.DemandChannels,
+		PrecacheChannels: c.Relocate.PrecacheChannels,
+		FaultReaders:     c.Engine.FaultReaders,
+		Spin:             time.Duration(c.Engine.Spin),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
+}
