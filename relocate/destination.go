@@ -26,6 +26,7 @@ type incoming struct {
 	mig     *qemu.Inbound
 	proc    *qemu.Process
 	memory  *guestMemory
+	adopted bool           // vm has gone over to Host.machines
 	relay   sync.WaitGroup // carries the device state to QEMU
 	returns chan *tcp.Conn // control channels that the source dialled anew
 }
@@ -91,6 +92,9 @@ func (in *incoming) finish() {
 	}
 	if in.mig != nil {
 		in.mig.Close()
+	}
+	if in.vm != nil && !in.adopted {
+		in.vm.Close()
 	}
 	select {
 	case conn := <-in.returns:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 )
 
@@ -20,7 +21,7 @@ func (in *incoming) drain(ctl *control) {
 	if err := in.enter(PhaseDraining, text); err != nil {
 		in.warn("journal not written", "err", err)
 	}
-	if in.rec.WasRun {
+	if in.rec.WasRun && in.vm != nil {
 		in.host.wg.Go(func() { in.announce() })
 	}
 	if !in.rec.Options.OnDemandOnly {
@@ -32,11 +33,16 @@ func (in *incoming) drain(ctl *control) {
 	case <-in.memory.engine.Drained():
 	case <-in.proc.Done():
 		follow.stop()
-		in.lose(follow.take(), fmt.Errorf("QEMU (pid %d) has ended in mid-drain: %w", in.rec.PID, in.proc.Err()))
+		in.lose(follow.take(), in.died())
 		return
 	case <-in.memory.engine.Failed():
 		follow.stop()
-		in.lose(follow.take(), fmt.Errorf("the fault engine failed: %w", in.memory.engine.Err()))
+		err := fmt.Errorf("the fault engine failed: %w", in.memory.engine.Err())
+		if errors.Is(err, faultd.ErrGone) {
+			<-in.proc.Done() // the engine has seen the same a moment sooner
+			err = in.died()
+		}
+		in.lose(follow.take(), err)
 		return
 	case <-in.host.ctx.Done():
 		follow.stop()
@@ -53,6 +59,10 @@ func (in *incoming) drain(ctl *control) {
 	in.complete(follow)
 }
 
+func (in *incoming) died() error {
+	return fmt.Errorf("QEMU (pid %d) has ended in mid-drain: %w", in.rec.PID, in.proc.Err())
+}
+
 // complete leaves the guest to itself and tells the source to let go.
 func (in *incoming) complete(follow *follower) {
 	final := in.Status()
@@ -66,21 +76,32 @@ func (in *incoming) complete(follow *follower) {
 	in.status = final
 	in.mu.Unlock()
 	in.host.journal.removeResidency(in.rec)
-	m := &machine{name: in.rec.VM, qmp: in.rec.QMP, vm: in.vm}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), loadTimeout)
-	defer cancel()
-	if desc, err := in.vm.Inspect(ctx); err == nil {
-		m.last = machineOf(m.name, m.qmp, desc)
-	} else {
-		m.last = Machine{Name: m.name, QMP: m.qmp, PID: in.rec.PID}
-	}
-	if err := in.host.register(m); err != nil && !errors.Is(err, errShutdown) {
+	if err := in.adopt(); err != nil && !errors.Is(err, errShutdown) {
 		in.warn("the machine runs here but was not adopted; use `pagewarp vm add`", "qmp", in.rec.QMP, "err", err)
 	}
 	if err := in.enter(PhaseDone, "every page is here, the guest runs natively"); err != nil {
 		in.warn("journal not written", "err", err)
 	}
 	follow.finish(in.Status())
+}
+
+// adopt makes the machine one of this host's.
+func (in *incoming) adopt() error {
+	if in.vm == nil {
+		return qemu.ErrDisconnected
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), loadTimeout)
+	defer cancel()
+	desc, err := in.vm.Inspect(ctx)
+	if err != nil {
+		return err
+	}
+	m := &machine{name: in.rec.VM, qmp: in.rec.QMP, vm: in.vm, last: machineOf(in.rec.VM, in.rec.QMP, desc)}
+	if err := in.host.register(m); err != nil {
+		return err
+	}
+	in.adopted = true
+	return nil
 }
 
 // announce moves the network's idea of where the guest is.

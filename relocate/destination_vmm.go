@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
@@ -78,7 +77,6 @@ func (in *incoming) startVMM(ctx context.Context, o *offer) error {
 	base := filepath.Join(dir, "vm-"+sessionName(in.rec.Token))
 	in.rec.QMP = base + ".qmp"
 	log := base + ".log"
-	in.rec.Cleanup = []string{in.rec.QMP, log}
 	for i, b := range o.Description.Backends {
 		path := qemu.RewritePath(t.Rewrite, b.Path)
 		if err := in.clearMemory(path, o.Allocated); err != nil {
@@ -89,6 +87,20 @@ func (in *incoming) startVMM(ctx context.Context, o *offer) error {
 	argv, err := qemu.DestinationArgv(o.Description, t, in.rec.QMP)
 	if err != nil {
 		return err
+	}
+	workDir := qemu.RewritePath(t.Rewrite, o.Description.Dir)
+	if !exists(workDir) {
+		workDir = dir
+	}
+	in.rec.Cleanup = []string{log}
+	for _, path := range qemu.ServerSockets(argv) {
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(workDir, path)
+		}
+		if exists(path) {
+			return fmt.Errorf("socket %s of the command line is there already: another machine's? remove it, or map the path elsewhere with a `rewrite` in the template", path)
+		}
+		in.rec.Cleanup = append(in.rec.Cleanup, path)
 	}
 	program, err := qemu.Probe(ctx, argv[0])
 	if err != nil {
@@ -101,10 +113,6 @@ func (in *incoming) startVMM(ctx context.Context, o *offer) error {
 	// here and the next record, its successor finds the files, at least.
 	if err := in.enter(PhasePreparing, "starting "+argv[0]); err != nil {
 		return err
-	}
-	workDir := qemu.RewritePath(t.Rewrite, o.Description.Dir)
-	if !exists(workDir) {
-		workDir = dir
 	}
 	vm, proc, err := qemu.Spawn(ctx, qemu.SpawnConfig{Argv: argv, Dir: workDir, Env: t.Env, LogPath: log, QMPPath: in.rec.QMP})
 	if err != nil {
@@ -181,11 +189,10 @@ func mapper(id sysmem.FileID) (int, error) {
 	return 0, nil
 }
 
-// removeFiles removes what QEMU leaves when it is killed.
+// removeFiles removes what QEMU leaves when it is killed: its sockets (none of
+// them was there before) and its log.
 func (in *incoming) removeFiles() {
 	for _, f := range in.rec.Cleanup {
-		if strings.HasPrefix(f, in.host.cfg.StateDir) {
-			os.Remove(f)
-		}
+		os.Remove(f) // QEMU may have done it
 	}
 }

@@ -231,7 +231,6 @@ func (o *outgoing) endVMM() error {
 // takeBack runs the machine at the source again: the destination has proved
 // that it never did.
 func (o *outgoing) takeBack(ctl *control, s *serving) {
-	s.stop()
 	o.mu.Lock()
 	o.committed = false
 	o.mu.Unlock()
@@ -242,7 +241,7 @@ func (o *outgoing) takeBack(ctl *control, s *serving) {
 	if o.mig == nil { // after a restart of this daemon
 		o.mig = o.vm.AdoptOutgoing(o.rec.Saved)
 	}
-	o.rollback(ctl, errReturned)
+	o.rollback(ctl, s, errReturned)
 }
 
 // lose ends a relocation whose machine is dead. The image stays on disk: it is

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const (
 	ramMiB     = 96
 	patternOff = 32 << 20 // the BIOS has no business above this
-	patternLen = 48 << 20
+	patternLen = 40 << 20
 )
 
 // testVM is a QEMU as an operator would run it. Its guest is the BIOS, which
@@ -48,25 +48,30 @@ func startVM(t *testing.T, dir string, extra ...string) *testVM {
 		"-object", fmt.Sprintf("memory-backend-file,id=mem,size=%dM,mem-path=%s,share=on", ramMiB, v.ram),
 		"-qmp", "unix:" + v.qmp + ",server=on,wait=off",
 	}
-	v.cmd = exec.Command("qemu-system-x86_64", append(args, extra...)...)
+	v.start(append(args, extra...)...)
+	return v
+}
+
+func (v *testVM) start(args ...string) {
+	v.t.Helper()
+	v.cmd = exec.Command("qemu-system-x86_64", args...)
 	v.cmd.Stderr = os.Stderr
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := v.cmd.Start(); err != nil {
-		t.Fatalf("start QEMU: %v (apt-get install qemu-system-x86)", err)
+		v.t.Fatalf("start QEMU: %v (apt-get install qemu-system-x86)", err)
 	}
 	go func() {
 		v.cmd.Wait()
 		close(v.done)
 	}()
-	t.Cleanup(func() {
+	v.t.Cleanup(func() {
 		v.cmd.Process.Kill()
 		<-v.done
 	})
-	waitFor(t, "QEMU's monitor", func() bool {
+	waitFor(v.t, "QEMU's monitor", func() bool {
 		_, err := os.Stat(v.qmp)
 		return err == nil
 	})
-	return v
 }
 
 // waitFor polls what has no event to wait for.

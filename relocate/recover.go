@@ -112,7 +112,7 @@ func (h *Host) recoverRollback(o *outgoing, connectErr error) {
 	} else if o.rec.Saved.Capabilities != nil {
 		o.mig = o.vm.AdoptOutgoing(o.rec.Saved)
 	}
-	o.rollback(nil, cause)
+	o.rollback(nil, nil, cause)
 }
 
 // recoverDestination ends a VMM that was never told GO, and goes on with the
@@ -129,11 +129,16 @@ func (h *Host) recoverDestination(ctx context.Context, rec *record) {
 	}
 	h.wg.Go(func() {
 		defer in.finish()
-		if err := in.takeUp(ctx); err != nil {
+		switch err := in.takeUp(ctx); {
+		case errors.Is(err, qemu.ErrProcessGone):
 			in.lose(nil, err)
-			return
+		case err != nil:
+			// The VMM is alive and its journal stays: the next start tries again.
+			in.setError(err)
+			in.warn("the drain of a running machine could not be taken up; its vCPUs wait at absent pages until a restart of this daemon succeeds", "err", err)
+		default:
+			in.drain(nil)
 		}
-		in.drain(nil)
 	})
 }
 
@@ -152,10 +157,13 @@ func (in *incoming) takeUp(ctx context.Context) error {
 	in.fill, in.limit = in.memory.fill, in.memory.setBandwidth
 	in.mu.Unlock()
 	in.memory.begin() // QEMU may wait for a page before it answers the monitor
-	if in.vm, err = qemu.Connect(ctx, in.rec.QMP); err != nil {
-		return err
+	if err := in.reconnect(ctx); err != nil {
+		if in.rec.Resumed || !in.rec.WasRun {
+			in.warn("the machine's monitor is out of reach; its memory follows all the same", "qmp", in.rec.QMP, "err", err)
+			return nil
+		}
+		return fmt.Errorf("the guest was not resumed: %w", err)
 	}
-	in.mig = in.vm.AdoptInbound()
 	if in.rec.Resumed || !in.rec.WasRun {
 		return nil
 	}
@@ -169,4 +177,20 @@ func (in *incoming) takeUp(ctx context.Context) error {
 	}
 	in.show(PhaseCommitted, "resuming the guest: the daemon was killed before it could")
 	return in.resumeGuest()
+}
+
+// reconnect opens the monitor again. QEMU serves one client at a time, and may
+// not have noticed yet that the last one died.
+func (in *incoming) reconnect(ctx context.Context) error {
+	for {
+		vm, err := qemu.Connect(ctx, in.rec.QMP)
+		if err == nil {
+			in.vm, in.mig = vm, vm.AdoptInbound()
+			return nil
+		}
+		if !errors.Is(err, qemu.ErrMonitorBusy) || ctx.Err() != nil {
+			return err
+		}
+		sleep(ctx, redialMax)
+	}
 }

@@ -134,7 +134,10 @@ func (o *outgoing) run() {
 	defer s.stop()
 	ctl, err := o.switchOver(s)
 	if err != nil && !o.isCommitted() {
-		o.rollback(ctl, err)
+		if cause := context.Cause(o.ctx); cause != nil {
+			err = cause // whatever failed, failed because of it
+		}
+		o.rollback(ctl, s, err)
 		return
 	}
 	o.drain(ctl, s, err)
@@ -306,10 +309,13 @@ func (r *relay) Close() error {
 
 // rollback brings the machine back to life at the source. It must work with a
 // dead network, so it tells the peer on the way and waits for nothing.
-func (o *outgoing) rollback(ctl *control, cause error) {
+func (o *outgoing) rollback(ctl *control, s *serving, cause error) {
 	if ctl != nil {
 		ctl.send(msgAbort, abortMsg{Reason: cause.Error()}) // the peer may be gone; it then gives up by itself
 		ctl.close()
+	}
+	if s != nil {
+		s.stop()
 	}
 	if o.image != nil {
 		o.image.Release()

@@ -17,6 +17,8 @@ type transfer struct {
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when the transfer's goroutine has ended
 
+	session string // printable name; immutable
+
 	mu     sync.Mutex
 	status Status              // guarded by mu
 	fill   func(*Status)       // guarded by mu; adds the engine's live counters
@@ -43,6 +45,8 @@ func newTransfer(h *Host, rec *record) *transfer {
 		ctx:    ctx,
 		cancel: cancel,
 		done:   make(chan struct{}),
+
+		session: name,
 		status: Status{
 			VM: rec.VM, Role: rec.Role, Session: name, Peer: rec.Peer, Phase: rec.Phase,
 			Options: rec.Options, Started: rec.Started, Stopped: rec.Stopped, Resumed: rec.ResumedAt,
@@ -73,7 +77,7 @@ func (t *transfer) show(p Phase, text string) {
 	}
 	t.mu.Unlock()
 	t.log.Info(text, "phase", string(p))
-	t.host.events.add(Event{VM: t.rec.VM, Session: t.status.Session, Kind: "phase", Phase: p, Text: text})
+	t.host.events.add(Event{VM: t.rec.VM, Session: t.session, Kind: "phase", Phase: p, Text: text})
 	crashPoint(t.rec.Role, p)
 }
 
@@ -85,13 +89,13 @@ func (t *transfer) warn(text string, args ...any) {
 			text += ": " + err.Error()
 		}
 	}
-	t.host.events.add(Event{VM: t.rec.VM, Session: t.status.Session, Kind: "warning", Text: text})
+	t.host.events.add(Event{VM: t.rec.VM, Session: t.session, Kind: "warning", Text: text})
 }
 
 // note records something that is no cause for action.
 func (t *transfer) note(kind, text string) {
 	t.log.Info(text)
-	t.host.events.add(Event{VM: t.rec.VM, Session: t.status.Session, Kind: kind, Text: text})
+	t.host.events.add(Event{VM: t.rec.VM, Session: t.session, Kind: kind, Text: text})
 }
 
 // update changes the status under its lock.

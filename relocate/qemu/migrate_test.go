@@ -181,6 +181,9 @@ func TestRollback(t *testing.T) {
 
 	t.Log("active")
 	o, _ = s.begin(t)
+	if err := o.wait(within(t, 10*time.Second), "active"); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := o.WaitPreSwitchover(within(t, 50*time.Millisecond)); err == nil {
 		t.Fatal("reached pre-switchover though nobody reads")
 	} else {

@@ -1,0 +1,504 @@
+package relocate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"golang.org/x/sys/unix"
+)
+
+// slow makes the drain last, so that something can happen in it: 40 MiB of
+// pattern at 4 MiB/s.
+const slow = 4 << 20
+
+// proxy stands between two hosts and can cut them off.
+type proxy struct {
+	l      net.Listener
+	target string
+	wg     sync.WaitGroup
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool // guarded by mu
+	down  bool              // guarded by mu
+}
+
+func startProxy(t *testing.T, target string) *proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{l: l, target: target, conns: make(map[net.Conn]bool)}
+	p.wg.Go(p.run)
+	t.Cleanup(func() {
+		l.Close()
+		p.cut()
+		p.wg.Wait()
+	})
+	return p
+}
+
+func (p *proxy) addr() string { return p.l.Addr().String() }
+
+func (p *proxy) run() {
+	for {
+		in, err := p.l.Accept()
+		if err != nil {
+			return
+		}
+		out, err := net.Dial("tcp", p.target)
+		if err != nil || !p.track(in, out) {
+			in.Close()
+			if out != nil {
+				out.Close()
+			}
+			continue
+		}
+		for _, pair := range [][2]net.Conn{{in, out}, {out, in}} {
+			p.wg.Go(func() {
+				io.Copy(pair[0], pair[1])
+				in.Close()
+				out.Close()
+			})
+		}
+	}
+}
+
+func (p *proxy) track(conns ...net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range conns {
+		p.conns[c] = true
+	}
+	return !p.down
+}
+
+// cut drops every connection and refuses new ones until restore.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.down = true
+	for c := range p.conns {
+		c.Close()
+		delete(p.conns, c)
+	}
+}
+
+func (p *proxy) restore() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.down = false
+}
+
+// rig is two hosts, a proxy before the second, and a VM with a pattern on the
+// first.
+type rig struct {
+	t     *testing.T
+	root  string
+	a, b  *testHost
+	proxy *proxy
+	vm    *testVM
+	want  []byte
+}
+
+func newRig(t *testing.T, changeB func(*HostConfig)) *rig {
+	t.Helper()
+	r := &rig{t: t, root: tempDir(t)}
+	r.a, r.b = startHost(t, r.root, "a", nil), startHost(t, r.root, "b", changeB)
+	r.proxy = startProxy(t, r.b.addr)
+	r.vm = startVM(t, r.a.dir)
+	r.want = pattern(7)
+	writePattern(t, r.vm.ram, r.want)
+	r.a.adopt(t, "web1", r.vm.qmp)
+	t.Cleanup(func() { killAll(t, r.b) })
+	return r
+}
+
+// runsAt asserts that the machine runs at exactly one host, with its memory.
+func (r *rig) runsAt(h *testHost) {
+	r.t.Helper()
+	other := r.a
+	if h == r.a {
+		other = r.b
+	}
+	if got := runState(r.t, h, "web1"); got != "running" {
+		r.t.Errorf("the machine is %q where it should run", got)
+	}
+	if got := runState(r.t, other, "web1"); got == "running" {
+		r.t.Error("the machine runs at both hosts")
+	}
+	checkPattern(r.t, filepath.Join(h.dir, "vm.mem"), r.want)
+}
+
+// backAtSource asserts a rollback that left nothing behind at the destination.
+func (r *rig) backAtSource(reason string) {
+	r.t.Helper()
+	s := r.a.last(r.t, RoleSource)
+	if s.Phase != PhaseRolledBack || !strings.Contains(s.Error, reason) {
+		r.t.Errorf("source ended %s (%s); want a rollback because of %q", s.Phase, s.Error, reason)
+	}
+	waitFor(r.t, "the destination to give up", func() bool {
+		for _, s := range r.b.Statuses() {
+			if !s.Phase.Final() || s.Ended.IsZero() {
+				return false
+			}
+		}
+		r.b.mu.Lock()
+		defer r.b.mu.Unlock()
+		return len(r.b.incoming) == 0
+	})
+	r.runsAt(r.a)
+	noTrace(r.t, r.b.dir, "*.json")
+	noTrace(r.t, r.a.dir, "*.json", "vm.mem", "vm.qmp")
+}
+
+func (r *rig) relocate(to string, o Options) {
+	r.t.Helper()
+	if _, err := r.a.Relocate(r.t.Context(), "web1", to, o); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) awaitEnd() Status {
+	r.t.Helper()
+	waitFor(r.t, "the relocation's end", func() bool {
+		r.a.mu.Lock()
+		defer r.a.mu.Unlock()
+		return len(r.a.outgoing) == 0
+	})
+	return r.a.last(r.t, RoleSource)
+}
+
+func TestRefusedByTheDestination(t *testing.T) {
+	for _, tt := range []struct {
+		name, reason string
+		change       func(t *testing.T, cfg *HostConfig)
+	}{
+		{"no directory", "create it, or map the path", func(t *testing.T, cfg *HostConfig) {
+			cfg.Template = func(string) qemu.Template {
+				return qemu.Template{Rewrite: []qemu.Rewrite{{From: "/dev/shm", To: "/nonexistent"}}}
+			}
+		}},
+		{"no memory", "out of memory for the guest", func(t *testing.T, cfg *HostConfig) {
+			small := filepath.Join(filepath.Dir(cfg.StateDir), "small")
+			if err := os.Mkdir(small, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=8m"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { unix.Unmount(small, unix.MNT_DETACH) })
+			cfg.Template = func(string) qemu.Template {
+				return qemu.Template{Rewrite: []qemu.Rewrite{{From: filepath.Join(filepath.Dir(filepath.Dir(cfg.StateDir)), "a"), To: small}}}
+			}
+		}},
+		{"QEMU too old", "too old", func(t *testing.T, cfg *HostConfig) {
+			old := filepath.Join(filepath.Dir(cfg.StateDir), "qemu-system-old")
+			script := "#!/bin/sh\necho 'QEMU emulator version 4.2.0'\n"
+			if err := os.WriteFile(old, []byte(script), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.Remove(old) })
+			withBinary(cfg, old)
+		}},
+		{"QEMU missing", "no-such-qemu", func(t *testing.T, cfg *HostConfig) {
+			withBinary(cfg, "/usr/bin/no-such-qemu")
+		}},
+		{"same RAM file", "is in use by process", func(t *testing.T, cfg *HostConfig) {
+			cfg.Template = func(string) qemu.Template { return qemu.Template{} }
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t, func(cfg *HostConfig) { tt.change(t, cfg) })
+			r.relocate(r.b.addr, Options{})
+			r.awaitEnd()
+			s := r.a.last(t, RoleSource)
+			if s.Phase != PhaseRolledBack || !strings.Contains(s.Error, tt.reason) {
+				t.Errorf("ended %s: %s; want a rollback because of %q", s.Phase, s.Error, tt.reason)
+			}
+			if got := runState(t, r.a, "web1"); got != "running" {
+				t.Errorf("the machine is %q at its source", got)
+			}
+			t.Log(s.Error)
+		})
+	}
+}
+
+func withBinary(cfg *HostConfig, path string) {
+	t := cfg.Template("")
+	t.Binary = path
+	cfg.Template = func(string) qemu.Template { return t }
+}
+
+func TestNameTakenAtTheDestination(t *testing.T) {
+	r := newRig(t, nil)
+	other := startVM(t, tempDir(t))
+	r.b.adopt(t, "web1", other.qmp)
+	r.relocate(r.b.addr, Options{})
+	if s := r.awaitEnd(); !strings.Contains(s.Error, "has a machine called web1 already") {
+		t.Errorf("error: %s", s.Error)
+	}
+	if got := runState(t, r.a, "web1"); got != "running" {
+		t.Errorf("the machine is %q at its source", got)
+	}
+}
+
+func TestRefusedAtTheSource(t *testing.T) {
+	r := newRig(t, nil)
+	for _, tt := range []struct {
+		name, vm, to, want string
+		o                  Options
+	}{
+		{"unknown machine", "web2", r.b.addr, "unknown machine", Options{}},
+		{"bad codec", "web1", r.b.addr, "codec", Options{Codec: "lzma"}},
+		{"negative bandwidth", "web1", r.b.addr, "negative", Options{Bandwidth: -1}},
+		{"too many channels", "web1", r.b.addr, "at most", Options{DemandChannels: 1000}},
+	} {
+		if _, err := r.a.Relocate(t.Context(), tt.vm, tt.to, tt.o); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: error %v, want one with %q", tt.name, err, tt.want)
+		}
+	}
+	if _, err := r.a.Adopt(t.Context(), "web3", filepath.Join(r.root, "nothing.qmp")); !errors.Is(err, qemu.ErrMonitorMissing) {
+		t.Errorf("adopt with a missing socket: %v", err)
+	}
+	if _, err := r.a.Adopt(t.Context(), "../evil", r.vm.qmp); err == nil || !strings.Contains(err.Error(), "machine name") {
+		t.Errorf("adopt with an odd name: %v", err)
+	}
+	if _, err := r.a.Adopt(t.Context(), "web1", r.vm.qmp); !errors.Is(err, ErrExists) {
+		t.Errorf("adopt twice: %v", err)
+	}
+	plain := startPlainVM(t, r.root)
+	r.a.adopt(t, "plain", plain)
+	if _, err := r.a.Relocate(t.Context(), "plain", r.b.addr, Options{}); !errors.Is(err, qemu.ErrNoSharedFile) {
+		t.Errorf("relocate without shared memory: %v", err)
+	} else {
+		t.Log(err)
+	}
+}
+
+// startPlainVM starts a QEMU whose memory is private; it returns its monitor.
+func startPlainVM(t *testing.T, root string) string {
+	t.Helper()
+	dir := filepath.Join(root, "plain")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	v := &testVM{t: t, dir: dir, qmp: filepath.Join(dir, "vm.qmp"), done: make(chan struct{})}
+	v.start("-nodefaults", "-display", "none", "-accel", "tcg", "-m", "32", "-qmp", "unix:"+v.qmp+",server=on,wait=off")
+	return v.qmp
+}
+
+func TestUnreachableDestination(t *testing.T) {
+	r := newRig(t, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	r.relocate(addr, Options{})
+	r.awaitEnd()
+	r.backAtSource("reach the destination " + addr)
+}
+
+// atPhase calls f when the relocation enters a phase at h.
+func (r *rig) atPhase(h *testHost, p Phase, f func()) {
+	r.t.Helper()
+	h.await(r.t, "web1", p)
+	f()
+}
+
+func TestCancelInEachPhase(t *testing.T) {
+	for _, p := range []Phase{PhaseConnecting, PhasePreparing, PhaseReady, PhaseState, PhaseFrozen} {
+		t.Run(string(p), func(t *testing.T) {
+			r := newRig(t, nil)
+			r.relocate(r.b.addr, Options{})
+			var err error
+			r.atPhase(r.a, p, func() { err = r.a.Cancel(t.Context(), "web1") })
+			switch {
+			case err == nil:
+				r.backAtSource("cancelled by the operator")
+			case errors.Is(err, ErrTooLate):
+				// It was faster than the test; then it must have arrived whole.
+				r.a.await(t, "web1", PhaseDone)
+				r.b.await(t, "web1", PhaseDone)
+				r.runsAt(r.b)
+			default:
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestNetworkCutBeforeTheSwitch(t *testing.T) {
+	for _, p := range []Phase{PhasePreparing, PhaseReady} {
+		t.Run(string(p), func(t *testing.T) {
+			r := newRig(t, nil)
+			r.relocate(r.proxy.addr(), Options{})
+			r.atPhase(r.b, p, r.proxy.cut)
+			s := r.awaitEnd()
+			if s.Phase != PhaseRolledBack {
+				t.Fatalf("ended %s: %s", s.Phase, s.Error)
+			}
+			r.backAtSource("")
+		})
+	}
+}
+
+func TestNetworkCutDuringTheDrain(t *testing.T) {
+	r := newRig(t, nil)
+	r.relocate(r.proxy.addr(), Options{Bandwidth: slow})
+	r.atPhase(r.b, PhaseDraining, r.proxy.cut)
+	waitFor(t, "both sides to notice", func() bool {
+		return !r.a.last(t, RoleSource).Connected && !r.b.last(t, RoleDestination).Connected
+	})
+	if s := r.b.last(t, RoleDestination); s.PagesRemaining == 0 || s.Phase != PhaseDraining || s.Error == "" {
+		t.Errorf("the destination's status while cut off: %+v", s)
+	}
+	r.proxy.restore()
+	waitFor(t, "both sides to be back", func() bool {
+		return r.a.last(t, RoleSource).Connected && r.b.last(t, RoleDestination).Connected
+	})
+	if err := r.b.SetBandwidth("web1", 0); err != nil {
+		t.Error(err)
+	}
+	r.a.await(t, "web1", PhaseDone)
+	r.b.await(t, "web1", PhaseDone)
+	r.runsAt(r.b)
+	if s := r.a.last(t, RoleSource); s.Reconnects == 0 {
+		t.Errorf("no reconnect was counted: %+v", s)
+	}
+}
+
+// restart closes a host as a signal would and starts another on its state.
+func (r *rig) restart(h **testHost, name, addr string) {
+	r.t.Helper()
+	(*h).stop(r.t)
+	*h = startHost(r.t, r.root, name, func(cfg *HostConfig) { cfg.Listen = []string{addr} })
+}
+
+func TestRestartDuringTheDrain(t *testing.T) {
+	for _, who := range []string{"source", "destination"} {
+		t.Run(who, func(t *testing.T) {
+			r := newRig(t, nil)
+			r.relocate(r.b.addr, Options{Bandwidth: slow})
+			r.a.await(t, "web1", PhaseDraining)
+			r.b.await(t, "web1", PhaseDraining)
+			if who == "source" {
+				r.restart(&r.a, "a", r.a.addr)
+			} else {
+				r.restart(&r.b, "b", r.b.addr)
+			}
+			waitFor(t, "both sides to meet again", func() bool {
+				return r.a.last(t, RoleSource).Connected && r.b.last(t, RoleDestination).Connected
+			})
+			if err := r.b.SetBandwidth("web1", 0); err != nil {
+				t.Error(err)
+			}
+			r.a.await(t, "web1", PhaseDone)
+			r.b.await(t, "web1", PhaseDone)
+			r.runsAt(r.b)
+			<-r.vm.done
+		})
+	}
+}
+
+func TestSourceQEMUKilledDuringTheDrain(t *testing.T) {
+	r := newRig(t, nil)
+	r.relocate(r.b.addr, Options{Bandwidth: slow})
+	r.atPhase(r.a, PhaseDraining, func() { r.vm.cmd.Process.Kill() })
+	<-r.vm.done
+	if err := r.b.SetBandwidth("web1", 0); err != nil {
+		t.Error(err)
+	}
+	r.a.await(t, "web1", PhaseDone)
+	r.b.await(t, "web1", PhaseDone)
+	r.runsAt(r.b)
+	noTrace(t, r.a.dir, "*.json", "vm.qmp") // QEMU could not remove its socket
+}
+
+func TestDestinationQEMUKilledDuringTheDrain(t *testing.T) {
+	r := newRig(t, nil)
+	r.relocate(r.b.addr, Options{Bandwidth: slow})
+	r.b.await(t, "web1", PhaseDraining)
+	recs, err := r.b.journal.load(time.Now())
+	if err != nil || len(recs) != 1 {
+		t.Fatalf("journal of the destination: %v, %v", recs, err)
+	}
+	proc, err := qemu.Adopt(recs[0].PID, recs[0].StartTime, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proc.Release()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := proc.Kill(ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.a.await(t, "web1", PhaseLost)
+	r.b.await(t, "web1", PhaseLost)
+	s := r.a.last(t, RoleSource)
+	if !strings.Contains(s.Error, "has ended in mid-drain") {
+		t.Errorf("the source says: %s", s.Error)
+	}
+	if got := runState(t, r.a, "web1"); got == "running" {
+		t.Error("the source runs a machine that has run elsewhere")
+	}
+	noTrace(t, r.b.dir, "*.json")
+}
+
+func TestTwoAtATime(t *testing.T) {
+	r := newRig(t, nil)
+	r.relocate(r.b.addr, Options{Bandwidth: slow})
+	if _, err := r.a.Relocate(t.Context(), "web1", r.b.addr, Options{}); !errors.Is(err, ErrBusy) {
+		t.Errorf("a second relocation of the same machine: %v", err)
+	}
+	if err := r.a.Forget("web1"); !errors.Is(err, ErrBusy) {
+		t.Errorf("forgetting a machine on its way: %v", err)
+	}
+	r.b.await(t, "web1", PhaseDraining)
+	r.a.await(t, "web1", PhaseDraining)
+	if err := r.a.Cancel(t.Context(), "web1"); !errors.Is(err, ErrTooLate) {
+		t.Errorf("cancel in the drain: %v", err)
+	}
+	if err := r.b.SetBandwidth("web1", 0); err != nil {
+		t.Error(err)
+	}
+	r.a.await(t, "web1", PhaseDone)
+	r.b.await(t, "web1", PhaseDone)
+	r.runsAt(r.b)
+}
+
+func TestDamagedJournalIsSaidAndKept(t *testing.T) {
+	root := tempDir(t)
+	h := startHost(t, root, "a", nil)
+	h.stop(t)
+	bad := filepath.Join(h.dir, "state", "source-01234567.json")
+	if err := os.WriteFile(bad, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h = startHost(t, root, "a", nil)
+	events, cancel := h.Subscribe(0)
+	defer cancel()
+	select {
+	case ev := <-events:
+		if ev.Kind != "warning" || !strings.Contains(ev.Text, bad) {
+			t.Errorf("first event: %+v", ev)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("nothing was said of a damaged journal")
+	}
+	if _, err := os.Stat(bad); err != nil {
+		t.Error(fmt.Errorf("the damaged journal: %w", err))
+	}
+}
