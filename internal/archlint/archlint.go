@@ -103,7 +103,7 @@ func checkImport(name, imported string, src []byte, complain func(string, ...any
 		if !strings.HasSuffix(stem, "_unsafe") && top != "internal" && !cgo {
 			complain("imports unsafe: that belongs into a file *_unsafe.go")
 		}
-		if usesPointers.Match(src) && !bytes.Contains(src, []byte("SAFETY:")) {
+		if usesPointers.Match(src) && !bytes.Contains(src, []byte("// SAFETY")) {
 			complain("uses unsafe pointers without a word on why it may (// SAFETY:)")
 		}
 	case (imported == "log" || imported == "log/slog") && slices.Contains(quiet, top) && !test:

@@ -1,0 +1,53 @@
+# 'make' alone lists the targets.
+
+GO      ?= go
+BUILD   := build
+BIN     := $(BUILD)/bin
+TOOLS   := $(BUILD)/tools
+FUZZTIME ?= 20s
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(VERSION)
+
+.DEFAULT_GOAL := help
+.PHONY: help build guest tools deps test lint bench bench-qemu demo fuzz clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+build: ## static binaries of the daemon and its command, in build/bin
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/pagewarpd ./cmd/pagewarp
+
+guest: ## kernel and initramfs of the test guest, in build/guest
+	@$(GO) run ./bench/guest/mkimage -out $(BUILD)/guest
+
+tools: ## the linters, in build/tools
+	@$(GO) build -modfile=internal/tools/tools.mod -o $(TOOLS)/staticcheck honnef.co/go/tools/cmd/staticcheck
+
+deps: ## install the Debian packages that are missing
+	@test/deps.sh install
+
+test: guest tools ## everything CI runs; the last line counts passes, failures and skips
+	@test/deps.sh check
+	@$(GO) run ./test/summary -staticcheck $(TOOLS)/staticcheck
+
+lint: tools ## gofmt, go vet, staticcheck, and the rules on imports
+	@$(GO) run ./test/summary -staticcheck $(TOOLS)/staticcheck -lint-only
+	@$(GO) test ./internal/archlint
+
+bench: build guest ## floors, faults and streams, each against its floor
+	$(BIN)/pagewarp bench floors
+	$(BIN)/pagewarp bench fault
+	$(BIN)/pagewarp bench stream
+
+bench-qemu: build guest ## QEMU's own postcopy of the same guest, side by side
+	$(BIN)/pagewarp bench qemu
+
+demo: deps ## a real relocation on this machine, and a report of it in build/demo
+	@$(MAKE) --no-print-directory build guest
+	$(BIN)/pagewarp demo
+
+fuzz: ## every fuzz target for FUZZTIME (20s)
+	@GO='$(GO)' test/fuzz.sh $(FUZZTIME)
+
+clean: ## remove build/
+	rm -rf $(BUILD)

@@ -1,0 +1,104 @@
+// Command summary runs the linters and all tests, and ends with one line,
+//
+//	N passed, N failed, N skipped
+//
+// which counts tests and subtests, and each linter and each package without a
+// failing test of its own as one. It exits with 1 after any failure or skip:
+// a test that did not run has shown nothing.
+package main
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	staticcheck := flag.String("staticcheck", "", "path of the staticcheck program")
+	lintOnly := flag.Bool("lint-only", false, "run no tests")
+	race := flag.Bool("race", true, "run the tests under the race detector")
+	limit := flag.Duration("timeout", 10*time.Minute, "limit for the tests of one package")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+
+	packages := flag.Args()
+	if len(packages) == 0 {
+		packages = []string{"./..."}
+	}
+	t := newTally(os.Stdout)
+	lint(ctx, t, *staticcheck, packages)
+	if !*lintOnly {
+		runTests(ctx, t, *race, *limit, packages)
+	}
+	os.Exit(t.finish())
+}
+
+// lint runs each linter; what it prints is a failure even when it exits with 0.
+func lint(ctx context.Context, t *tally, staticcheck string, packages []string) {
+	files, err := exec.CommandContext(ctx, "git", "ls-files", "-co", "--exclude-standard", "--deduplicate", "*.go").Output()
+	if err != nil {
+		t.check("gofmt", fmt.Sprintf("list the Go files: %v", err))
+	}
+	var present []string
+	for _, f := range strings.Fields(string(files)) {
+		if _, err := os.Stat(f); err == nil {
+			present = append(present, f)
+		}
+	}
+	linters := [][]string{
+		append([]string{"gofmt", "-l", "-s"}, present...),
+		append([]string{"go", "vet"}, packages...),
+	}
+	if staticcheck == "" {
+		t.check("staticcheck", "no program given: 'make tools' builds it")
+	} else {
+		linters = append(linters, append([]string{staticcheck}, packages...))
+	}
+	for _, args := range linters {
+		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+		text := strings.TrimSpace(string(out))
+		if err != nil && text == "" {
+			text = err.Error()
+		}
+		t.check(strings.Join(args[:min(len(args), 2)], " "), text)
+	}
+}
+
+// runTests runs go test one package at a time: the tests start virtual
+// machines, and share two cores.
+func runTests(ctx context.Context, t *tally, race bool, limit time.Duration, packages []string) {
+	args := []string{"test", "-json", "-p", "1", "-timeout", limit.String()}
+	if race {
+		args = append(args, "-race")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 30 * time.Second
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.check("go test", err.Error())
+		return
+	}
+	readErr := t.read(out)
+	err = cmd.Wait()
+	switch {
+	case readErr != nil:
+		t.check("go test", readErr.Error())
+	case err != nil && t.failed == 0:
+		t.check("go test", fmt.Sprintf("%v: %s", err, stderr.String()))
+	}
+}

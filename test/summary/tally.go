@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// event is one line of go test -json; see 'go doc test2json'.
+type event struct {
+	Action     string
+	Package    string
+	ImportPath string // of build output
+	Test       string
+	Elapsed    float64 // s
+	Output     string
+}
+
+// tally counts outcomes and shows what failed. Not for concurrent use.
+type tally struct {
+	w                       io.Writer
+	passed, failed, skipped int
+	output                  map[string]*bytes.Buffer // of tests that run, by package and test
+	failedIn                map[string]int           // failed tests by package
+	skippedTests            []string
+}
+
+func newTally(w io.Writer) *tally {
+	return &tally{w: w, output: map[string]*bytes.Buffer{}, failedIn: map[string]int{}}
+}
+
+// check counts a check that is not a test; problem is empty if it passed.
+func (t *tally) check(name, problem string) {
+	if problem == "" {
+		t.passed++
+		fmt.Fprintf(t.w, "ok    %s\n", name)
+		return
+	}
+	t.failed++
+	fmt.Fprintf(t.w, "FAIL  %s\n%s\n", name, problem)
+}
+
+// read counts the events of a go test -json.
+func (t *tally) read(r io.Reader) error {
+	lines := bufio.NewReader(r)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if len(line) > 0 {
+			var e event
+			if json.Unmarshal(line, &e) == nil {
+				t.see(e)
+			} else {
+				fmt.Fprintf(t.w, "%s", line)
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the output of go test: %w", err)
+		}
+	}
+}
+
+func (t *tally) see(e event) {
+	key := e.Package + " " + e.Test
+	switch e.Action {
+	case "build-output":
+		fmt.Fprint(t.w, e.Output)
+	case "output":
+		b := t.output[key]
+		if b == nil {
+			b = new(bytes.Buffer)
+			t.output[key] = b
+		}
+		b.WriteString(e.Output)
+	case "pass", "fail", "skip":
+		if e.Test == "" {
+			t.endPackage(e)
+		} else {
+			t.endTest(e)
+		}
+		delete(t.output, key)
+	}
+}
+
+func (t *tally) endTest(e event) {
+	switch e.Action {
+	case "pass":
+		t.passed++
+	case "skip":
+		t.skipped++
+		t.skippedTests = append(t.skippedTests, e.Package+" "+e.Test)
+	case "fail":
+		t.failed++
+		t.failedIn[e.Package]++
+		fmt.Fprintf(t.w, "FAIL  %s %s\n%s", e.Package, e.Test, t.text(e))
+	}
+}
+
+// endPackage notes a package's end. A package that fails without a failed test
+// did not build, or its TestMain failed, or a test ended the process.
+func (t *tally) endPackage(e event) {
+	switch {
+	case e.Action == "pass":
+		fmt.Fprintf(t.w, "ok    %s %.1fs\n", e.Package, e.Elapsed)
+	case e.Action == "fail" && t.failedIn[e.Package] == 0:
+		t.failed++
+		fmt.Fprintf(t.w, "FAIL  %s\n%s", e.Package, t.text(e))
+		// Tests that were under way have no end of their own.
+		for key, b := range t.output {
+			if strings.HasPrefix(key, e.Package+" ") && key != e.Package+" " {
+				fmt.Fprintf(t.w, "%s", b)
+			}
+		}
+	case e.Action == "fail":
+		fmt.Fprintf(t.w, "FAIL  %s %.1fs\n", e.Package, e.Elapsed)
+	}
+}
+
+func (t *tally) text(e event) string {
+	if b := t.output[e.Package+" "+e.Test]; b != nil {
+		return b.String()
+	}
+	return ""
+}
+
+// finish prints the closing line and returns the exit code.
+func (t *tally) finish() int {
+	for _, name := range t.skippedTests {
+		fmt.Fprintf(t.w, "SKIP  %s: a run with a skipped test does not count\n", name)
+	}
+	if t.passed+t.failed+t.skipped == 0 {
+		t.failed++
+		fmt.Fprintln(t.w, "FAIL  nothing ran")
+	}
+	fmt.Fprintf(t.w, "%d passed, %d failed, %d skipped\n", t.passed, t.failed, t.skipped)
+	if t.failed > 0 || t.skipped > 0 {
+		return 1
+	}
+	return 0
+}
