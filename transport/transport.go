@@ -93,18 +93,29 @@ type Responder interface {
 // the channel writes them, and Commit or Abort ends the claim. Calls for
 // different channels run concurrently. The slices stay valid until Commit or
 // Abort returns; the channel retains neither them nor dst.
+//
+// One answer may become several calls: a long run of zero pages is reported by
+// Zero and never reserved, and the pages around it are reserved and committed
+// run by run, in order. A short one between other pages is reserved with them
+// and written as zero bytes. Commit and Zero come only after the whole answer
+// has been verified. If one of them fails, what it was called for is the sink's
+// own to settle; the runs that follow are aborted, and the fetch stays
+// outstanding.
 type Sink interface {
 	// Reserve claims the pages of r that may be written and sets dst[i] to the
-	// memory of page r.First+i, or to nil if that page must be dropped because
-	// it has been claimed before. len(dst) is r.Count.
+	// memory of page r.First+i, exactly one page long, or to nil if that page
+	// must be dropped because it has been claimed before. len(dst) is r.Count.
+	// Pages that lie side by side in memory are received in one piece; their
+	// memory must then be one mapping.
 	Reserve(r Range, dst [][]byte)
 	// Commit says that every non-nil dst[i] holds verified content.
 	Commit(r Range, dst [][]byte) error
 	// Abort gives the non-nil pages back unwritten (their memory may hold
 	// anything).
 	Abort(r Range, dst [][]byte)
-	// Zero says that the pages of r read as zero; those already claimed are to
-	// be left alone. Count may be far larger than a fetch's.
+	// Zero says that the pages of r, which are not reserved by this channel, read
+	// as zero; those already claimed are to be left alone. Count may be far
+	// larger than a fetch's.
 	Zero(r Range) error
 }
 
@@ -127,11 +138,15 @@ type Completion struct {
 // Fetcher is the destination's end of a page channel.
 type Fetcher interface {
 	// Fetch sends requests in one write and does not wait for answers. It is
-	// safe for concurrent use. An error is fatal to the channel.
+	// safe for concurrent use. Requests that the channel cannot carry (outside
+	// the region, over max_count, an id twice) are the caller's mistake: none
+	// is sent. Any other error is fatal to the channel, and the requests are
+	// outstanding.
 	Fetch(fs []Fetch) error
 	// Receive waits for one answer, lets the sink have its pages, and fills in
 	// c. One goroutine at a time. An error is fatal to the channel; what was
-	// outstanding must be fetched elsewhere, and Outstanding tells it.
+	// outstanding must be fetched elsewhere, and Outstanding tells it. After an
+	// orderly close by the source errors.Is(err, io.EOF) holds.
 	Receive(sink Sink, c *Completion) error
 	// Outstanding appends the fetches that have not been answered to buf.
 	Outstanding(buf []Fetch) []Fetch
