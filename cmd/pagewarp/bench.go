@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pagewarp/pagewarp/bench/downtime"
+	"github.com/pagewarp/pagewarp/bench/fault"
+	"github.com/pagewarp/pagewarp/bench/floor"
+	"github.com/pagewarp/pagewarp/bench/qemupeer"
+	benchreport "github.com/pagewarp/pagewarp/bench/report"
+	"github.com/pagewarp/pagewarp/bench/stream"
+	"github.com/pagewarp/pagewarp/internal/touch"
+)
+
+func init() {
+	// The benchmarks start this program anew for the ends of a measurement.
+	touch.Main()
+	floor.Main()
+	fault.Main()
+	extra = append(extra, newBench)
+}
+
+// benchFlags are common to all benchmarks.
+type benchFlags struct {
+	json   string
+	repeat int
+	tls    bool
+	noPin  bool
+	accel  string
+	logs   string
+}
+
+// benchFile is what --json writes.
+type benchFile struct {
+	Benchmark string                `json:"benchmark"`
+	Started   time.Time             `json:"started"`
+	Machine   benchreport.Machine   `json:"machine"`
+	Versions  benchreport.Versions  `json:"versions"`
+	Commit    string                `json:"commit"`
+	Result    any                   `json:"result"`
+	Verdicts  []benchreport.Verdict `json:"verdicts,omitempty"`
+}
+
+// errMissed: a figure is worse than promised. The table has said which.
+var errMissed = errors.New("a promised figure was missed; on a busy machine repeat it when the machine is idle")
+
+func newBench() *cobra.Command {
+	c := &cobra.Command{
+		Use: "bench", Short: "Measure this machine and pagewarp on it",
+		Long: `Measure pagewarp against the floors of this machine, taken in the same run: what
+is promised are ratios, because absolute times on a shared machine drift. The
+exit code is 1 if a promise is missed and --strict is given.`,
+		Args: group, RunE: help,
+	}
+	c.AddCommand(newBenchFloors(), newBenchFault(), newBenchStream(), newBenchDowntime(), newBenchQEMU())
+	return c
+}
+
+// benchmark makes one command. run returns the result, the verdicts, and what
+// writes the summary.
+func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error)) *cobra.Command {
+	var strict bool
+	c := &cobra.Command{Use: use, Short: short, Args: args(cobra.NoArgs)}
+	c.Flags().StringVar(&f.json, "json", "", "write the result to `FILE`, too")
+	c.Flags().BoolVar(&strict, "strict", false, "fail if a promised figure is missed")
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		file := benchFile{Benchmark: use, Started: time.Now().UTC(), Machine: benchreport.ThisMachine(), Versions: benchreport.BuildVersions()}
+		file.Commit = file.Versions.Commit
+		began := time.Now()
+		result, verdicts, text, err := run(ctx, func(s string) {
+			fmt.Fprintf(cmd.ErrOrStderr(), "[%6.1f s] %s\n", time.Since(began).Seconds(), s)
+		})
+		if ctx.Err() != nil {
+			return &exitError{exitInterrupted, errors.New("interrupted; nothing was left behind")}
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "%d × %s, Linux %s, load %.1f\n\n", file.Machine.Cores, file.Machine.CPU, file.Machine.Kernel, file.Machine.LoadAvg)
+		if err := text(cmd.OutOrStdout()); err != nil {
+			return err
+		}
+		file.Result, file.Verdicts = result, verdicts
+		if f.json != "" {
+			if err := benchreport.Write(f.json, file); err != nil {
+				return err
+			}
+		}
+		for _, v := range verdicts {
+			if strict && !v.Met() {
+				return errMissed
+			}
+		}
+		return nil
+	}
+	return c
+}
+
+func (f *benchFlags) repeatFlag(c *cobra.Command, n int) {
+	c.Flags().IntVar(&f.repeat, "repeat", n, "number of passes")
+}
+
+func (f *benchFlags) engineFlags(c *cobra.Command) {
+	c.Flags().BoolVar(&f.tls, "tls", false, "run all channels over mutual TLS")
+	f.pinFlag(c)
+}
+
+func (f *benchFlags) pinFlag(c *cobra.Command) {
+	c.Flags().BoolVar(&f.noPin, "no-pin", false, "leave the choice of CPUs to the scheduler")
+}
+
+func (f *benchFlags) vmFlags(c *cobra.Command) {
+	c.Flags().StringVar(&f.accel, "accel", "auto", "accelerator of QEMU: auto, kvm or tcg")
+	c.Flags().StringVar(&f.logs, "logs", filepath.Join("build", "bench"), "`FOLDER` for the daemons' logs")
+}
+
+func (f *benchFlags) cpus() (floor.CPUs, error) {
+	if f.noPin {
+		return floor.CPUs{}, nil
+	}
+	return floor.PickCPUs()
+}
+
+func (f *benchFlags) check() error {
+	if f.repeat < 1 || f.repeat > 1000 {
+		return usagef("--repeat %d: give a number from 1 to 1000", f.repeat)
+	}
+	return nil
+}
+
+func newBenchFloors() *cobra.Command {
+	var f benchFlags
+	c := benchmark("floors", "What this machine does without pagewarp", &f, func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
+		cpus, err := f.cpus()
+		if err = errors.Join(err, f.check()); err != nil {
+			return nil, nil, nil, err
+		}
+		var rs floor.Results
+		for i := range f.repeat {
+			r, err := floor.Run(ctx, floor.Options{CPUs: cpus, Step: func(s string) {
+				step(fmt.Sprintf("pass %d of %d: %s", i+1, f.repeat, s))
+			}})
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			rs = append(rs, r)
+		}
+		return rs, nil, rs.Text, nil
+	})
+	f.repeatFlag(c, 3)
+	f.pinFlag(c)
+	return c
+}
+
+func newBenchFault() *cobra.Command {
+	var f benchFlags
+	var o fault.RunOptions
+	c := benchmark("fault", "Demand faults through the engine, against the floors", &f, func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
+		cpus, err := f.cpus()
+		if err = errors.Join(err, f.check()); err != nil {
+			return nil, nil, nil, err
+		}
+		o.CPUs, o.Repeat, o.TLS, o.Step = cpus, f.repeat, f.tls, step
+		r, err := fault.Run(ctx, o)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		return r, r.Verdicts(), r.Text, nil
+	})
+	f.repeatFlag(c, 5)
+	f.engineFlags(c)
+	c.Flags().IntVar(&o.Threads, "threads", 1, "threads that touch at a time, link idle")
+	c.Flags().IntVar(&o.Count, "count", 3000, "faults in a pass")
+	return c
+}
+
+func newBenchStream() *cobra.Command {
+	var f benchFlags
+	var o stream.Options
+	c := benchmark("stream", "Precache of a whole image, against the stream floor and over 1 Gbit/s", &f, func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
+		cpus, err := f.cpus()
+		if err = errors.Join(err, f.check()); err != nil {
+			return nil, nil, nil, err
+		}
+		o.CPUs, o.Repeat, o.TLS, o.Step = cpus, f.repeat, f.tls, step
+		r, err := stream.Run(ctx, o)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		return r, r.Verdicts(), r.Text, nil
+	})
+	f.repeatFlag(c, 5)
+	f.engineFlags(c)
+	c.Flags().IntVar(&o.Precache, "channels", 2, "precache connections")
+	return c
+}
+
+func newBenchDowntime() *cobra.Command {
+	var f benchFlags
+	c := benchmark("downtime", "How long a guest of 1, 4 and 16 GiB stands still", &f, func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
+		tools, err := relocationTools()
+		if err = errors.Join(err, f.check()); err != nil {
+			return nil, nil, nil, err
+		}
+		rs, err := downtime.Run(ctx, downtime.Options{Tools: tools, LogDir: f.logs, Repeat: f.repeat, Accel: f.accel, CacheDir: f.logs, Step: step})
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		vs := downtime.Verdicts(rs)
+		return rs, vs, func(w io.Writer) error { return benchreport.Verdicts(w, vs) }, nil
+	})
+	f.repeatFlag(c, 10)
+	f.vmFlags(c)
+	return c
+}
+
+func newBenchQEMU() *cobra.Command {
+	var f benchFlags
+	var o qemupeer.Options
+	var link int
+	c := benchmark("qemu", "The same guest moved by pagewarp and by QEMU's own postcopy", &f, func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
+		tools, err := relocationTools()
+		if err = errors.Join(err, f.check()); err != nil {
+			return nil, nil, nil, err
+		}
+		o.Tools, o.LogDir, o.Repeat, o.Accel, o.CacheDir, o.Step = tools, f.logs, f.repeat, f.accel, f.logs, step
+		o.LinkBytesPerSec = uint64(max(link, 0)) * 125_000
+		peers, err := qemupeer.Run(ctx, o)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		vs := qemupeer.Compare(peers)
+		return peers, vs, func(w io.Writer) error {
+			return errors.Join(benchreport.PeersTable(w, peers), writeLine(w), benchreport.Verdicts(w, vs))
+		}, nil
+	})
+	f.repeatFlag(c, 3)
+	f.vmFlags(c)
+	c.Flags().IntVar(&o.TouchMiB, "touch", 512, "memory that the guest touches at random, in MiB")
+	c.Flags().IntVar(&link, "link", 0, "limit of the link in Mbit/s; 0 is none")
+	return c
+}
+
+func writeLine(w io.Writer) error {
+	_, err := fmt.Fprintln(w)
+	return err
+}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pagewarp/pagewarp/bench/demo"
+	"github.com/pagewarp/pagewarp/cmd/internal/api"
+	"github.com/pagewarp/pagewarp/cmd/internal/pki"
+	"github.com/pagewarp/pagewarp/relocate"
+)
+
+func init() { extra = append(extra, newDemo) }
+
+func newDemo() *cobra.Command {
+	var c demo.Config
+	var ram int
+	cmd := &cobra.Command{
+		Use: "demo", Short: "Relocate a real virtual machine between two hosts on this machine",
+		Long: `Relocate a real virtual machine under web load between two hosts on this
+machine, each a network namespace with its own pagewarpd, and back; compare its
+memory bit for bit. It needs root, QEMU and the test guest (make guest). The
+exit code is 1 if one page differed or the guest saw one bad page.`,
+		Args: args(cobra.NoArgs),
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&c.Out, "out", filepath.Join("build", "demo"), "`FOLDER` for report.json, timeline.svg, timeline.png and logs")
+	fl.StringVar(&c.Accel, "accel", "auto", "accelerator of QEMU: auto, kvm or tcg")
+	fl.IntVar(&ram, "ram", 1024, "the guest's memory in MiB")
+	fl.IntVar(&c.WorkingSetMiB, "working-set", 384, "what its web server serves from, in MiB")
+	fl.IntVar(&c.Workers, "clients", 4, "connections that request pages")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if ram < 256 || ram <= c.WorkingSetMiB {
+			return usagef("--ram %d: want at least 256, and more than the working set of %d", ram, c.WorkingSetMiB)
+		}
+		tools, err := relocationTools()
+		if err != nil {
+			return err
+		}
+		c.Tools, c.RAM, c.CacheDir, c.Print = tools, uint64(ram)<<20, c.Out, cmd.OutOrStdout()
+		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		rep, err := demo.Run(ctx, c)
+		if ctx.Err() != nil {
+			return &exitError{exitInterrupted, errors.New("interrupted; hosts, machines and daemons were removed")}
+		}
+		if rep == nil {
+			return err
+		}
+		fmt.Fprintln(cmd.OutOrStdout())
+		if terr := rep.Text(cmd.OutOrStdout()); terr != nil {
+			return terr
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "\n  %s\n  %s\n", filepath.Join(c.Out, "report.json"), filepath.Join(c.Out, "timeline.png"))
+		return err
+	}
+	return cmd
+}
+
+// relocationTools are this program's own parts for relocations on this machine.
+func relocationTools() (demo.Tools, error) {
+	if os.Geteuid() != 0 {
+		return demo.Tools{}, errors.New("network namespaces need root: run this with sudo")
+	}
+	daemon, err := findDaemon()
+	if err != nil {
+		return demo.Tools{}, err
+	}
+	return demo.Tools{
+		Pagewarpd:    daemon,
+		Dial:         func(socket string) demo.Client { return daemonClient{api.NewClient(socket, 30*time.Second)} },
+		Certificates: issueCertificate,
+	}, nil
+}
+
+// findDaemon looks for pagewarpd beside this program, then in PATH.
+func findDaemon() (string, error) {
+	if self, err := os.Executable(); err == nil {
+		path := filepath.Join(filepath.Dir(self), "pagewarpd")
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	path, err := exec.LookPath("pagewarpd")
+	if err != nil {
+		return "", fmt.Errorf("find the daemon: %w; build it beside this program (make build)", err)
+	}
+	return filepath.Abs(path)
+}
+
+// issueCertificate makes the certificate of a host, and the authority before
+// the first.
+func issueCertificate(dir, host string, addr netip.Addr) (ca, cert, key string, err error) {
+	now := time.Now()
+	if _, err := os.Stat(filepath.Join(dir, pki.CACert)); errors.Is(err, fs.ErrNotExist) {
+		if _, err := pki.Init(dir, "pagewarp demo", now); err != nil {
+			return "", "", "", err
+		}
+	}
+	i, err := pki.Issue(dir, host, []string{addr.String()}, false, now)
+	return i.CA, i.Cert, i.Key, err
+}
+
+// daemonClient is the API's client as package demo wants it.
+type daemonClient struct{ *api.Client }
+
+func (c daemonClient) Relocate(ctx context.Context, name, to string, o relocate.Options) (relocate.Status, error) {
+	return c.Client.Relocate(ctx, name, api.RelocateRequest{To: to, Options: o})
+}
+
+func (c daemonClient) Statuses(ctx context.Context, vm string) ([]relocate.Status, error) {
+	r, err := c.Status(ctx, vm)
+	return r.Relocations, err
+}
+
+func (c daemonClient) Events(ctx context.Context) (es []relocate.Event, err error) {
+	err = c.Client.Events(ctx, 0, false, func(e relocate.Event) error {
+		es = append(es, e)
+		return nil
+	})
+	return es, err
+}
