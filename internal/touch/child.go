@@ -22,7 +22,7 @@ func Main() {
 	if os.Getenv(envMark) == "" {
 		return
 	}
-	c, err := connOf(3)
+	c, err := PacketConn(3)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "touch process:", err)
 		os.Exit(2)
@@ -30,7 +30,7 @@ func Main() {
 	var out sync.Mutex // one writer at a time
 	for {
 		var r request
-		fd, err := receive(c, &r)
+		fd, err := ReceivePacket(c, &r)
 		if err != nil {
 			os.Exit(0) // the other side has gone
 		}
@@ -53,7 +53,7 @@ func Main() {
 
 // answerTo sends rep, and ends the process if nobody is there to take it.
 func answerTo(c *net.UnixConn, rep reply, fd int) {
-	if err := send(c, rep, fd); err != nil {
+	if err := SendPacket(c, rep, fd); err != nil {
 		os.Exit(0)
 	}
 	if fd >= 0 {

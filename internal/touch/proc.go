@@ -44,12 +44,12 @@ func Start(ctx context.Context) (*Proc, error) {
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "touch-socket")
 	defer theirs.Close()
-	conn, err := connOf(pair[0])
+	conn, err := PacketConn(pair[0])
 	if err != nil {
 		return nil, fmt.Errorf("start touch process: %w", err)
 	}
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Env = append(childEnv(), envMark+"=1")
+	cmd.Env = append(FaultingEnv(), envMark+"=1")
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
 	if err := cmd.Start(); err != nil {
@@ -65,10 +65,10 @@ func Start(ctx context.Context) (*Proc, error) {
 	return p, nil
 }
 
-// childEnv is our environment with what the process needs: more Ps than
+// FaultingEnv is our environment with what a Go process that faults needs: more Ps than
 // threads, since each thread in a fault holds one; no preemption signals, since
 // each would make a waiting thread fault anew; no garbage collection.
-func childEnv() []string {
+func FaultingEnv() []string {
 	var env []string
 	for _, kv := range os.Environ() {
 		name, _, _ := strings.Cut(kv, "=")
@@ -85,7 +85,7 @@ func (p *Proc) receive() {
 	for {
 		var a answer
 		var err error
-		if a.fd, err = receive(p.conn, &a.reply); err != nil {
+		if a.fd, err = ReceivePacket(p.conn, &a.reply); err != nil {
 			break
 		}
 		p.mu.Lock()
@@ -116,7 +116,7 @@ func (p *Proc) call(r request, fd int) (reply, int, error) {
 	r.ID = p.next
 	p.pending[r.ID] = ch
 	p.mu.Unlock()
-	if err := send(p.conn, r, fd); err != nil {
+	if err := SendPacket(p.conn, r, fd); err != nil {
 		return reply{}, -1, fmt.Errorf("%s in touch process %d: %w: %w", r.Op, p.Pid(), ErrDead, err)
 	}
 	select {

@@ -42,8 +42,8 @@ type reply struct {
 	Count uint64
 }
 
-// send writes v and fd (if 0 or more) as one packet.
-func send(c *net.UnixConn, v any, fd int) error {
+// SendPacket writes v as JSON and fd (if 0 or more) as one packet.
+func SendPacket(c *net.UnixConn, v any, fd int) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -56,9 +56,9 @@ func send(c *net.UnixConn, v any, fd int) error {
 	return err
 }
 
-// receive reads one packet into v, and returns the descriptor that came with
+// ReceivePacket reads one packet of JSON into v, and returns the descriptor that came with
 // it, or -1.
-func receive(c *net.UnixConn, v any) (int, error) {
+func ReceivePacket(c *net.UnixConn, v any) (int, error) {
 	buf, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
 	n, oobn, flags, _, err := c.ReadMsgUnix(buf, oob)
 	if err != nil {
@@ -94,8 +94,8 @@ func rights(oob []byte) (int, error) {
 	return -1, nil
 }
 
-// connOf makes a connection of a packet socket and closes fd.
-func connOf(fd int) (*net.UnixConn, error) {
+// PacketConn makes a connection of a packet socket and closes fd.
+func PacketConn(fd int) (*net.UnixConn, error) {
 	f := os.NewFile(uintptr(fd), "touch-socket")
 	defer f.Close()
 	c, err := net.FileConn(f)
