@@ -117,6 +117,26 @@ func (c *UFFDConfig) register(mode uffd.Mode, features uffd.Feature) (uffd.Ioctl
 	return can, nil
 }
 
+// release unregisters the areas, then wakes whoever waits in them. UFFDIO_UNREGISTER
+// itself wakes before it clears the mapping's flags, and from Linux 6.7 on a
+// fault under the per-VMA lock can slip in between and sleep for ever (seen with
+// 6.18, about once in 50 drains under load). Clearing the flags waits for those
+// faults to be queued, so a wake-up afterwards reaches them all.
+func (as *areas) release(fd *uffd.FD) error {
+	var err error
+	for i := range as.list {
+		a := &as.list[i]
+		uerr := fd.Unregister(a.Addr, a.bytes())
+		if uerr == nil {
+			uerr = fd.Wake(a.Addr, a.bytes())
+		}
+		if uerr != nil && uerr != uffd.ErrGone {
+			err = errors.Join(err, fmt.Errorf("region %d (%q): %w", a.ID, a.Name, uerr))
+		}
+	}
+	return err
+}
+
 // opError translates the errors of userfaultfd operations.
 func opError(err error) error {
 	switch {

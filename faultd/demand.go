@@ -88,9 +88,9 @@ func (e *Engine) damaged(err error) {
 // demandChannel is one demand channel with the thread that receives on it.
 type demandChannel struct {
 	channel
-	posted int  // guarded by Engine.sendMu; slots that are on this channel
-	ready  bool // guarded by Engine.sendMu; may be posted to
-	f      transport.Fetcher
+	posted atomic.Int32      // slots that are on this channel
+	ready  bool              // guarded by Engine.sendMu; may be posted to
+	f      transport.Fetcher // guarded by Engine.sendMu
 }
 
 func (c *demandChannel) run() {
@@ -105,7 +105,7 @@ func (c *demandChannel) run() {
 func (c *demandChannel) serve(f transport.Fetcher) error {
 	e := c.e
 	e.sendMu.Lock()
-	c.f, c.ready, c.posted = f, true, 0
+	c.f, c.ready = f, true
 	e.sendMu.Unlock()
 	e.flush()
 
@@ -143,7 +143,7 @@ func (c *demandChannel) giveBack() {
 			again = append(again, uint32(i))
 		}
 	}
-	c.posted = 0
+	c.posted.Store(0)
 	e.out.mu.Unlock()
 	e.sendMu.Unlock()
 	e.stats.retries.Add(uint64(len(again)))
@@ -160,6 +160,7 @@ func (e *Engine) requeue(slots []uint32) {
 // flush sends what is in the fault queue, unless another thread is at it: that
 // one looks again after it has let the sender's place go. So a fault is sent by
 // the thread that read it, with no other to be woken, and under load in batches.
+// Whoever takes sendMu for another purpose must flush after letting it go.
 func (e *Engine) flush() {
 	for e.queue.Len() > 0 && e.sendMu.TryLock() {
 		sent := e.send()
@@ -176,7 +177,7 @@ func (e *Engine) send() bool {
 	for {
 		var c *demandChannel
 		for _, d := range e.demand {
-			if d.ready && (c == nil || d.posted < c.posted) {
+			if d.ready && (c == nil || d.posted.Load() < c.posted.Load()) {
 				c = d
 			}
 		}
@@ -188,12 +189,14 @@ func (e *Engine) send() bool {
 			return true
 		}
 		e.fbuf = e.fbuf[:0]
+		e.out.mu.Lock()
 		for _, i := range e.batch[:n] {
 			s := &e.out.slots[i]
 			s.state, s.ch = slotPosted, c
 			e.fbuf = append(e.fbuf, transport.Fetch{ID: uint64(s.gen)<<16 | uint64(i), Range: s.rng})
 		}
-		c.posted += n
+		e.out.mu.Unlock()
+		c.posted.Add(int32(n))
 		e.stats.sends.Add(1)
 		e.stats.demandFetches.Add(uint64(n))
 		if err := c.f.Fetch(e.fbuf); err != nil {
@@ -211,15 +214,15 @@ func (c *demandChannel) mine(comp *transport.Completion) (uint32, *slot) {
 	if int(i) >= len(e.out.slots) {
 		return 0, nil
 	}
-	e.sendMu.Lock()
-	defer e.sendMu.Unlock()
+	e.out.mu.Lock()
+	defer e.out.mu.Unlock()
 	s := &e.out.slots[i]
 	if s.state != slotPosted || s.ch != c || uint64(s.gen)<<16|uint64(i) != comp.ID {
 		return 0, nil
 	}
 	s.ch = nil
 	s.state = slotLater // ours alone from here on
-	c.posted--
+	c.posted.Add(-1)
 	return i, s
 }
 
@@ -236,8 +239,7 @@ func (c *demandChannel) answered(comp *transport.Completion, rec *recorders) {
 	page := transport.Range{Region: s.rng.Region, First: s.page, Count: 1}
 	switch reg.Residency.State(s.page) {
 	case pagecache.Zero:
-		e.stats.zeroShown.Add(1)
-		e.retry(func() error { return e.cfg.Memory.Install.Zero(page) })
+		e.retry(func() error { return e.tryShow(page, pagecache.Zero) })
 	case pagecache.Absent:
 		// Its claim was given up by an installer that failed.
 		e.later(i, s)
@@ -264,7 +266,7 @@ func (e *Engine) end(i uint32, s *slot) {
 	pages := e.regions[rng.Region].Pages
 	first := page / e.out.group * e.out.group
 	count := uint32(min(e.out.group, pages-first))
-	e.check(e.cfg.Memory.Install.Wake(transport.Range{Region: rng.Region, First: first, Count: count}))
+	e.wake(transport.Range{Region: rng.Region, First: first, Count: count})
 }
 
 // refused decides what a REFUSE means.
@@ -305,9 +307,9 @@ func (e *Engine) later(i uint32, s *slot) {
 		if !e.sleep(retryPause) {
 			return
 		}
-		e.sendMu.Lock()
+		e.out.mu.Lock()
 		s.state = slotQueued
-		e.sendMu.Unlock()
+		e.out.mu.Unlock()
 		e.requeue([]uint32{i})
 	})
 }

@@ -58,6 +58,10 @@
 //     on which others relied is woken once more after it has left the table:
 //     a thread whose page was not part of the range faults again.
 //
+// The release comes after all of that: [Shared.Release] unregisters and then
+// wakes once more, because the kernel's own wake-up at UFFDIO_UNREGISTER comes
+// before the mapping's flags are cleared, and a fault can slip in between.
+//
 // A thread woken without its page being there faults again and starts over. A
 // fault that a dead daemon had read is in the kernel's queue still: Start wakes
 // everything once, after its readers run.
@@ -81,5 +85,5 @@
 //
 // Engine.sendMu before outstanding.mu; channel.mu, Engine.failMu and
 // Engine.removesMu are leaves. None is held during a system call, except sendMu
-// by the sender.
+// by the sender, and Engine.showing, which is only ever shared until the release.
 package faultd

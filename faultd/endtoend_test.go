@@ -28,7 +28,7 @@ func TestDrain(t *testing.T) {
 		{name: "private, on demand only, unix", private: true, unix: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			ctx := withDeadline(t, 60*time.Second)
+			ctx := withDeadline(t, 20*time.Second)
 			addr := "127.0.0.1:0"
 			if tc.unix {
 				addr = "unix:" + filepath.Join(t.TempDir(), "s")
@@ -40,8 +40,9 @@ func TestDrain(t *testing.T) {
 			cfg.BlockingDemand = tc.tune.BlockingIO
 			cfg.DemandChannels, cfg.PrecacheChannels = 2, 2
 			e := start(t, cfg)
-			_, err := m.reg.Touch(shuffled(pages, 2), false, 8)
-			must(t, err)
+			if _, err := m.reg.Touch(shuffled(pages, 2), false, 8); err != nil {
+				t.Fatalf("%v\n%+v\n%+v", err, e.Stats(), m.res.Counts())
+			}
 			s := drained(t, ctx, e)
 			m.verify(t, img.sums)
 			if !tc.pre && s.PagesPrecache != 0 {

@@ -24,7 +24,7 @@ type Engine struct {
 	// The fault queue and who may drain it: see doc.go.
 	queue  *ringq.Queue[uint32]
 	out    *outstanding
-	sendMu sync.Mutex        // the sender; also guards the demand channels' posted slots
+	sendMu sync.Mutex        // the sender's place: see flush
 	batch  []uint32          // guarded by sendMu
 	fbuf   []transport.Fetch // guarded by sendMu
 	demand []*demandChannel  // immutable after New; see there
@@ -36,6 +36,11 @@ type Engine struct {
 	removesMu sync.Mutex
 	removes   []transport.Range // guarded by removesMu; to be repeated once claims have ended
 	removing  atomic.Bool       // removes is not empty
+
+	// showing is held for reading while a page is shown, from its Commit on;
+	// taken for writing before the release, which must not come between.
+	showing  sync.RWMutex
+	released bool // guarded by showing
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -203,6 +208,12 @@ func (e *Engine) finish() {
 	case <-e.ctx.Done():
 		return
 	}
+	// What is being shown is shown first; what comes later is left to the
+	// release, which wakes all. The readers run until then, as whoever shows a
+	// page may depend on events being read.
+	e.showing.Lock()
+	e.released = true
+	e.showing.Unlock()
 	e.stopReaders()
 	if err := e.cfg.Memory.Faults.Release(); err != nil {
 		e.fail(fmt.Errorf("release the memory: %w", err))

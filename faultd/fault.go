@@ -145,7 +145,11 @@ func (e *Engine) show(r transport.Range, st pagecache.State) {
 }
 
 func (e *Engine) tryShow(r transport.Range, st pagecache.State) error {
+	e.showing.RLock()
+	defer e.showing.RUnlock()
 	switch {
+	case e.released:
+		return nil // the release wakes
 	case st == pagecache.Zero:
 		e.stats.zeroShown.Add(1)
 		return e.cfg.Memory.Install.Zero(r)
@@ -157,6 +161,15 @@ func (e *Engine) tryShow(r transport.Range, st pagecache.State) error {
 	// to be read: the thread takes its fault again.
 	e.stats.faultsResident.Add(1)
 	return e.cfg.Memory.Install.Wake(r)
+}
+
+// wake has who waits for a page of r fault again.
+func (e *Engine) wake(r transport.Range) {
+	e.showing.RLock()
+	defer e.showing.RUnlock()
+	if !e.released {
+		e.check(e.cfg.Memory.Install.Wake(r))
+	}
 }
 
 // retry repeats f while the layout is changing.

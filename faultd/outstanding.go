@@ -21,12 +21,12 @@ const (
 // It belongs to whoever made the last step: the reader until it is queued, the
 // sender until it is posted, then the receiver of its channel.
 type slot struct {
-	state slotState // written under outstanding.mu or Engine.sendMu; others than the owner hold both
+	state slotState // guarded by outstanding.mu
 	gen   uint32    // counts the uses; part of the fetch's id
 	rng   transport.Range
-	page  uint64    // the page that faulted
-	read  time.Time // when the fault was read
-	ch    *demandChannel
+	page  uint64         // the page that faulted
+	read  time.Time      // when the fault was read
+	ch    *demandChannel // guarded by outstanding.mu
 	tries int
 	dup   bool // guarded by outstanding.mu; another fault relies on this fetch
 }

@@ -96,19 +96,8 @@ func (s *Shared) Close() error { return errors.Join(s.unmap(), s.cfg.FD.Close())
 // NewReader implements [FaultSource].
 func (s *Shared) NewReader() (FaultReader, error) { return newUFFDReader(&s.cfg, &s.as) }
 
-// Release implements [FaultSource]: it unregisters the areas, which wakes all.
+// Release implements [FaultSource]: it unregisters the areas and wakes all.
 func (s *Shared) Release() error { return s.as.release(s.cfg.FD) }
-
-func (as *areas) release(fd *uffd.FD) error {
-	var err error
-	for i := range as.list {
-		a := &as.list[i]
-		if uerr := fd.Unregister(a.Addr, a.bytes()); uerr != nil && uerr != uffd.ErrGone {
-			err = errors.Join(err, fmt.Errorf("region %d (%q): %w", a.ID, a.Name, uerr))
-		}
-	}
-	return err
-}
 
 // Install implements [Installer].
 func (s *Shared) Install(r transport.Range, _ [][]byte) error {

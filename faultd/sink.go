@@ -150,6 +150,8 @@ func (s *sink) install(reg *Region, run transport.Range, src [][]byte) error {
 	} else {
 		e.stats.pagesDemand.Add(uint64(run.Count))
 	}
+	e.showing.RLock()
+	defer e.showing.RUnlock()
 	if e.cfg.Memory.Place != nil {
 		if err := reg.Residency.Commit(run.First, uint64(run.Count), nil); err != nil {
 			return err
@@ -217,7 +219,7 @@ func (s *sink) Abort(r transport.Range, dst [][]byte) {
 	s.giveUp(reg, r, dst, 0)
 	s.e.afterClaims()
 	// Faults that met the claim were left to it.
-	s.e.check(s.e.cfg.Memory.Install.Wake(r))
+	s.e.wake(r)
 }
 
 // Zero implements [transport.Sink]. Nothing is materialised: a fault that comes
