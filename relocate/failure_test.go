@@ -4,15 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/vmtest"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"golang.org/x/sys/unix"
 )
@@ -21,105 +20,26 @@ import (
 // pattern at 4 MiB/s.
 const slow = 4 << 20
 
-// proxy stands between two hosts and can cut them off.
-type proxy struct {
-	l      net.Listener
-	target string
-	wg     sync.WaitGroup
-
-	mu    sync.Mutex
-	conns map[net.Conn]bool // guarded by mu
-	down  bool              // guarded by mu
-}
-
-func startProxy(t *testing.T, target string) *proxy {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{l: l, target: target, conns: make(map[net.Conn]bool)}
-	p.wg.Go(p.run)
-	t.Cleanup(func() {
-		l.Close()
-		p.cut()
-		p.wg.Wait()
-	})
-	return p
-}
-
-func (p *proxy) addr() string { return p.l.Addr().String() }
-
-func (p *proxy) run() {
-	for {
-		in, err := p.l.Accept()
-		if err != nil {
-			return
-		}
-		out, err := net.Dial("tcp", p.target)
-		if err != nil || !p.track(in, out) {
-			in.Close()
-			if out != nil {
-				out.Close()
-			}
-			continue
-		}
-		for _, pair := range [][2]net.Conn{{in, out}, {out, in}} {
-			p.wg.Go(func() {
-				io.Copy(pair[0], pair[1])
-				in.Close()
-				out.Close()
-			})
-		}
-	}
-}
-
-func (p *proxy) track(conns ...net.Conn) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, c := range conns {
-		p.conns[c] = true
-	}
-	return !p.down
-}
-
-// cut drops every connection and refuses new ones until restore.
-func (p *proxy) cut() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.down = true
-	for c := range p.conns {
-		c.Close()
-		delete(p.conns, c)
-	}
-}
-
-func (p *proxy) restore() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.down = false
-}
-
 // rig is two hosts, a proxy before the second, and a VM with a pattern on the
 // first.
 type rig struct {
 	t     *testing.T
 	root  string
 	a, b  *testHost
-	proxy *proxy
-	vm    *testVM
+	proxy *vmtest.Proxy
+	vm    *vmtest.VM
 	want  []byte
 }
 
 func newRig(t *testing.T, changeB func(*HostConfig)) *rig {
 	t.Helper()
-	r := &rig{t: t, root: tempDir(t)}
+	r := &rig{t: t, root: vmtest.Dir(t)}
 	r.a, r.b = startHost(t, r.root, "a", nil), startHost(t, r.root, "b", changeB)
-	r.proxy = startProxy(t, r.b.addr)
-	r.vm = startVM(t, r.a.dir)
-	r.want = pattern(7)
-	writePattern(t, r.vm.ram, r.want)
-	r.a.adopt(t, "web1", r.vm.qmp)
+	r.proxy = vmtest.StartProxy(t, r.b.addr)
+	r.vm = vmtest.Start(t, r.a.dir)
+	r.want = vmtest.Pattern(7)
+	vmtest.WritePattern(t, r.vm.RAM, r.want)
+	r.a.adopt(t, "web1", r.vm.QMP)
 	t.Cleanup(func() { killAll(t, r.b) })
 	return r
 }
@@ -137,7 +57,7 @@ func (r *rig) runsAt(h *testHost) {
 	if got := runState(r.t, other, "web1"); got == "running" {
 		r.t.Error("the machine runs at both hosts")
 	}
-	checkPattern(r.t, filepath.Join(h.dir, "vm.mem"), r.want)
+	vmtest.CheckPattern(r.t, filepath.Join(h.dir, "vm.mem"), r.want)
 }
 
 // backAtSource asserts a rollback that left nothing behind at the destination.
@@ -147,7 +67,7 @@ func (r *rig) backAtSource(reason string) {
 	if s.Phase != PhaseRolledBack || !strings.Contains(s.Error, reason) {
 		r.t.Errorf("source ended %s (%s); want a rollback because of %q", s.Phase, s.Error, reason)
 	}
-	waitFor(r.t, "the destination to give up", func() bool {
+	vmtest.Wait(r.t, "the destination to give up", func() bool {
 		for _, s := range r.b.Statuses() {
 			if !s.Phase.Final() || s.Ended.IsZero() {
 				return false
@@ -158,8 +78,8 @@ func (r *rig) backAtSource(reason string) {
 		return len(r.b.incoming) == 0
 	})
 	r.runsAt(r.a)
-	noTrace(r.t, r.b.dir, "*.json")
-	noTrace(r.t, r.a.dir, "*.json", "vm.mem", "vm.qmp")
+	vmtest.NoTrace(r.t, r.b.dir, "*.json")
+	vmtest.NoTrace(r.t, r.a.dir, "*.json", "vm.mem", "vm.qmp")
 }
 
 func (r *rig) relocate(to string, o Options) {
@@ -171,7 +91,7 @@ func (r *rig) relocate(to string, o Options) {
 
 func (r *rig) awaitEnd() Status {
 	r.t.Helper()
-	waitFor(r.t, "the relocation's end", func() bool {
+	vmtest.Wait(r.t, "the relocation's end", func() bool {
 		r.a.mu.Lock()
 		defer r.a.mu.Unlock()
 		return len(r.a.outgoing) == 0
@@ -242,8 +162,8 @@ func withBinary(cfg *HostConfig, path string) {
 
 func TestNameTakenAtTheDestination(t *testing.T) {
 	r := newRig(t, nil)
-	other := startVM(t, tempDir(t))
-	r.b.adopt(t, "web1", other.qmp)
+	other := vmtest.Start(t, vmtest.Dir(t))
+	r.b.adopt(t, "web1", other.QMP)
 	r.relocate(r.b.addr, Options{})
 	if s := r.awaitEnd(); !strings.Contains(s.Error, "has a machine called web1 already") {
 		t.Errorf("error: %s", s.Error)
@@ -271,31 +191,18 @@ func TestRefusedAtTheSource(t *testing.T) {
 	if _, err := r.a.Adopt(t.Context(), "web3", filepath.Join(r.root, "nothing.qmp")); !errors.Is(err, qemu.ErrMonitorMissing) {
 		t.Errorf("adopt with a missing socket: %v", err)
 	}
-	if _, err := r.a.Adopt(t.Context(), "../evil", r.vm.qmp); err == nil || !strings.Contains(err.Error(), "machine name") {
+	if _, err := r.a.Adopt(t.Context(), "../evil", r.vm.QMP); err == nil || !strings.Contains(err.Error(), "machine name") {
 		t.Errorf("adopt with an odd name: %v", err)
 	}
-	if _, err := r.a.Adopt(t.Context(), "web1", r.vm.qmp); !errors.Is(err, ErrExists) {
+	if _, err := r.a.Adopt(t.Context(), "web1", r.vm.QMP); !errors.Is(err, ErrExists) {
 		t.Errorf("adopt twice: %v", err)
 	}
-	plain := startPlainVM(t, r.root)
-	r.a.adopt(t, "plain", plain)
+	r.a.adopt(t, "plain", vmtest.StartPrivate(t, vmtest.Dir(t)).QMP)
 	if _, err := r.a.Relocate(t.Context(), "plain", r.b.addr, Options{}); !errors.Is(err, qemu.ErrNoSharedFile) {
 		t.Errorf("relocate without shared memory: %v", err)
 	} else {
 		t.Log(err)
 	}
-}
-
-// startPlainVM starts a QEMU whose memory is private; it returns its monitor.
-func startPlainVM(t *testing.T, root string) string {
-	t.Helper()
-	dir := filepath.Join(root, "plain")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	v := &testVM{t: t, dir: dir, qmp: filepath.Join(dir, "vm.qmp"), done: make(chan struct{})}
-	v.start("-nodefaults", "-display", "none", "-accel", "tcg", "-m", "32", "-qmp", "unix:"+v.qmp+",server=on,wait=off")
-	return v.qmp
 }
 
 func TestUnreachableDestination(t *testing.T) {
@@ -344,8 +251,8 @@ func TestNetworkCutBeforeTheSwitch(t *testing.T) {
 	for _, p := range []Phase{PhasePreparing, PhaseReady} {
 		t.Run(string(p), func(t *testing.T) {
 			r := newRig(t, nil)
-			r.relocate(r.proxy.addr(), Options{})
-			r.atPhase(r.b, p, r.proxy.cut)
+			r.relocate(r.proxy.Addr(), Options{})
+			r.atPhase(r.b, p, r.proxy.Cut)
 			s := r.awaitEnd()
 			if s.Phase != PhaseRolledBack {
 				t.Fatalf("ended %s: %s", s.Phase, s.Error)
@@ -357,16 +264,16 @@ func TestNetworkCutBeforeTheSwitch(t *testing.T) {
 
 func TestNetworkCutDuringTheDrain(t *testing.T) {
 	r := newRig(t, nil)
-	r.relocate(r.proxy.addr(), Options{Bandwidth: slow})
-	r.atPhase(r.b, PhaseDraining, r.proxy.cut)
-	waitFor(t, "both sides to notice", func() bool {
+	r.relocate(r.proxy.Addr(), Options{Bandwidth: slow})
+	r.atPhase(r.b, PhaseDraining, r.proxy.Cut)
+	vmtest.Wait(t, "both sides to notice", func() bool {
 		return !r.a.last(t, RoleSource).Connected && !r.b.last(t, RoleDestination).Connected
 	})
 	if s := r.b.last(t, RoleDestination); s.PagesRemaining == 0 || s.Phase != PhaseDraining || s.Error == "" {
 		t.Errorf("the destination's status while cut off: %+v", s)
 	}
-	r.proxy.restore()
-	waitFor(t, "both sides to be back", func() bool {
+	r.proxy.Restore()
+	vmtest.Wait(t, "both sides to be back", func() bool {
 		return r.a.last(t, RoleSource).Connected && r.b.last(t, RoleDestination).Connected
 	})
 	if err := r.b.SetBandwidth("web1", 0); err != nil {
@@ -399,7 +306,7 @@ func TestRestartDuringTheDrain(t *testing.T) {
 			} else {
 				r.restart(&r.b, "b", r.b.addr)
 			}
-			waitFor(t, "both sides to meet again", func() bool {
+			vmtest.Wait(t, "both sides to meet again", func() bool {
 				return r.a.last(t, RoleSource).Connected && r.b.last(t, RoleDestination).Connected
 			})
 			if err := r.b.SetBandwidth("web1", 0); err != nil {
@@ -408,7 +315,7 @@ func TestRestartDuringTheDrain(t *testing.T) {
 			r.a.await(t, "web1", PhaseDone)
 			r.b.await(t, "web1", PhaseDone)
 			r.runsAt(r.b)
-			<-r.vm.done
+			<-r.vm.Done
 		})
 	}
 }
@@ -416,15 +323,15 @@ func TestRestartDuringTheDrain(t *testing.T) {
 func TestSourceQEMUKilledDuringTheDrain(t *testing.T) {
 	r := newRig(t, nil)
 	r.relocate(r.b.addr, Options{Bandwidth: slow})
-	r.atPhase(r.a, PhaseDraining, func() { r.vm.cmd.Process.Kill() })
-	<-r.vm.done
+	r.atPhase(r.a, PhaseDraining, func() { r.vm.Kill() })
+	<-r.vm.Done
 	if err := r.b.SetBandwidth("web1", 0); err != nil {
 		t.Error(err)
 	}
 	r.a.await(t, "web1", PhaseDone)
 	r.b.await(t, "web1", PhaseDone)
 	r.runsAt(r.b)
-	noTrace(t, r.a.dir, "*.json", "vm.qmp") // QEMU could not remove its socket
+	vmtest.NoTrace(t, r.a.dir, "*.json", "vm.qmp") // QEMU could not remove its socket
 }
 
 func TestDestinationQEMUKilledDuringTheDrain(t *testing.T) {
@@ -454,7 +361,7 @@ func TestDestinationQEMUKilledDuringTheDrain(t *testing.T) {
 	if got := runState(t, r.a, "web1"); got == "running" {
 		t.Error("the source runs a machine that has run elsewhere")
 	}
-	noTrace(t, r.b.dir, "*.json")
+	vmtest.NoTrace(t, r.b.dir, "*.json")
 }
 
 func TestTwoAtATime(t *testing.T) {
@@ -480,7 +387,7 @@ func TestTwoAtATime(t *testing.T) {
 }
 
 func TestDamagedJournalIsSaidAndKept(t *testing.T) {
-	root := tempDir(t)
+	root := vmtest.Dir(t)
 	h := startHost(t, root, "a", nil)
 	h.stop(t)
 	bad := filepath.Join(h.dir, "state", "source-01234567.json")
