@@ -1,0 +1,65 @@
+package progress
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/pagewarp/pagewarp/cmd/internal/units"
+	"github.com/pagewarp/pagewarp/relocate"
+)
+
+// Summary describes an ended relocation in a few lines.
+func Summary(s relocate.Status) string {
+	var b strings.Builder
+	row := func(name, format string, a ...any) {
+		fmt.Fprintf(&b, "  %-9s %s\n", name, fmt.Sprintf(format, a...))
+	}
+	switch s.Phase {
+	case relocate.PhaseDone:
+		fmt.Fprintf(&b, "%s runs at %s\n", s.VM, s.Peer)
+		if s.Options.Paused {
+			b.Reset()
+			fmt.Fprintf(&b, "%s is at %s, paused\n", s.VM, s.Peer)
+		}
+	case relocate.PhaseRolledBack:
+		fmt.Fprintf(&b, "%s was rolled back and runs on at the source\n", s.VM)
+	case relocate.PhaseLost:
+		fmt.Fprintf(&b, "%s is lost\n", s.VM)
+	default:
+		fmt.Fprintf(&b, "%s is %s\n", s.VM, s.Phase)
+	}
+	if s.Error != "" {
+		row("reason", "%s", s.Error)
+	}
+	if s.DowntimeMS > 0 {
+		row("downtime", "%.1f ms", s.DowntimeMS)
+	}
+	if end := s.Ended; !end.IsZero() {
+		row("total", "%s", Seconds(end.Sub(s.Started).Seconds()))
+	}
+	if s.PagesTotal > 0 {
+		row("pages", "%s: %s on demand, %s by precache, %s zero", count(s.PagesTotal), count(s.PagesDemand), count(s.PagesPrecache), count(s.PagesZero))
+	}
+	if s.BytesWire > 0 {
+		row("wire", "%s for %s of guest memory (ratio %.2f)", units.FormatSize(s.BytesWire), units.FormatSize(s.BytesGuest), float64(s.BytesGuest)/float64(s.BytesWire))
+	}
+	if drain := s.Drained.Sub(s.Resumed); !s.Drained.IsZero() && !s.Resumed.IsZero() && drain > 0 {
+		row("drain", "%s, %s on average", Seconds(drain.Seconds()), units.FormatBits(float64(s.BytesGuest)/drain.Seconds()))
+	}
+	if f := s.FaultLatency; f.Count > 0 {
+		row("faults", "p50 %s, p99 %s, max %s (%s)", Micros(f.P50), Micros(f.P99), Micros(f.Max), count(uint64(f.Count)))
+	}
+	if s.Reconnects > 0 {
+		row("cuts", "%d, each taken up again", s.Reconnects)
+	}
+	return b.String()
+}
+
+// Age writes how long ago t was, "-" for never.
+func Age(t, now time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return now.Sub(t).Round(time.Second).String()
+}

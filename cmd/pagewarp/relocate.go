@@ -1,0 +1,149 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/pagewarp/pagewarp/cmd/internal/api"
+	"github.com/pagewarp/pagewarp/cmd/internal/config"
+	"github.com/pagewarp/pagewarp/cmd/internal/progress"
+	"github.com/pagewarp/pagewarp/cmd/internal/units"
+	"github.com/pagewarp/pagewarp/relocate"
+)
+
+type relocateFlags struct {
+	to        string
+	bandwidth units.Rate
+	report    string // --json FILE or -
+	detach    bool
+	wait      bool
+	opts      relocate.Options
+}
+
+func newRelocate(a *app) *cobra.Command {
+	var f relocateFlags
+	c := &cobra.Command{
+		Use: "relocate NAME --to HOST:PORT", Short: "Move a running machine to another host",
+		Long: `Move a running machine to another host, whose daemon starts the same QEMU there.
+The guest stops for some milliseconds, runs on at the destination, and its
+memory follows: on demand where the guest touches it, the rest in the background.
+
+Ctrl-C before the switch-over rolls back: the machine runs on here. After it,
+the daemons finish on their own; ` + "`pagewarp status NAME`" + ` shows how far they are.
+
+Progress goes to standard error, the summary to standard output.
+` + rateHelp + `
+
+Exit codes: 0 moved, 1 failed, 2 usage, 3 rolled back, 4 machine lost, 5 daemon
+unreachable, 130 interrupted.`,
+		Example: `  pagewarp relocate web1 --to hostB:7070
+  pagewarp relocate web1 --to hostB:7070 --bandwidth 2G --json report.json
+  pagewarp relocate web1 --to hostB:7070 --json - | jq .downtime_ms`,
+		Args: nameFirst(1), ValidArgsFunction: a.names,
+		RunE: func(cmd *cobra.Command, n []string) error {
+			req, err := f.request(cmd)
+			if err != nil {
+				return err
+			}
+			m := &move{app: a, cmd: cmd, vm: n[0], flags: f}
+			return m.run(req)
+		},
+	}
+	p := c.Flags()
+	p.StringVar(&f.to, "to", "", "`HOST:PORT` of the destination's daemon")
+	p.BoolVar(&f.opts.Paused, "paused", false, "leave the machine paused at the destination")
+	p.BoolVar(&f.opts.OnDemandOnly, "on-demand-only", false, "no background stream: pages go only when touched")
+	p.Var(&f.bandwidth, "bandwidth", "cap of the background stream, e.g. 2G (2 Gbit/s); \"none\" for no cap (default: the daemon's)")
+	p.StringVar(&f.opts.Codec, "codec", "", "compression of the background stream: auto, none, s2, zstd (default: the daemon's)")
+	p.IntVar(&f.opts.DemandChannels, "demand-channels", 0, "connections for demand faults (default: the daemon's)")
+	p.IntVar(&f.opts.PrecacheChannels, "precache-channels", 0, "connections for the background stream (default: the daemon's)")
+	p.BoolVar(&f.opts.KeepSource, "keep-source", false, "leave the stopped source QEMU and its memory file in place")
+	p.StringVar(&f.report, "json", "", "write the final status as JSON to `FILE`, \"-\" for standard output")
+	p.BoolVar(&f.detach, "detach", false, "return as soon as it has started")
+	p.BoolVar(&f.wait, "wait", true, "wait until every page has arrived; --wait=false is --detach")
+	c.RegisterFlagCompletionFunc("codec", cobra.FixedCompletions(config.Codecs, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
+	return c
+}
+
+// request checks the flags before anything is asked of the daemon.
+func (f *relocateFlags) request(cmd *cobra.Command) (api.RelocateRequest, error) {
+	r := api.RelocateRequest{To: f.to, Options: f.opts}
+	if f.to == "" {
+		return r, usagef("--to is missing: the address of the destination's daemon, HOST:PORT")
+	}
+	if err := config.CheckPeer(f.to); err != nil {
+		return r, usagef("--to: %w", err)
+	}
+	if cmd.Flags().Changed("bandwidth") {
+		r.Bandwidth, r.NoCap = int64(f.bandwidth), f.bandwidth == 0
+	}
+	if f.opts.Codec != "" && !slices.Contains(config.Codecs, f.opts.Codec) {
+		return r, usagef("--codec %q: choose one of %s", f.opts.Codec, strings.Join(config.Codecs, ", "))
+	}
+	for name, n := range map[string]int{"demand-channels": f.opts.DemandChannels, "precache-channels": f.opts.PrecacheChannels} {
+		if n < 0 || n > config.MaxChannels {
+			return r, usagef("--%s %d: allowed are 0 (the daemon's) to %d", name, n, config.MaxChannels)
+		}
+	}
+	if f.detach && cmd.Flags().Changed("wait") && f.wait {
+		return r, usagef("--detach and --wait exclude each other")
+	}
+	f.detach = f.detach || !f.wait
+	return r, nil
+}
+
+// display chooses how progress is shown on w.
+func display(w io.Writer) progress.Display {
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return progress.NewTerminal(w)
+	}
+	return progress.NewLog(w, 2*time.Second)
+}
+
+// finish writes the report and the summary, and turns the outcome into an
+// error with its exit code.
+func (m *move) finish(s relocate.Status) error {
+	if err := m.report(s); err != nil {
+		return err
+	}
+	if m.flags.report != "-" {
+		io.WriteString(m.out, progress.Summary(s)) // nobody reads; the exit code remains
+	}
+	switch {
+	case s.Phase == relocate.PhaseLost:
+		return &exitError{code: exitLost}
+	case s.Phase == relocate.PhaseRolledBack && m.interrupted:
+		return &exitError{code: exitInterrupted}
+	case s.Phase == relocate.PhaseRolledBack:
+		return &exitError{code: exitRolledBack}
+	}
+	return nil
+}
+
+func (m *move) report(s relocate.Status) error {
+	if m.flags.report == "" {
+		return nil
+	}
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode report: %w", err)
+	}
+	b = append(b, '\n')
+	if m.flags.report == "-" {
+		_, err = m.out.Write(b)
+		return err
+	}
+	if err := os.WriteFile(m.flags.report, b, 0o644); err != nil {
+		return errors.Join(fmt.Errorf("write report: %w", err), fmt.Errorf("the relocation itself ended as %s", s.Phase))
+	}
+	return nil
+}
