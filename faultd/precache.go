@@ -1,6 +1,7 @@
 package faultd
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -69,8 +70,8 @@ func (c *precacheChannel) serve(f transport.Fetcher) error {
 			return err
 		}
 		if c.inflight == 0 {
-			if !c.idle(pause) {
-				return e.ctx.Err()
+			if err := c.idle(f, pause); err != nil {
+				return err
 			}
 			continue
 		}
@@ -150,20 +151,30 @@ func (c *precacheChannel) takeOff(run pagecache.Run, now time.Time) *flight {
 	}
 }
 
-// idle waits for pause or a kick and reports whether the engine goes on.
-func (c *precacheChannel) idle(pause time.Duration) bool {
+// errIdleEnd says that a channel ended while nothing was in flight on it.
+var errIdleEnd = errors.New("channel ended while it was idle")
+
+// idle waits for pause or a kick. A channel that says when it has ended
+// (transport/tcp does) is noticed meanwhile; of another, the next fetch fails.
+func (c *precacheChannel) idle(f transport.Fetcher, pause time.Duration) error {
 	var tick <-chan time.Time
+	var ended <-chan struct{}
+	if d, ok := f.(interface{ Done() <-chan struct{} }); ok {
+		ended = d.Done()
+	}
 	if pause >= 0 {
 		c.timer.Reset(pause)
 		tick = c.timer.C
 	}
 	select {
 	case <-tick:
-		return true
+		return nil
 	case <-c.kick:
-		return true
+		return nil
+	case <-ended:
+		return errIdleEnd
 	case <-c.e.ctx.Done():
-		return false
+		return c.e.ctx.Err()
 	}
 }
 
