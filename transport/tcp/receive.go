@@ -1,7 +1,6 @@
 package tcp
 
 import (
-	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -12,9 +11,6 @@ import (
 // its own: a shorter one between other pages is written as zero bytes, so that
 // the sink can commit one run.
 const zeroGap = 16
-
-// dropBuffer takes the bytes of unwanted pages, by one system call's worth.
-const dropBuffer = maxReadCall
 
 // run is a part of an answer's range, in page indices within the range: either
 // pages to reserve and write, or zero pages to report.
@@ -285,158 +281,4 @@ func (f *Fetcher) commit(sink transport.Sink, whole transport.Range, ahead uint3
 		}
 	}
 	return len(f.runs), nil
-}
-
-// readPages reads raw data pages into place.
-func (f *Fetcher) readPages(ps int, crc uint32) (uint32, error) {
-	vec, total, dropped := f.vec[:0], 0, 0
-	flush := func() (err error) {
-		if total > 0 {
-			crc, err = f.c.w.readVec(vec, crc)
-			f.progress.Add(1)
-			vec, total, dropped = f.vec[:0], 0, 0
-		}
-		return err
-	}
-	i := 0
-	for k := range f.ext {
-		e := &f.ext[k]
-		end := i + int(e.Count)
-		if e.Kind != transport.Data {
-			i = end
-			continue
-		}
-		for ; i < end; i++ {
-			for off := 0; off < ps; {
-				if total == maxReadCall {
-					if err := flush(); err != nil {
-						return crc, err
-					}
-				}
-				n := min(ps-off, maxReadCall-total)
-				var p []byte
-				if m := f.dst[i]; m != nil {
-					p = m[off : off+n]
-				} else {
-					d, err := f.drop.get(dropBuffer)
-					if err != nil {
-						return crc, err
-					}
-					p = d[dropped : dropped+n]
-					dropped += n
-				}
-				if l := len(vec) - 1; l >= 0 && adjacent(vec[l], p) {
-					vec[l] = join(vec[l], len(vec[l])+n)
-				} else if len(vec) < maxIovecs {
-					vec = append(vec, p)
-				} else {
-					if err := flush(); err != nil {
-						return crc, err
-					}
-					continue
-				}
-				total += n
-				off += n
-			}
-		}
-	}
-	return crc, flush()
-}
-
-func (f *Fetcher) readEncoded(n int, crc uint32) ([]byte, uint32, error) {
-	body, err := f.encoded.get(n)
-	if err != nil {
-		return nil, crc, err
-	}
-	for off := 0; off < n; off += maxReadCall {
-		vec := append(f.vec[:0], body[off:min(n, off+maxReadCall)])
-		if crc, err = f.c.w.readVec(vec, crc); err != nil {
-			return nil, crc, err
-		}
-		f.progress.Add(1)
-	}
-	return body, crc, nil
-}
-
-// decode decodes body, which holds size bytes of data pages, into place.
-func (f *Fetcher) decode(codec transport.Codec, body []byte, size, ps int) error {
-	whole := f.contiguous(ps)
-	if whole != nil {
-		return transport.Decode(codec, whole, body)
-	}
-	plain, err := f.plain.get(size)
-	if err != nil {
-		return err
-	}
-	if err := transport.Decode(codec, plain, body); err != nil {
-		return err
-	}
-	i := 0
-	for k := range f.ext {
-		e := &f.ext[k]
-		end := i + int(e.Count)
-		if e.Kind == transport.Data {
-			for _, m := range f.dst[i:end] {
-				copy(m, plain[:ps])
-				plain = plain[ps:]
-			}
-		}
-		i = end
-	}
-	return nil
-}
-
-// contiguous returns the memory of all data pages, if all are wanted and follow
-// each other there.
-func (f *Fetcher) contiguous(ps int) []byte {
-	var first, last []byte
-	n, i := 0, 0
-	for k := range f.ext {
-		e := &f.ext[k]
-		end := i + int(e.Count)
-		if e.Kind == transport.Data {
-			for _, m := range f.dst[i:end] {
-				if m == nil || last != nil && !adjacent(last, m) {
-					return nil
-				}
-				if first == nil {
-					first = m
-				}
-				last = m
-				n += ps
-			}
-		}
-		i = end
-	}
-	return join(first, n)
-}
-
-// fill writes fill words and zero pages that were reserved.
-func (f *Fetcher) fill(ps int) {
-	i := 0
-	for k := range f.ext {
-		e := &f.ext[k]
-		end := i + int(e.Count)
-		if e.Kind == transport.Fill {
-			for _, m := range f.dst[i:end] {
-				fillPage(m, e.Word)
-			}
-		}
-		i = end
-	}
-}
-
-// fillPage repeats word over p, which may be nil.
-func fillPage(p []byte, word uint64) {
-	if word == 0 {
-		clear(p)
-		return
-	}
-	if len(p) < 8 {
-		return
-	}
-	binary.LittleEndian.PutUint64(p, word)
-	for n := 8; n < len(p); n *= 2 {
-		copy(p[n:], p[:n])
-	}
 }
