@@ -95,7 +95,7 @@ func (o Options) try(ctx context.Context) (Choice, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.Limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, o.QEMU, "-accel", KVM, "-m", "128", "-nodefaults", "-display", "none",
-		"-no-reboot", "-serial", "stdio", "-kernel", o.Kernel, "-append", "console=ttyS0 earlyprintk=serial panic=-1")
+		"-no-reboot", "-serial", "stdio", "-kernel", o.Kernel, "-append", trialCmdline)
 	cmd.WaitDelay = 2 * time.Second
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -108,16 +108,21 @@ func (o Options) try(ctx context.Context) (Choice, error) {
 	case first.line != "":
 		return Choice{KVM, fmt.Sprintf("a stock kernel printed its first line under KVM after %s", took)}, nil
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return Choice{TCG, fmt.Sprintf("%s opens, but a stock kernel printed nothing under KVM for %s", o.Device, o.Limit)}, nil
+		return Choice{TCG, fmt.Sprintf("%s opens, but a stock kernel did not get to its first line under KVM within %s", o.Device, o.Limit)}, nil
 	case ctx.Err() != nil:
 		return Choice{}, fmt.Errorf("try KVM: %w", ctx.Err())
 	}
 	return Choice{TCG, fmt.Sprintf("QEMU does not run with KVM: %v: %s", err, strings.TrimSpace(stderr.String()))}, nil
 }
 
-// firstLine stops the trial when something legible has come. Firmware prints
-// nothing here: with -nodefaults there is no screen, and SeaBIOS leaves the
-// serial port alone.
+// trialCmdline has no earlyprintk: with it the boot stub speaks as well, and on
+// a host where the kernel proper hangs it still says "Probing EDD".
+const trialCmdline = "console=ttyS0 panic=-1"
+
+// banner is in the first line of every Linux kernel's log.
+var banner = []byte("Linux version ")
+
+// firstLine stops the trial when the kernel's first line has come.
 type firstLine struct {
 	line string
 	buf  []byte
@@ -125,14 +130,15 @@ type firstLine struct {
 }
 
 func (f *firstLine) Write(p []byte) (int, error) {
-	if f.line == "" {
-		f.buf = bytes.TrimLeft(append(f.buf, p...), "\r\n\t ")
-		if line, _, ok := bytes.Cut(f.buf, []byte("\n")); ok && len(bytes.TrimSpace(line)) > 0 {
-			f.line = string(bytes.TrimSpace(line))
-			f.stop()
-		} else if len(f.buf) > 1<<16 {
-			f.buf = f.buf[:0]
-		}
+	if f.line != "" {
+		return len(p), nil
+	}
+	f.buf = append(f.buf, p...)
+	if i := bytes.Index(f.buf, banner); i >= 0 {
+		f.line = string(f.buf[i:])
+		f.stop()
+	} else if keep := len(banner); len(f.buf) > 1<<16 {
+		f.buf = append(f.buf[:0], f.buf[len(f.buf)-keep:]...)
 	}
 	return len(p), nil
 }
@@ -144,7 +150,7 @@ func (o Options) cachePath() string {
 	}
 	h := sha256.New()
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	fmt.Fprintf(h, "%s %s %s\n", boot, o.Device, o.Limit)
+	fmt.Fprintf(h, "%s %s %s %s %s\n", boot, o.Device, o.Limit, trialCmdline, banner)
 	for _, path := range []string{o.QEMU, o.Kernel} {
 		if st, err := os.Stat(path); err == nil {
 			fmt.Fprintf(h, "%s %d %d\n", path, st.Size(), st.ModTime().UnixNano())

@@ -38,7 +38,9 @@ func TestChoose(t *testing.T) {
 		limit                       time.Duration
 	}{
 		{"the kernel speaks", `printf '\r\n[    0.000000] Linux version 6.1\n'; exec sleep 60`, KVM, "first line under KVM", 0},
-		{"the kernel is silent", `exec sleep 60`, TCG, "printed nothing under KVM", 300 * time.Millisecond},
+		{"the kernel is silent", `exec sleep 60`, TCG, "did not get to its first line", 300 * time.Millisecond},
+		{"only the boot stub speaks", `printf 'Probing EDD (edd=off to disable)... ok\r\n\r\nInvalid physical address chosen!\r\n'; exec sleep 60`, TCG, "did not get to its first line", 300 * time.Millisecond},
+		{"the line comes in pieces", `printf 'Linux ver'; sleep 0.1; printf 'sion 6.1\n'; exec sleep 60`, KVM, "first line under KVM", 0},
 		{"QEMU refuses", `echo 'no KVM for you' >&2; exit 1`, TCG, "no KVM for you", 0},
 		{"half a line", `printf 'garb'; exit 0`, TCG, "does not run with KVM", 0},
 	} {
