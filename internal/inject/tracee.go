@@ -40,6 +40,7 @@ type Tracee struct {
 	mask     uint64        // signals blocked before
 	held     []unix.Signal // stopping signals to send again at the end
 	deadline time.Time
+	running  bool // within a call of ours, not known to have stopped
 }
 
 // Do stops a thread of process pid, runs f, which may run system calls in the
@@ -174,10 +175,12 @@ func (t *Tracee) restore() error {
 		if err := unix.PtraceInterrupt(t.tid); err != nil {
 			return gone(err)
 		}
-		// ESRCH here means that the thread is not in a stop: a call of ours that
-		// never came back, which the interrupt ends.
-		if err := unix.PtraceCont(t.tid, 0); err != nil && err != unix.ESRCH {
-			return err
+		// A call of ours that never came back is ended by the interrupt alone. To
+		// let it run on would race with the stop at its exit, and restart it.
+		if !t.running {
+			if err := unix.PtraceCont(t.tid, 0); err != nil {
+				return gone(err)
+			}
 		}
 		for {
 			ws, err := t.wait()
@@ -261,10 +264,12 @@ func (t *Tracee) toSyscallStop() error {
 		if err := unix.PtraceSyscall(t.tid, 0); err != nil {
 			return gone(err)
 		}
+		t.running = true
 		ws, err := t.wait()
 		if err != nil {
 			return err
 		}
+		t.running = false
 		sig := ws.StopSignal()
 		switch {
 		case int(ws)>>16 == ptraceEventStop:
