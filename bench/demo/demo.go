@@ -150,7 +150,7 @@ func (r *run) boot(ctx context.Context) error {
 	r.guest = GuestConfig()
 	r.guest.WorkingSetMiB, r.guest.ChurnRate = r.WorkingSetMiB, 500
 	r.step("a QEMU with %s on host A boots a stock Debian kernel", humanize.IBytes(r.RAM))
-	vm, err := r.pair.Boot(ctx, r.pair.A, rig.VMConfig{
+	vm, err := StartGuest(ctx, r.pair.A.Host, rig.VMConfig{
 		Name: vmName, RAM: r.RAM, Accel: r.Accel, CacheDir: r.CacheDir, VGA: true,
 	}, r.guest)
 	if err != nil {
@@ -159,6 +159,9 @@ func (r *run) boot(ctx context.Context) error {
 	r.rep.VM, r.rep.Accel, r.rep.RAMBytes = vmName, vm.Accel, int64(r.RAM)
 	if vm.AccelReason != "" {
 		r.step("accelerator: %s (%s)", vm.Accel, vm.AccelReason)
+	}
+	if err := r.pair.Await(ctx, vm, r.guest); err != nil {
+		return err
 	}
 	if _, err := r.pair.A.Daemon.Add(ctx, vmName, vm.QMPPath); err != nil {
 		return fmt.Errorf("hand the VM to the daemon of host A: %w", err)

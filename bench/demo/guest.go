@@ -31,12 +31,18 @@ func (p *Pair) Boot(ctx context.Context, s *Side, c rig.VMConfig, g guestapi.Con
 	if err != nil {
 		return nil, err
 	}
+	return vm, p.Await(ctx, vm, g)
+}
+
+// Await waits until a guest's web server answers; a guest that does not is
+// ended.
+func (p *Pair) Await(ctx context.Context, vm *rig.VM, g guestapi.Config) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, bootLimit, errors.New("the guest did not boot within "+bootLimit.String()))
 	defer cancel()
 	if err := vm.WaitReady(ctx, p.Client, g); err != nil {
-		return nil, errors.Join(err, vm.Kill())
+		return errors.Join(err, vm.Kill())
 	}
-	return vm, nil
+	return nil
 }
 
 // StartGuest starts the test guest's QEMU and waits for its monitor only.
