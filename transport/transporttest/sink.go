@@ -40,8 +40,9 @@ func NewSink(t testing.TB, regions ...transport.Region) *Sink {
 	for _, r := range regions {
 		s.states[r.ID] = make([]pageState, r.Pages)
 		mem := s.im.mem[r.ID]
-		for i := range mem {
-			mem[i] = 0xa5 // what nobody wrote must be told from zero
+		mem[0] = 0xa5 // what nobody wrote must be told from zero
+		for n := 1; n < len(mem); n *= 2 {
+			copy(mem[n:], mem[:n])
 		}
 	}
 	return s

@@ -159,9 +159,9 @@ func testCommitError(t *testing.T, h Harness) {
 // that nothing of it was committed.
 func broken(t *testing.T, h Harness, o Options, fault Fault) error {
 	t.Helper()
-	im := mixed(t, 13)
-	for p := range uint64(64) {
-		im.Put(1, p, Text, 13) // no extents: the answer is all data
+	im := NewImage(t, transport.Region{ID: 1, Name: "ram", Pages: 192, PageSize: small})
+	for p := range uint64(192) {
+		im.Put(1, p, Text, 13)
 	}
 	o.Features, o.Faults = transport.AllFeatures, NewFaults()
 	e := channel(t, h, o, im, false)
