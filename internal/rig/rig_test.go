@@ -270,6 +270,19 @@ func TestCleanupStale(t *testing.T) {
 	if left := Leftovers(ident); len(left) < 3 {
 		t.Fatalf("the child left only %q", left)
 	}
+	// Several processes may find it at the same time.
+	errs := make(chan error, 3)
+	for range cap(errs) {
+		go func() {
+			_, err := CleanupStale()
+			errs <- err
+		}()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Errorf("cleaning up together: %v", err)
+		}
+	}
 	r := newRig(t, "a")
 	if left := Leftovers(ident); len(left) > 0 {
 		t.Errorf("New left of the dead rig: %q", left)

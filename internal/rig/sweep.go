@@ -19,6 +19,11 @@ const killLimit = 10 * time.Second
 // processes in their namespaces, namespaces, folders. It returns the
 // identities of these rigs.
 func CleanupStale() ([]string, error) {
+	unlock, err := lockNamespaces()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	var stale []string
 	var errs []error
 	for ident, alive := range identities() {
@@ -29,6 +34,29 @@ func CleanupStale() ([]string, error) {
 		errs = append(errs, sweep(ident))
 	}
 	return stale, errors.Join(errs...)
+}
+
+// lockNamespaces keeps apart those who clean up; ip-netns(8) locks the same
+// folder while it sets it up.
+func lockNamespaces() (unlock func(), err error) {
+	fd, err := unix.Open(nsDir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return func() {}, nil // no namespace was ever named on this machine
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", nsDir, err)
+	}
+	for {
+		err = unix.Flock(fd, unix.LOCK_EX)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("lock %s: %w", nsDir, err)
+	}
+	return func() { unix.Close(fd) }, nil
 }
 
 // Leftovers lists what is left of the rig with this identity: namespaces,
@@ -45,7 +73,7 @@ func Leftovers(ident string) []string {
 			left = append(left, fmt.Sprintf("process %d in network namespace %s", pid, ns))
 		}
 	}
-	if _, err := os.Stat(filepath.Join(shmDir, ident)); err == nil {
+	if exists(filepath.Join(shmDir, ident)) {
 		left = append(left, "folder "+filepath.Join(shmDir, ident))
 	}
 	return left
@@ -69,11 +97,20 @@ func sweep(ident string) error {
 	return errors.Join(errs...)
 }
 
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
 // processesIn returns the processes in the named network namespace, which only
 // its rig and the children of its rig can have entered.
 func processesIn(ns string) ([]int, error) {
 	var want unix.Stat_t
-	if err := unix.Stat(filepath.Join(nsDir, ns), &want); err != nil {
+	err := unix.Stat(filepath.Join(nsDir, ns), &want)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
 		return nil, fmt.Errorf("stat network namespace %s: %w", ns, err)
 	}
 	entries, err := os.ReadDir("/proc")
