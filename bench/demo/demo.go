@@ -137,7 +137,11 @@ func PathOf(from, to *rig.Host) floor.Pair {
 
 func (r *run) floors(ctx context.Context) error {
 	r.step("floors: what this machine does without pagewarp, over the same links")
-	f, err := floor.Run(ctx, floor.Options{Count: 2000, StreamBytes: 128 << 20, Pair: PathOf(r.pair.A.Host, r.pair.B.Host)})
+	cpus, err := floor.PickCPUs()
+	if err != nil {
+		return err
+	}
+	f, err := floor.Run(ctx, floor.Options{CPUs: cpus, Count: 2000, StreamBytes: 128 << 20, Pair: PathOf(r.pair.A.Host, r.pair.B.Host)})
 	if err != nil {
 		return err
 	}

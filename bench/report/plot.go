@@ -6,6 +6,7 @@ import (
 	"image/color"
 	"math"
 
+	"github.com/dustin/go-humanize"
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/plotter"
@@ -103,7 +104,7 @@ func (t *Timeline) draw(c draw.Canvas) error {
 		}
 		dash.Color, dash.Width, dash.Dashes = mark, vg.Points(0.8), []vg.Length{vg.Points(2), vg.Points(3)}
 		requests.Add(dash)
-		if err := noteAt(requests, from, 0.9*t.BeforePerSec-0.06*requests.Y.Max, "90 % of before"); err != nil {
+		if err := noteEnd(requests, "dashed: 90 % of before"); err != nil {
 			return err
 		}
 	}
@@ -169,6 +170,24 @@ func (seconds) Ticks(from, to float64) []plot.Tick {
 	return ts
 }
 
+// numbers labels a value axis at a few round numbers.
+type numbers struct{}
+
+func (numbers) Ticks(from, to float64) []plot.Tick {
+	step := math.Pow(10, math.Floor(math.Log10(to-from)))
+	for _, f := range []float64{0.1, 0.2, 0.25, 0.5, 1, 2, 5} {
+		if (to-from)/(step*f) <= 5 {
+			step *= f
+			break
+		}
+	}
+	var ts []plot.Tick
+	for v := math.Ceil(from/step) * step; v <= to; v += step {
+		ts = append(ts, plot.Tick{Value: v, Label: humanize.Commaf(math.Round(v*100) / 100)})
+	}
+	return ts
+}
+
 // panel is one plot: a step line of pts in colour c over a pale grid.
 func panel(label string, pts []Point, c color.Color, from, to float64) (*plot.Plot, error) {
 	p := plot.New()
@@ -201,7 +220,7 @@ func panel(label string, pts []Point, c color.Color, from, to float64) (*plot.Pl
 		top = 1
 	}
 	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = from, to, 0, top*1.05
-	p.X.Tick.Marker = seconds{}
+	p.X.Tick.Marker, p.Y.Tick.Marker = seconds{}, numbers{}
 	return p, nil
 }
 
@@ -218,6 +237,11 @@ func vertical(p *plot.Plot, x float64, dashes []vg.Length) error {
 // note writes beside a vertical line at x, at the top of the panel.
 func note(p *plot.Plot, x float64, s string) error {
 	return noteAt(p, x, p.Y.Min+0.94*(p.Y.Max-p.Y.Min), s)
+}
+
+// noteEnd writes at the right end of the panel's top.
+func noteEnd(p *plot.Plot, s string) error {
+	return noteAt(p, p.X.Max, p.Y.Min+0.94*(p.Y.Max-p.Y.Min), s)
 }
 
 // noteAt writes s at height y on the side of x where there is more room.
