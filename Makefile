@@ -34,10 +34,11 @@ lint: tools ## gofmt, go vet, staticcheck, and the rules on imports
 	@$(GO) run ./test/summary -staticcheck $(TOOLS)/staticcheck -lint-only
 	@$(GO) test ./internal/archlint
 
-bench: build guest ## floors, faults and streams, each against its floor
+bench: build guest ## floors, faults, streams and downtime, each against its floor
 	$(BIN)/pagewarp bench floors
 	$(BIN)/pagewarp bench fault
 	$(BIN)/pagewarp bench stream
+	$(BIN)/pagewarp bench downtime
 
 bench-qemu: build guest ## QEMU's own postcopy of the same guest, side by side
 	$(BIN)/pagewarp bench qemu
