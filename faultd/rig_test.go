@@ -28,6 +28,7 @@ const pageSize = 4096
 
 func TestMain(m *testing.M) {
 	touch.Main()
+	engineMain()
 	goleak.VerifyTestMain(m)
 }
 
