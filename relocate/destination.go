@@ -179,7 +179,20 @@ func (in *incoming) load(ctl *control) error {
 	if err := in.enter(PhaseLoaded, "the device state is loaded"); err != nil {
 		return err
 	}
+	if err := in.alive(); err != nil {
+		return err
+	}
 	return ctl.send(msgLoaded, struct{}{})
+}
+
+// alive reports a VMM that has died on us while it could not have run the guest.
+func (in *incoming) alive() error {
+	select {
+	case <-in.proc.Done():
+		return fmt.Errorf("QEMU (pid %d) has ended: %w", in.rec.PID, in.proc.Err())
+	default:
+		return nil
+	}
 }
 
 // awaitGo waits for the source's decision. If the channel is cut now, GO may be
@@ -255,6 +268,9 @@ func (in *incoming) synchronise(ctx context.Context, ctl *control) error {
 // it after a crash must assume that an instruction has run.
 func (in *incoming) start(run bool) error {
 	in.rec.WasRun = run
+	if err := in.alive(); err != nil {
+		return fmt.Errorf("%w: %w", errNotStarted, err)
+	}
 	if err := in.enter(PhaseCommitted, "GO: the machine is ours"); err != nil {
 		return fmt.Errorf("%w: %w", errNotStarted, err)
 	}

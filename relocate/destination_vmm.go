@@ -92,6 +92,7 @@ func (in *incoming) startVMM(ctx context.Context, o *offer) error {
 	if !exists(workDir) {
 		workDir = dir
 	}
+	in.rec.Log = log
 	in.rec.Cleanup = []string{log}
 	for _, path := range qemu.ServerSockets(argv) {
 		if !filepath.IsAbs(path) {

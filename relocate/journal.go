@@ -40,6 +40,7 @@ type record struct {
 	Saved     qemu.Saved         `json:"saved"` // source: QEMU's settings to put back
 	Memory    []memoryRecord     `json:"memory"`
 	Regions   []transport.Region `json:"regions"`
+	Log       string             `json:"log,omitempty"`     // of the VMM that was started here
 	Cleanup   []string           `json:"cleanup,omitempty"` // files to remove with the relocation
 	RemoteFD  int                `json:"remote_fd,omitempty"`
 	Resumed   bool               `json:"resumed,omitempty"` // destination: `cont` was answered

@@ -147,7 +147,7 @@ func (in *incoming) takeUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recoverTimeout)
 	defer cancel()
 	var err error
-	if in.proc, err = qemu.Adopt(in.rec.PID, in.rec.StartTime, ""); err != nil {
+	if in.proc, err = qemu.Adopt(in.rec.PID, in.rec.StartTime, in.rec.Log); err != nil {
 		return fmt.Errorf("QEMU (pid %d): %w", in.rec.PID, err)
 	}
 	if in.memory, err = takeOverFaults(in); err != nil {
@@ -183,7 +183,7 @@ func (in *incoming) takeUp(ctx context.Context) error {
 // not have noticed yet that the last one died.
 func (in *incoming) reconnect(ctx context.Context) error {
 	for {
-		vm, err := qemu.Connect(ctx, in.rec.QMP)
+		vm, err := qemu.ConnectProcess(ctx, in.rec.QMP, in.proc)
 		if err == nil {
 			in.vm, in.mig = vm, vm.AdoptInbound()
 			return nil

@@ -98,10 +98,10 @@ func (v *VM) Kill() {
 	<-v.Done
 }
 
-// Wait polls, every 2 ms and for 30 s, what has no event to wait for.
+// Wait polls, every 5 ms and for 30 s, what has no event to wait for.
 func Wait(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited 30 s for %s", what)
 		}
