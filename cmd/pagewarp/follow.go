@@ -79,14 +79,24 @@ func (m *move) start(req api.RelocateRequest, signals <-chan os.Signal) error {
 	case <-signals:
 	}
 	cancel()
-	if err := <-done; err == nil || errors.Is(err, context.Canceled) {
-		// The daemon may have started it all the same.
-		err := m.daemon().Cancel(m.cmd.Context(), m.vm)
+	withdrawn := make(chan error, 1)
+	go func() {
+		err := <-done
+		if err == nil || errors.Is(err, context.Canceled) {
+			// The daemon may have started it all the same.
+			err = m.daemon().Cancel(m.cmd.Context(), m.vm)
+		}
+		withdrawn <- err
+	}()
+	select {
+	case err := <-withdrawn:
 		if errors.Is(err, relocate.ErrTooLate) {
 			return &exitError{exitInterrupted, fmt.Errorf("interrupted, but past the switch-over: the daemons finish on their own; `pagewarp status %s` shows it", m.vm)}
 		}
+		return &exitError{exitInterrupted, fmt.Errorf("interrupted before the relocation began; %s runs on here", m.vm)}
+	case <-signals:
+		return &exitError{exitInterrupted, fmt.Errorf("interrupted: left to the daemon; `pagewarp status %s` shows what has become of it", m.vm)}
 	}
-	return &exitError{exitInterrupted, fmt.Errorf("interrupted before the relocation began; %s runs on here", m.vm)}
 }
 
 // follow shows the relocation until it ends or the operator leaves.

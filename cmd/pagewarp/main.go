@@ -52,7 +52,7 @@ func main() {
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer, signals chan os.Signal) int {
 	a := &app{out: out, errOut: errOut, signals: signals}
 	root := newRoot(a)
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // cobra takes nil for the process's own
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errOut)

@@ -82,6 +82,7 @@ func newRoot(a *app) *cobra.Command {
 		root.AddCommand(f())
 	}
 	root.InitDefaultHelpCmd()
+	root.SetOut(a.out) // the completion commands write where it points now
 	root.InitDefaultCompletionCmd("completion")
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {

@@ -1,0 +1,74 @@
+package progress
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/relocate"
+)
+
+func TestLogKeepsItsPace(t *testing.T) {
+	var b strings.Builder
+	now := time.Unix(1000, 0)
+	l := NewLog(&b, 2*time.Second)
+	l.now = func() time.Time { return now }
+	s := relocate.Status{Phase: relocate.PhaseDraining, Started: now, PagesTotal: 100, PagesRemaining: 100, Connected: true}
+	for range 41 { // ten seconds
+		l.Update(s)
+		now = now.Add(250 * time.Millisecond)
+		s.PagesRemaining -= 2
+	}
+	if n := strings.Count(b.String(), "\n"); n != 6 {
+		t.Errorf("%d lines in 10 s\n%s", n, b.String())
+	}
+	if !strings.Contains(b.String(), "48 of 100 pages (48 %)") {
+		t.Error(b.String())
+	}
+}
+
+func TestLogLines(t *testing.T) {
+	var b strings.Builder
+	l := NewLog(&b, time.Second)
+	l.Phase(relocate.PhaseFrozen, 1500*time.Microsecond, "")
+	l.Note("a note of %d", 7)
+	l.Update(relocate.Status{Phase: relocate.PhaseState}) // nothing to tell yet
+	if want := "   0.002s  frozen       the guest has stopped\na note of 7\n"; b.String() != want {
+		t.Errorf("got %q, want %q", b.String(), want)
+	}
+}
+
+func TestEveryPhaseHasWords(t *testing.T) {
+	for _, p := range []relocate.Phase{relocate.PhaseConnecting, relocate.PhasePreparing, relocate.PhaseReady, relocate.PhaseState, relocate.PhaseFrozen,
+		relocate.PhaseLoaded, relocate.PhaseCommitted, relocate.PhaseDraining, relocate.PhaseDone, relocate.PhaseRolledBack, relocate.PhaseLost} {
+		if what[p] == "" {
+			t.Errorf("no words for %s", p)
+		}
+	}
+}
+
+func TestSummary(t *testing.T) {
+	at := time.Unix(1000, 0)
+	s := relocate.Status{
+		VM: "web1", Peer: "hostB:7070", Phase: relocate.PhaseDone, Started: at, Resumed: at.Add(time.Second), Drained: at.Add(9 * time.Second), Ended: at.Add(10 * time.Second),
+		DowntimeMS: 4.25, PagesTotal: 524288, PagesDemand: 1200, PagesPrecache: 400000, PagesZero: 123088,
+		BytesGuest: 2 << 30, BytesWire: 1 << 30, Reconnects: 1,
+		FaultLatency: relocate.Latency{P50: 180, P99: 950, Max: 2_500_000, Count: 1200},
+	}
+	want := `web1 runs at hostB:7070
+  downtime  4.2 ms
+  total     10 s
+  pages     524 288: 1 200 on demand, 400 000 by precache, 123 088 zero
+  wire      1 GiB for 2 GiB of guest memory (ratio 2.00)
+  drain     8.0 s, 2.15 Gbit/s on average
+  faults    p50 180 µs, p99 950 µs, max 2.50 s (1 200)
+  cuts      1, each taken up again
+`
+	if got := Summary(s); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	s = relocate.Status{VM: "web1", Phase: relocate.PhaseRolledBack, Error: "no route"}
+	if got := Summary(s); got != "web1 was rolled back and runs on at the source\n  reason    no route\n" {
+		t.Errorf("%q", got)
+	}
+}
