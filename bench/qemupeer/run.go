@@ -35,6 +35,8 @@ type Options struct {
 	LinkBytesPerSec uint64
 	// After is how long the guest is watched after the drain. Default 5 s.
 	After time.Duration
+	// Codec is pagewarp's for precache: auto, none, s2, zstd. Default auto.
+	Codec string
 	// Accel is auto, kvm or tcg. Default auto. CacheDir keeps what auto found.
 	Accel, CacheDir string
 	// Step, if not nil, is told what goes on.
@@ -154,14 +156,21 @@ func (b *bench) byPagewarp(ctx context.Context, vm *rig.VM, _ rig.VMConfig) (m m
 		return m, "", nil, err
 	}
 	m.started = time.Now()
-	leg, err := b.pair.Relocate(ctx, vm.Name, a, dst, relocate.Options{}, nil)
+	leg, err := b.pair.Relocate(ctx, vm.Name, a, dst, relocate.Options{Codec: b.Codec}, nil)
 	if err != nil {
 		return m, "", nil, err
 	}
 	s := leg.Status
 	m.stopped, m.resumed, m.bytesWire = s.Stopped, s.Resumed, s.BytesWire
 	m.completed = m.started.Add(time.Duration(leg.TotalMS * float64(time.Millisecond)))
-	return m, "defaults, mutual TLS", func() {
+	settings = "mutual TLS"
+	if b.Tools.Insecure {
+		settings = "no TLS"
+	}
+	if b.Codec != "" {
+		settings += ", codec " + b.Codec
+	}
+	return m, settings, func() {
 		if err := dst.Discard(context.WithoutCancel(ctx), vm.Name); err != nil {
 			b.Step(fmt.Sprintf("the relocated guest was not ended: %v", err))
 		}

@@ -46,13 +46,25 @@ func TestMeasureLateBin(t *testing.T) {
 	// A guest that stalls for 700 ms closes one long bin.
 	bins := binsOf(repeat(40, 1000)...)
 	bins = append(bins, guestapi.TouchBin{TNS: int64(4700 * time.Millisecond), N: 20})
-	bins = append(bins, guestapi.TouchBin{TNS: int64(4800 * time.Millisecond), N: 1000})
+	for i := range 3 {
+		bins = append(bins, guestapi.TouchBin{TNS: int64(4800+100*i) * int64(time.Millisecond), N: 1000})
+	}
 	im, err := measure(bins, 4*time.Second, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if im.worst != 700*time.Millisecond || im.slow != 700*time.Millisecond {
 		t.Errorf("worst %v, slow %v, want 700 ms each", im.worst, im.slow)
+	}
+}
+
+func TestMeasureNeverBack(t *testing.T) {
+	im, err := measure(binsOf(append(repeat(40, 1000), repeat(10, 500)...)...), 4*time.Second, 10*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if im.slow != 1010*time.Millisecond {
+		t.Errorf("slow for %v, want the second observed and the downtime", im.slow)
 	}
 }
 

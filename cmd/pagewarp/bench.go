@@ -235,6 +235,7 @@ func newBenchQEMU() *cobra.Command {
 		if err = errors.Join(err, f.check()); err != nil {
 			return nil, nil, nil, err
 		}
+		tools.Insecure = !f.tls // QEMU's own has none either
 		o.Tools, o.LogDir, o.Repeat, o.Accel, o.CacheDir, o.Step = tools, f.logs, f.repeat, f.accel, f.logs, step
 		o.LinkBytesPerSec = uint64(max(link, 0)) * 125_000
 		peers, err := qemupeer.Run(ctx, o)
@@ -249,6 +250,8 @@ func newBenchQEMU() *cobra.Command {
 	f.repeatFlag(c, 3)
 	f.vmFlags(c)
 	c.Flags().IntVar(&o.TouchMiB, "touch", 512, "memory that the guest touches at random, in MiB")
+	c.Flags().BoolVar(&f.tls, "tls", false, "run pagewarp over mutual TLS; QEMU's own postcopy runs without in any case")
+	c.Flags().StringVar(&o.Codec, "codec", "auto", "pagewarp's codec for precache: auto, none, s2 or zstd")
 	c.Flags().IntVar(&link, "link", 0, "limit of the link in Mbit/s; 0 is none")
 	return c
 }
