@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/faultd"
+	"github.com/pagewarp/pagewarp/internal/kvmtest"
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/internal/touch"
 	"github.com/pagewarp/pagewarp/internal/uffd"
@@ -28,6 +29,7 @@ const pageSize = 4096
 
 func TestMain(m *testing.M) {
 	touch.Main()
+	kvmtest.Main()
 	engineMain()
 	goleak.VerifyTestMain(m)
 }
