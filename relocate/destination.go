@@ -187,12 +187,11 @@ func (in *incoming) load(ctl *control) error {
 
 // alive reports a VMM that has died on us while it could not have run the guest.
 func (in *incoming) alive() error {
-	select {
-	case <-in.proc.Done():
-		return fmt.Errorf("QEMU (pid %d) has ended: %w", in.rec.PID, in.proc.Err())
-	default:
+	if !in.proc.Ended() {
 		return nil
 	}
+	<-in.proc.Done()
+	return fmt.Errorf("QEMU (pid %d) has ended: %w", in.rec.PID, in.proc.Err())
 }
 
 // awaitGo waits for the source's decision. If the channel is cut now, GO may be

@@ -201,7 +201,7 @@ func newMatrix(t *testing.T, crashA, crashB string) *matrix {
 	t.Helper()
 	root := vmtest.Dir(t)
 	m := &matrix{t: t, root: root, a: newNode(t, root, "a"), b: newNode(t, root, "b"), want: vmtest.Pattern(11)}
-	t.Cleanup(m.killVMMs)
+	t.Cleanup(m.killIncoming)
 	m.proxy = vmtest.StartProxy(t, m.b.addr)
 	m.vm = vmtest.Start(t, m.a.dir)
 	vmtest.WritePattern(t, m.vm.RAM, m.want)
@@ -228,11 +228,6 @@ func (m *matrix) vmms() map[int]string {
 		}
 	}
 	return found
-}
-
-func (m *matrix) killVMMs() {
-	m.killIncoming()
-	vmtest.Wait(m.t, "the QEMUs to end", func() bool { return len(m.vmms()) == 0 })
 }
 
 func (m *matrix) relocate(o relocate.Options) {
@@ -406,6 +401,7 @@ func (m *matrix) killIncoming() {
 	for pid := range m.vmms() {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
+	vmtest.Wait(m.t, "the QEMUs to end", func() bool { return len(m.vmms()) == 0 })
 }
 
 func TestDestinationQEMUKilled(t *testing.T) {

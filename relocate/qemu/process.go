@@ -325,3 +325,19 @@ func ConnectProcess(ctx context.Context, qmpPath string, p *Process) (*VM, error
 	v.log, v.own = p.log, p
 	return v, nil
 }
+
+// Ended asks the kernel, now, whether the process has ended; Done may follow a
+// moment later.
+func (p *Process) Ended() bool {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return true // released: it had ended
+	}
+	ended := false
+	cerr := raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, 0)
+		ended = err == nil && n == 1
+	})
+	return ended || cerr != nil
+}
