@@ -138,10 +138,12 @@ func (as *areas) release(fd *uffd.FD) error {
 }
 
 // opError translates the errors of userfaultfd operations.
-func opError(err error) error {
+func (c *UFFDConfig) opError(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case err == uffd.ErrNoRange && c.Events:
+		return nil // unmapped meanwhile; its event is on the way, and nobody waits
 	case err == uffd.ErrBusy:
 		return ErrBusy
 	case err == uffd.ErrGone:

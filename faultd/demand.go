@@ -15,6 +15,9 @@ import (
 // retryPause is the wait before a refused fetch is sent again.
 const retryPause = 50 * time.Millisecond
 
+// reopenPause is the least time between two connections of a channel.
+const reopenPause = 50 * time.Millisecond
+
 // channel is what demand and precache channels share.
 type channel struct {
 	e     *Engine
@@ -49,6 +52,7 @@ func (c *channel) serveLoop(serve func(transport.Fetcher) error) {
 		c.opens.Add(1)
 		c.up.Store(true)
 		e.cfg.Log.Debug("channel is up", "kind", c.kind, "index", c.index)
+		since := time.Now()
 		err = serve(f)
 		c.up.Store(false)
 		f.Close()
@@ -62,6 +66,10 @@ func (c *channel) serveLoop(serve func(transport.Fetcher) error) {
 		c.lastErr.Store(&text)
 		e.cfg.Log.Warn("channel is down", "kind", c.kind, "index", c.index, "err", err)
 		e.damaged(err)
+		// A channel that dies as soon as it is there must not become a busy loop.
+		if rest := reopenPause - time.Since(since); rest > 0 && !e.sleep(rest) {
+			return
+		}
 	}
 }
 

@@ -201,7 +201,11 @@ func (e *Engine) goWork(f func()) {
 	}
 }
 
-// layout takes a change of the memory's layout into account.
+// layout takes a change of the memory's layout into account. The kernel lets the
+// machine go on when an event has been read, a moment before it is taken into
+// account here: a page that is installed within that moment shows what the
+// source had, not zero, which a balloon permits (its guest may not rely on the
+// content of a page that it gave away).
 func (e *Engine) layout(ev *Event) {
 	switch ev.Kind {
 	case Remove:
@@ -221,7 +225,7 @@ func (e *Engine) layout(ev *Event) {
 		})
 		e.checkFull()
 	case Moved:
-		e.cfg.Log.Info("memory was moved during the drain", "region", ev.Region, "page", ev.Page, "pages", ev.Count)
+		e.fail(fmt.Errorf("pages %d+%d of region %d were moved to another address during the drain, which the engine cannot follow", ev.Page, ev.Count, ev.Region))
 	case Forked:
 		e.cfg.Log.Warn("the machine's process forked during the drain; its child sees absent pages as zero")
 	}

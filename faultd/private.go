@@ -67,7 +67,7 @@ func (p *Private) Install(r transport.Range, src [][]byte) error {
 		return fmt.Errorf("install %d pages of region %d: %d pages of content", r.Count, r.Region, len(src))
 	}
 	_, _, err = p.cfg.FD.CopyRange(addr, addressOf(src[0]), length, uint64(a.PageSize), uffd.DontWake)
-	return opError(err)
+	return p.cfg.opError(err)
 }
 
 // Zero implements [Installer].
@@ -78,12 +78,12 @@ func (p *Private) Zero(r transport.Range) error {
 	}
 	if p.can.Has(uffd.CanZeroPage) && a.PageSize == 4096 {
 		_, _, err = p.cfg.FD.ZeroRange(addr, length, uint64(a.PageSize), 0)
-		return opError(err)
+		return p.cfg.opError(err)
 	}
 	// hugetlbfs has no zero page: copy one.
 	for i := range uint64(r.Count) {
 		if _, _, err := p.cfg.FD.CopyRange(addr+i*uint64(a.PageSize), addressOf(p.zero), uint64(a.PageSize), uint64(a.PageSize), 0); err != nil {
-			return opError(err)
+			return p.cfg.opError(err)
 		}
 	}
 	return nil
@@ -95,5 +95,5 @@ func (p *Private) Wake(r transport.Range) error {
 	if err != nil {
 		return err
 	}
-	return opError(p.cfg.FD.Wake(addr, length))
+	return p.cfg.opError(p.cfg.FD.Wake(addr, length))
 }

@@ -206,6 +206,12 @@ type machine struct {
 
 func newMachine(t testing.TB, ctx context.Context, pages uint64, private bool) *machine {
 	t.Helper()
+	return newMachineEvents(t, ctx, pages, private, false)
+}
+
+// newMachineEvents makes a machine whose removals, unmaps and moves are told.
+func newMachineEvents(t testing.TB, ctx context.Context, pages uint64, private, events bool) *machine {
+	t.Helper()
 	m := &machine{file: -1}
 	var err error
 	m.proc, err = touch.Start(ctx)
@@ -215,7 +221,7 @@ func newMachine(t testing.TB, ctx context.Context, pages uint64, private bool) *
 	must(t, err)
 	u, err := uffd.Open(fd)
 	must(t, err)
-	cfg := faultd.UFFDConfig{FD: u}
+	cfg := faultd.UFFDConfig{FD: u, Events: events}
 	var closer io.Closer
 	if private {
 		m.reg, err = m.proc.MapPrivate(int64(pages) * pageSize)

@@ -107,7 +107,7 @@ func (s *Shared) Install(r transport.Range, _ [][]byte) error {
 	}
 	_, _, err = s.cfg.FD.ContinueRange(addr, length, uint64(a.PageSize), 0)
 	if err != uffd.ErrNoPage {
-		return opError(err)
+		return s.cfg.opError(err)
 	}
 	// The file has no page here: the machine punched a hole into it since. One
 	// page after the other, each as it is.
@@ -117,7 +117,7 @@ func (s *Shared) Install(r transport.Range, _ [][]byte) error {
 			err = s.Zero(transport.Range{Region: r.Region, First: r.First + i, Count: 1})
 		}
 		if err != nil {
-			return opError(err)
+			return s.cfg.opError(err)
 		}
 	}
 	return nil
@@ -137,14 +137,14 @@ func (s *Shared) Zero(r transport.Range) error {
 			return fmt.Errorf("allocate zero pages %d+%d of region %d (%q): %w", r.First, r.Count, a.ID, a.Name, err)
 		}
 		_, _, err := s.cfg.FD.ContinueRange(addr, length, uint64(a.PageSize), 0)
-		return opError(err)
+		return s.cfg.opError(err)
 	}
 	_, skipped, err := s.cfg.FD.ZeroRange(addr, length, uint64(a.PageSize), 0)
 	if err == nil && skipped > 0 {
 		// In the file, but perhaps not mapped.
 		_, _, err = s.cfg.FD.ContinueRange(addr, length, uint64(a.PageSize), 0)
 	}
-	return opError(err)
+	return s.cfg.opError(err)
 }
 
 // Wake implements [Installer].
@@ -153,7 +153,7 @@ func (s *Shared) Wake(r transport.Range) error {
 	if err != nil {
 		return err
 	}
-	return opError(s.cfg.FD.Wake(addr, length))
+	return s.cfg.opError(s.cfg.FD.Wake(addr, length))
 }
 
 // Place implements [Placer].

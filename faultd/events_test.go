@@ -1,0 +1,71 @@
+package faultd_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/touch"
+	"github.com/pagewarp/pagewarp/transport/tcp"
+	"golang.org/x/sys/unix"
+)
+
+// A balloon takes pages away, some there already, some not yet: both read as
+// zero, whatever the source has, and are not fetched.
+func TestRemovedPagesReadAsZero(t *testing.T) {
+	const pages = 1024
+	img := makeImage(t, pages, func(i uint64, p []byte) bool { touch.Fill(p, i, 1); return true })
+	zero := touch.Sum(make([]byte, pageSize))
+	for name, private := range map[string]bool{"private": true, "shared": false} {
+		t.Run(name, func(t *testing.T) {
+			ctx := withDeadline(t, 30*time.Second)
+			srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+			m := newMachineEvents(t, ctx, pages, private, true)
+			cfg := m.config(srv.open(pages))
+			cfg.PrecacheOff = true
+			e := start(t, cfg)
+			advice := unix.MADV_REMOVE
+			if private {
+				advice = unix.MADV_DONTNEED
+			}
+			want := append([]uint32(nil), img.sums...)
+			_, err := m.reg.TouchAll(100, 50, true, 4) // these are there
+			must(t, err)
+			must(t, m.reg.Advise(120, 60, advice))
+			for p := 120; p < 180; p++ {
+				want[p] = zero
+			}
+			// The event is read before madvise returns, and taken into account
+			// before anything that is read after it.
+			m.verify(t, want[:200])
+			s := e.Stats()
+			if s.Removes != 1 || s.FaultsZero < 60 {
+				t.Errorf("%d removals, %d zero pages shown; want 1 and 60", s.Removes, s.FaultsZero)
+			}
+			e.SetPrecache(true)
+			must(t, e.Wait(ctx))
+			m.verify(t, want)
+		})
+	}
+}
+
+// Memory that is unmapped during the drain is done with: the drain ends.
+func TestUnmapDuringDrain(t *testing.T) {
+	const pages = 512
+	img := makeImage(t, pages, func(i uint64, p []byte) bool { touch.Fill(p, i, 1); return true })
+	ctx := withDeadline(t, 30*time.Second)
+	srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+	m := newMachineEvents(t, ctx, pages, true, true)
+	cfg := m.config(srv.open(pages))
+	cfg.PrecacheOff = true
+	e := start(t, cfg)
+	_, err := m.reg.TouchAll(0, 20, false, 4)
+	must(t, err)
+	must(t, m.reg.Unmap(256, 256))
+	for e.Stats().PagesLeft > 256 { // until the event has been read
+		must(t, ctx.Err())
+		time.Sleep(time.Millisecond)
+	}
+	e.SetPrecache(true)
+	must(t, e.Wait(ctx))
+	m.verify(t, img.sums[:256])
+}
