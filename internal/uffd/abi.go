@@ -51,7 +51,7 @@ const (
 	reqWriteProtect   uintptr = 3<<30 | sizeProtect<<16 | 0xAA<<8 | uintptr(ioctlWriteProtect)
 	reqContinue       uintptr = 3<<30 | sizeFill<<16 | 0xAA<<8 | uintptr(ioctlContinue)
 	reqPoison         uintptr = 3<<30 | sizeFill<<16 | 0xAA<<8 | uintptr(ioctlPoison)
-	reqNewDevice      uintptr = 0xAA<<8 | 0x00
+	reqNewDevice      uintptr = 0xAA << 8 // nr 0
 	sizeAPI                   = 24
 	sizeRange                 = 16
 	sizeRegister              = 32

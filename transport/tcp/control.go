@@ -123,15 +123,13 @@ func (m *Control) Close() error { return m.c.Close() }
 // run reads the channel until it ends.
 func (m *Control) run() {
 	defer m.c.ended.Done()
-	err := m.read()
-	if err != nil {
-		m.c.fail(err)
-	}
+	m.c.fail(m.read())
 	<-m.c.done
 	close(m.messages)
 	m.state.fail(m.end())
 }
 
+// read returns why the channel cannot be read any further.
 func (m *Control) read() error {
 	c := m.c
 	for {
