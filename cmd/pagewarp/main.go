@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/pagewarp/pagewarp/cmd/internal/api"
@@ -77,7 +78,7 @@ func explain(w io.Writer, err error) int {
 	var e *api.Error
 	var u *api.UnreachableError
 	switch {
-	case errors.As(err, &e) && e.Remedy != "":
+	case errors.As(err, &e) && e.Remedy != "" && !strings.Contains(e.Message, "`pagewarp "):
 		fmt.Fprintf(w, "  %s\n", e.Remedy)
 	case errors.As(err, &u) && errors.Is(err, syscall.EACCES):
 		fmt.Fprintf(w, "  the socket is for the daemon's user alone: run this as root (sudo)\n")

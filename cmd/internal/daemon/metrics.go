@@ -185,7 +185,10 @@ func collect(ch chan<- prometheus.Metric, k relocation, s relocate.Status) {
 		if l.Count < 0 {
 			return
 		}
-		q := map[float64]float64{0.5: l.P50 / 1e6, 0.99: l.P99 / 1e6, 0.999: l.P999 / 1e6, 1: l.Max / 1e6}
+		var q map[float64]float64
+		if l.Count > 0 { // quantiles of nothing are not 0
+			q = map[float64]float64{0.5: l.P50 / 1e6, 0.99: l.P99 / 1e6, 0.999: l.P999 / 1e6, 1: l.Max / 1e6}
+		}
 		ch <- prometheus.MustNewConstSummary(d, uint64(l.Count), l.Mean*float64(l.Count)/1e6, q, append([]string{k.vm, string(k.role), k.session}, labels...)...)
 	}
 	summary(descFault, s.FaultLatency)

@@ -67,7 +67,7 @@ func TestSummary(t *testing.T) {
 	if got := Summary(s); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
-	s = relocate.Status{VM: "web1", Phase: relocate.PhaseRolledBack, Error: "no route"}
+	s = relocate.Status{VM: "web1", Phase: relocate.PhaseRolledBack, Error: relocate.ErrRolledBack.Error() + ": no route"}
 	if got := Summary(s); got != "web1 was rolled back and runs on at the source\n  reason    no route\n" {
 		t.Errorf("%q", got)
 	}

@@ -29,8 +29,9 @@ func Summary(s relocate.Status) string {
 	default:
 		fmt.Fprintf(&b, "%s is %s\n", s.VM, s.Phase)
 	}
-	if s.Error != "" {
-		row("reason", "%s", s.Error)
+	// The headline has said what the sentinel in front says.
+	if reason := strings.TrimPrefix(s.Error, relocate.ErrRolledBack.Error()+": "); reason != "" {
+		row("reason", "%s", reason)
 	}
 	if s.DowntimeMS > 0 {
 		row("downtime", "%.1f ms", s.DowntimeMS)
