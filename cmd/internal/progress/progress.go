@@ -175,6 +175,8 @@ func detail(s relocate.Status) string {
 // Seconds writes a number of seconds for people.
 func Seconds(s float64) string {
 	switch {
+	case s < 1:
+		return fmt.Sprintf("%.0f ms", s*1e3)
 	case s < 10:
 		return fmt.Sprintf("%.1f s", s)
 	case s < 120:
