@@ -33,6 +33,7 @@ const (
 	inDoubtWait     = 15 * time.Second // destination in loaded, source gone
 	releaseWait     = 30 * time.Second // destination done, source silent
 	endedKept       = 64               // ended relocations that Statuses remembers
+	maxTombstones   = 1024             // ended relocations whose end a source can still learn
 )
 
 // HostConfig configures a [Host].
@@ -266,8 +267,25 @@ func (h *Host) remember(t *transfer) {
 	}
 	delete(h.incoming, t.rec.Token)
 	if t.rec.Phase.Final() {
-		h.tombstone[t.rec.Token] = t.rec
+		h.bury(t.rec)
 	}
+}
+
+// bury keeps the word of how a relocation ended here, for a source that returns
+// late. Past maxTombstones the oldest goes. The caller holds h.mu.
+func (h *Host) bury(rec *record) {
+	h.tombstone[rec.Token] = rec
+	if len(h.tombstone) <= maxTombstones {
+		return
+	}
+	oldest := rec
+	for _, r := range h.tombstone {
+		if r.Ended.Before(oldest.Ended) {
+			oldest = r
+		}
+	}
+	delete(h.tombstone, oldest.Token)
+	h.journal.remove(oldest)
 }
 
 // newToken draws a session token.

@@ -43,7 +43,7 @@ func (h *Host) recall(rec *record) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if rec.Role == RoleDestination {
-		h.tombstone[rec.Token] = rec
+		h.bury(rec)
 	}
 	if len(h.ended) < endedKept {
 		h.ended = append(h.ended, s)
