@@ -8,6 +8,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"github.com/pagewarp/pagewarp/transport/tcp"
 )
 
 // drain brings the rest of the memory. It survives any number of cuts; it ends
@@ -173,12 +174,32 @@ func (f *follower) loop() {
 			f.in.hand(conn)
 		case <-f.ctl.ctx.Done():
 			f.lost()
-		case <-f.ctl.msgs: // REGIONS repeated after a reconnect
+		case m := <-f.ctl.msgs:
+			f.handle(m)
 		case <-tick.C:
 			if err := f.ctl.send(msgProgress, progressMsg{f.in.Status()}); err != nil {
 				f.lost()
 			}
 		}
+	}
+}
+
+// handle takes a message of the source's. REGIONS is repeated after a reconnect
+// and needs nothing.
+func (f *follower) handle(m tcp.Message) {
+	var l limitMsg
+	if m.Kind != msgLimit {
+		return
+	}
+	err := decode(m, &l)
+	if err == nil && l.Bandwidth < 0 {
+		err = fmt.Errorf("bandwidth %d", l.Bandwidth)
+	}
+	if err == nil {
+		err = f.in.setBandwidth(l.Bandwidth)
+	}
+	if err != nil {
+		f.in.warn("the source's cap was not set", "err", err)
 	}
 }
 

@@ -37,6 +37,7 @@ func (o *outgoing) drain(ctl *control, s *serving, lost error) {
 			o.setError(nil)
 			err = o.follow(life, ctl)
 		}
+		o.setLimit(nil)
 		switch {
 		case errors.Is(err, errDrained):
 			o.release(ctl, s)
@@ -108,6 +109,9 @@ func (o *outgoing) synchronise(ctx context.Context, ctl *control) error {
 
 // follow reads the control channel until it breaks or the drain has ended.
 func (o *outgoing) follow(ctx context.Context, ctl *control) error {
+	o.setLimit(func(bytesPerSecond int64) error {
+		return ctl.send(msgLimit, limitMsg{bytesPerSecond})
+	})
 	for {
 		m, err := ctl.next(ctx)
 		if err != nil {
@@ -117,6 +121,12 @@ func (o *outgoing) follow(ctx context.Context, ctl *control) error {
 			return err
 		}
 	}
+}
+
+func (o *outgoing) setLimit(f func(int64) error) {
+	o.mu.Lock()
+	o.limit = f
+	o.mu.Unlock()
 }
 
 func (o *outgoing) handle(m tcp.Message) error {
@@ -268,7 +278,6 @@ func (o *outgoing) dial(ctx context.Context, kind transport.Kind, index int, epo
 		return nil, err
 	}
 	opts := tcp.Options{
-		TLS: o.host.cfg.ClientTLS,
 		Hello: transport.Hello{
 			Kind: kind, Role: transport.Source, Index: uint16(index), Epoch: epoch,
 			Token: tokenBytes(o.rec.Token), Features: transport.AllFeatures,
@@ -276,6 +285,9 @@ func (o *outgoing) dial(ctx context.Context, kind transport.Kind, index int, epo
 		Tuning: o.host.tuning(),
 	}
 	opts.Codec = mode
+	if o.host.cfg.ClientTLS != nil {
+		opts.TLS = o.host.cfg.ClientTLS()
+	}
 	conn, err := tcp.Dial(ctx, o.rec.Peer, opts)
 	if err != nil {
 		return nil, err

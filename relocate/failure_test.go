@@ -370,6 +370,9 @@ func TestTwoAtATime(t *testing.T) {
 	if _, err := r.a.Relocate(t.Context(), "web1", r.b.addr, Options{}); !errors.Is(err, ErrBusy) {
 		t.Errorf("a second relocation of the same machine: %v", err)
 	}
+	if err := r.b.SetBandwidth("web9", 0); !errors.Is(err, ErrUnknownMachine) {
+		t.Errorf("bandwidth of an unknown machine: %v", err)
+	}
 	if err := r.a.Forget("web1"); !errors.Is(err, ErrBusy) {
 		t.Errorf("forgetting a machine on its way: %v", err)
 	}
@@ -378,7 +381,8 @@ func TestTwoAtATime(t *testing.T) {
 	if err := r.a.Cancel(t.Context(), "web1"); !errors.Is(err, ErrTooLate) {
 		t.Errorf("cancel in the drain: %v", err)
 	}
-	if err := r.b.SetBandwidth("web1", 0); err != nil {
+	// Lifted at the source this time: the destination is told.
+	if err := r.a.SetBandwidth("web1", 0); err != nil {
 		t.Error(err)
 	}
 	r.a.await(t, "web1", PhaseDone)

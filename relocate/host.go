@@ -43,8 +43,11 @@ type HostConfig struct {
 	StateDir string
 	// Listen has the addresses for peers: "host:port" or "unix:/path".
 	Listen []string
-	// ServerTLS and ClientTLS are used for TCP; nil means plain text.
-	ServerTLS, ClientTLS *tls.Config
+	// ServerTLS is used for TCP; nil means plain text.
+	ServerTLS *tls.Config
+	// ClientTLS returns what connections to other hosts use; it is asked for
+	// each, so that certificates and CA can change. Nil means plain text.
+	ClientTLS func() *tls.Config
 	// Template returns the command-line overrides for a machine that arrives
 	// here; nil means none.
 	Template func(vm string) qemu.Template
@@ -213,7 +216,7 @@ func (h *Host) Cancel(ctx context.Context, name string) error {
 	case m == nil:
 		return fmt.Errorf("cancel %s: %w", name, ErrUnknownMachine)
 	case o == nil:
-		return fmt.Errorf("cancel %s: it is not being relocated", name)
+		return fmt.Errorf("cancel %s: %w", name, ErrIdle)
 	case !o.abandon(errors.New("cancelled by the operator")):
 		return fmt.Errorf("cancel %s: %w; see `pagewarp status %s`", name, ErrTooLate, name)
 	}
@@ -225,31 +228,33 @@ func (h *Host) Cancel(ctx context.Context, name string) error {
 	}
 }
 
-// SetBandwidth caps the precache of a relocation that arrives at this host, in
-// bytes per second on the wire; 0 lifts the cap.
+// SetBandwidth caps the precache of a relocation, in bytes per second; 0 lifts
+// the cap. The destination does it; a source passes the wish on.
 func (h *Host) SetBandwidth(name string, bytesPerSecond int64) error {
 	if bytesPerSecond < 0 {
 		return fmt.Errorf("bandwidth %d: it must not be negative (0 lifts the cap)", bytesPerSecond)
 	}
 	h.mu.Lock()
-	var found *incoming
+	var found *transfer
 	for _, in := range h.incoming {
 		if in.rec.VM == name {
-			found = in
+			found = in.transfer
 		}
 	}
+	for _, o := range h.outgoing {
+		if o.rec.VM == name {
+			found = o.transfer
+		}
+	}
+	_, known := h.machines[name]
 	h.mu.Unlock()
-	if found == nil {
-		return fmt.Errorf("bandwidth of %s: %w: it is not arriving at this host; ask the destination", name, ErrUnknownMachine)
+	switch {
+	case found != nil:
+		return found.setBandwidth(bytesPerSecond)
+	case known:
+		return fmt.Errorf("bandwidth of %s: %w", name, ErrIdle)
 	}
-	found.mu.Lock()
-	defer found.mu.Unlock()
-	if found.limit == nil {
-		return fmt.Errorf("bandwidth of %s: its memory does not flow yet; try again", name)
-	}
-	found.limit(bytesPerSecond)
-	found.status.Options.Bandwidth = bytesPerSecond
-	return nil
+	return fmt.Errorf("bandwidth of %s: %w", name, ErrUnknownMachine)
 }
 
 // remember moves an ended relocation from the live maps to the history.

@@ -73,7 +73,7 @@ func holdMemory(in *incoming, fd *uffd.FD, fresh bool) (*guestMemory, error) {
 	g.engine, err = faultd.New(faultd.Config{
 		Regions: g.regions, Memory: g.shared.Memory(), Open: g.channel,
 		DemandChannels: o.DemandChannels, PrecacheChannels: o.PrecacheChannels,
-		Readers: in.host.cfg.FaultReaders, BlockingDemand: true, Priority: true,
+		Readers: in.host.cfg.FaultReaders, Priority: true,
 		PrecacheOff: true, Bandwidth: uint64(o.Bandwidth), Log: in.log,
 	})
 	if err == nil {
@@ -164,8 +164,9 @@ func (g *guestMemory) channel(ctx context.Context, kind transport.Kind, index in
 	return g.in.pool.open(ctx, kind, index)
 }
 
-func (g *guestMemory) setBandwidth(bytesPerSecond int64) {
+func (g *guestMemory) setBandwidth(bytesPerSecond int64) error {
 	g.engine.SetBandwidth(uint64(bytesPerSecond))
+	return nil
 }
 
 // failure adds what the engine knows to an error of QEMU's, which can only say

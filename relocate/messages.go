@@ -21,6 +21,7 @@ const (
 	msgAbort    uint16 = 22
 	msgSync     uint16 = 23
 	msgFailed   uint16 = 24
+	msgLimit    uint16 = 25
 	// msgOptional and above are ignored by a peer that does not know them.
 	msgOptional uint16 = 0x8000
 )
@@ -61,6 +62,11 @@ type progressMsg struct {
 // abortMsg gives up before GO; failedMsg (same form) after it.
 type abortMsg struct {
 	Reason string `json:"reason"`
+}
+
+// limitMsg passes an operator's wish on to the destination.
+type limitMsg struct {
+	Bandwidth int64 `json:"bandwidth"` // bytes per second, 0 for no cap
 }
 
 // syncMsg opens the conversation on a resumed control channel.

@@ -2,6 +2,7 @@ package relocate
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -22,7 +23,7 @@ type transfer struct {
 	mu     sync.Mutex
 	status Status              // guarded by mu
 	fill   func(*Status)       // guarded by mu; adds the engine's live counters
-	limit  func(int64)         // guarded by mu; sets the precache bandwidth
+	limit  func(int64) error   // guarded by mu; sets the precache bandwidth; nil while there is no way
 	rates  [rateSlots]rateSlot // guarded by mu
 	ratePo int                 // guarded by mu
 }
@@ -126,6 +127,19 @@ func (t *transfer) Status() Status {
 		t.status = s
 	}
 	return s
+}
+
+func (t *transfer) setBandwidth(bytesPerSecond int64) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.limit == nil {
+		return fmt.Errorf("bandwidth of %s: its memory does not flow at the moment; try again", t.rec.VM)
+	}
+	if err := t.limit(bytesPerSecond); err != nil {
+		return fmt.Errorf("bandwidth of %s: %w", t.rec.VM, err)
+	}
+	t.status.Options.Bandwidth = bytesPerSecond
+	return nil
 }
 
 // rate derives the guest bytes per second over the last samples, and the ETA.

@@ -13,6 +13,8 @@ var (
 	ErrExists = errors.New("machine exists")
 	// ErrBusy: the machine is being relocated; wait or cancel.
 	ErrBusy = errors.New("machine is being relocated")
+	// ErrIdle: the machine is not being relocated; nothing was done.
+	ErrIdle = errors.New("machine is not being relocated")
 	// ErrTooLate: the switch-over has happened; it cannot be rolled back.
 	ErrTooLate = errors.New("past the switch-over")
 	// ErrRolledBack: the relocation failed or was cancelled before the

@@ -129,8 +129,8 @@ func newCancel(a *app) *cobra.Command {
 func newBandwidth(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "bandwidth NAME RATE", Short: "Change the cap of a running relocation's background stream",
-		Long: `Change the cap of the background (precache) stream of a relocation that arrives
-at this host; demand faults are never capped. ` + rateHelp,
+		Long: `Change the cap of the background (precache) stream of a running relocation, at
+its source or its destination; demand faults are never capped. ` + rateHelp,
 		Example: "  pagewarp bandwidth web1 500M\n  pagewarp bandwidth web1 none",
 		Args:    nameFirst(2), ValidArgsFunction: a.names,
 		RunE: func(cmd *cobra.Command, n []string) error {

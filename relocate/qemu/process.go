@@ -194,6 +194,9 @@ func Spawn(ctx context.Context, c SpawnConfig) (*VM, *Process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, nil, detailed(ErrBinary, "start %s: %w", path, err)
 	}
+	// A daemon that the kernel spares when memory runs out must not make its
+	// children, which have all the memory, exempt too.
+	os.WriteFile(procPath(cmd.Process.Pid, "oom_score_adj"), []byte("0"), 0) // refused only where it was 0 already
 	p, err := openProcess(cmd.Process.Pid, logFile{path: c.LogPath, from: from})
 	if err == nil {
 		p.Start, err = startTime(p.PID)

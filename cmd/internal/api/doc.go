@@ -48,6 +48,7 @@
 //	409 exists            the name is taken
 //	409 busy              the machine is being relocated
 //	409 too_late          past the switch-over, nothing can be rolled back
+//	409 idle              the machine is not being relocated
 //	409 rolled_back       it failed, the machine runs on at the source
 //	410 lost              the machine died after the switch-over
 //	413 too_large         the body is over 64 KiB

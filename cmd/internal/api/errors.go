@@ -19,6 +19,7 @@ const (
 	CodeExists         = "exists"
 	CodeBusy           = "busy"
 	CodeTooLate        = "too_late"
+	CodeIdle           = "idle"
 	CodeRolledBack     = "rolled_back"
 	CodeLost           = "lost"
 	CodeTooLarge       = "too_large"
@@ -51,6 +52,7 @@ var statusOf = map[string]int{
 	CodeBadMethod: http.StatusMethodNotAllowed,
 	CodeExists:    http.StatusConflict, CodeBusy: http.StatusConflict,
 	CodeTooLate: http.StatusConflict, CodeRolledBack: http.StatusConflict,
+	CodeIdle: http.StatusConflict,
 	CodeLost: http.StatusGone, CodeTooLarge: http.StatusRequestEntityTooLarge,
 	CodeFailed: http.StatusUnprocessableEntity, CodeTooMany: http.StatusServiceUnavailable,
 	CodeStopping: http.StatusServiceUnavailable, CodeTimeout: http.StatusGatewayTimeout,
@@ -67,6 +69,7 @@ var sentinels = []struct {
 	{relocate.ErrTooLate, CodeTooLate, "it runs at the destination already; the drain ends on its own, see `pagewarp status`"},
 	{relocate.ErrBusy, CodeBusy, "wait for it, or `pagewarp cancel NAME`; see `pagewarp status`"},
 	{relocate.ErrExists, CodeExists, "choose another name, or `pagewarp vm rm NAME` first"},
+	{relocate.ErrIdle, CodeIdle, "see `pagewarp status`"},
 	{relocate.ErrUnknownMachine, CodeUnknownMachine, "`pagewarp vm list` shows the adopted machines, `pagewarp vm add NAME --qmp PATH` adopts one"},
 	{relocate.ErrRolledBack, CodeRolledBack, "the machine runs on at the source; remove the cause and try again"},
 	{context.DeadlineExceeded, CodeTimeout, "see `pagewarp status` for what has become of it"},

@@ -65,7 +65,8 @@ type EngineConfig struct {
 	StateDir  string
 	Listen    []string
 	ServerTLS *tls.Config // nil: no TLS
-	ClientTLS *tls.Config // nil: no TLS
+	// ClientTLS is asked for each connection to another host. nil: no TLS.
+	ClientTLS func() *tls.Config
 	// Template returns the current template of a machine that arrives.
 	Template func(vm string) qemu.Template
 	Relocate config.Relocate

@@ -78,7 +78,7 @@ func Run(ctx context.Context, o Options) error {
 		if p.store, err = pki.Open(files(c.TLS), p.reloaded); err != nil {
 			return err
 		}
-		ec.ServerTLS, ec.ClientTLS = p.store.Server(), p.store.Client()
+		ec.ServerTLS, ec.ClientTLS = p.store.Server(), p.store.Client
 	}
 	// The socket comes before the engine: a socket that cannot be had must not
 	// cost a start that takes up relocations and lets go of them again.
@@ -296,7 +296,7 @@ func (p *process) reloaded(err error) {
 		p.Log.Error("certificates changed on disk and cannot be used, the old ones stay", "error", err)
 		return
 	}
-	p.Log.Info("certificates reloaded; an exchanged authority holds for outgoing connections after a restart")
+	p.Log.Info("certificates reloaded")
 }
 
 func (p *process) current() config.Config {
