@@ -39,7 +39,6 @@ bench: build guest ## floors, faults, streams and downtime, each against its flo
 	$(BIN)/pagewarp bench fault
 	$(BIN)/pagewarp bench stream
 	$(BIN)/pagewarp bench downtime
-	$(BIN)/pagewarp bench downtime
 
 bench-qemu: build guest ## QEMU's own postcopy of the same guest, side by side
 	$(BIN)/pagewarp bench qemu
