@@ -141,6 +141,7 @@ func (o *outgoing) handle(m tcp.Message) error {
 			s.Resumed = r.Resumed
 			if !r.Resumed.IsZero() && !s.Stopped.IsZero() {
 				s.DowntimeMS = float64(r.Resumed.Sub(s.Stopped)) / float64(time.Millisecond)
+				s.DowntimeParts = o.downtimeParts(r.Resumed)
 			}
 		})
 		text := "the guest runs at the destination, its memory follows"

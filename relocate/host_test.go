@@ -148,7 +148,14 @@ func TestRelocateThereAndBack(t *testing.T) {
 	a.await(t, "web1", PhaseDone)
 	b.await(t, "web1", PhaseDone)
 	s := a.last(t, RoleSource)
-	t.Logf("downtime %.2f ms, status %+v", s.DowntimeMS, s)
+	t.Logf("downtime %.2f ms %v, status %+v", s.DowntimeMS, s.DowntimeParts, s)
+	var sum float64
+	for _, part := range s.DowntimeParts {
+		sum += part
+	}
+	if len(s.DowntimeParts) != 5 || sum < s.DowntimeMS-0.1 || sum > s.DowntimeMS+0.1 {
+		t.Errorf("parts %v of a downtime of %.3f ms", s.DowntimeParts, s.DowntimeMS)
+	}
 	if s.PagesRemaining != 0 || s.PagesTotal != vmtest.RAMBytes>>12 || s.DowntimeMS <= 0 {
 		t.Errorf("final status at the source: %+v", s)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pagewarp/pagewarp/pageserver"
@@ -20,10 +21,12 @@ type outgoing struct {
 	vm   *qemu.VM // likewise
 	desc qemu.Description
 
-	image     *pageserver.Image
-	frozen    chan struct{}  // closed when the image may be served
-	committed bool           // guarded by transfer.mu
-	mig       *qemu.Outgoing // nil until QEMU was prepared: what a rollback undoes
+	image                    *pageserver.Image
+	frozen                   chan struct{}  // closed when the image may be served
+	committed                bool           // guarded by transfer.mu
+	frozenAt, loadedAt, goAt time.Time      // for DowntimeParts
+	savedAt                  atomic.Int64   // likewise; Unix nanoseconds, set by the relay
+	mig                      *qemu.Outgoing // nil until QEMU was prepared: what a rollback undoes
 }
 
 // Relocate starts to move a machine to the daemon at address to ("host:port" or
@@ -225,7 +228,7 @@ func (o *outgoing) handOver(ctl *control) error {
 		return err
 	}
 	relay.wg.Go(func() {
-		if err := relay.run(ctx, o.rec.PID, ctl); err != nil && ctx.Err() == nil {
+		if err := relay.run(ctx, o.rec.PID, ctl, &o.savedAt); err != nil && ctx.Err() == nil {
 			ctl.cancel(err)
 		}
 	})
@@ -236,6 +239,7 @@ func (o *outgoing) handOver(ctl *control) error {
 	// The image is frozen. The journal need not be written here: every phase
 	// before committed is recovered alike.
 	close(o.frozen)
+	o.frozenAt = time.Now()
 	o.rec.Stopped = stopped
 	o.update(func(s *Status) { s.Stopped = stopped })
 	if err := ctl.send(msgRegions, regionsMsg{Regions: o.rec.Regions, Stopped: stopped}); err != nil {
@@ -248,10 +252,29 @@ func (o *outgoing) handOver(ctl *control) error {
 	if err := ctl.expect(ctx, msgLoaded, "LOADED", loadTimeout, nil); err != nil {
 		return err
 	}
+	o.loadedAt = time.Now()
 	if err := o.commit(); err != nil {
 		return err
 	}
+	o.goAt = time.Now()
 	return ctl.send(msgGo, goMsg{Run: o.rec.WasRun && !o.rec.Options.Paused})
+}
+
+// downtimeParts splits the time from stop to resume (both of the VMMs' clocks).
+func (o *outgoing) downtimeParts(resumed time.Time) map[string]float64 {
+	if o.goAt.IsZero() || resumed.IsZero() || o.rec.Stopped.IsZero() {
+		return nil // after a restart of this daemon, or left paused
+	}
+	ms := func(from, to time.Time) float64 {
+		return float64(to.Sub(from).Microseconds()) / 1000
+	}
+	saved := time.Unix(0, o.savedAt.Load())
+	// Without their monotonic readings, since QEMU's times have none.
+	frozen, loaded, sent := o.frozenAt.Round(0), o.loadedAt.Round(0), o.goAt.Round(0)
+	return map[string]float64{
+		"freeze": ms(o.rec.Stopped, frozen), "save": ms(frozen, saved), "load": ms(saved, loaded),
+		"commit": ms(loaded, sent), "resume": ms(sent, resumed),
+	}
 }
 
 // relay carries QEMU's migration stream into the control channel.
@@ -264,8 +287,9 @@ type relay struct {
 	closed bool              // guarded by mu
 }
 
-// run forwards the stream to its end; pid is the QEMU that may connect.
-func (r *relay) run(ctx context.Context, pid int, ctl *control) error {
+// run forwards the stream to its end, whose time it stores; pid is the QEMU that
+// may connect.
+func (r *relay) run(ctx context.Context, pid int, ctl *control, saved *atomic.Int64) error {
 	stream, err := r.listener.Accept(ctx, pid, stateTimeout)
 	if err != nil {
 		return err
@@ -285,6 +309,7 @@ func (r *relay) run(ctx context.Context, pid int, ctl *control) error {
 			}
 		}
 		if errors.Is(err, io.EOF) {
+			saved.Store(time.Now().UnixNano())
 			return ctl.ch.SendState(nil, true)
 		}
 		if err != nil {

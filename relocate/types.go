@@ -118,6 +118,11 @@ type Status struct {
 	// DowntimeMS is Resumed - Stopped; it compares two hosts' clocks, which
 	// must be synchronised for it to mean anything across hosts.
 	DowntimeMS float64 `json:"downtime_ms,omitempty"`
+	// DowntimeParts says where the downtime went, in milliseconds, at the
+	// source: freeze (until QEMU said that the image is frozen), save (until its
+	// device state was on the way), load (until the destination had loaded it),
+	// commit (until GO was sent), resume (until the guest ran).
+	DowntimeParts map[string]float64 `json:"downtime_parts_ms,omitempty"`
 
 	PagesTotal     uint64 `json:"pages_total"`
 	PagesDemand    uint64 `json:"pages_demand"`
