@@ -160,7 +160,7 @@ type Config struct {
 
 	// PrecacheOff starts with precache switched off; SetPrecache changes it.
 	PrecacheOff bool
-	// Bandwidth caps precache, in bytes of guest memory a second; 0 is no cap.
+	// Bandwidth caps precache, in bytes a second on the wire; 0 is no cap.
 	Bandwidth uint64
 	// BatchPages is the most pages of one precache fetch. Default 64: at least
 	// two fetches are in flight, and what is in flight competes for the link and

@@ -299,7 +299,7 @@ func (e *Engine) fail(err error) {
 	}
 }
 
-// SetBandwidth caps precache at so many bytes of guest memory a second, 0 for
+// SetBandwidth caps precache at so many bytes a second on the wire, 0 for
 // no cap.
 func (e *Engine) SetBandwidth(bytesPerSecond uint64) {
 	e.limiter.SetRate(bytesPerSecond, time.Now())

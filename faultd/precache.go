@@ -191,6 +191,7 @@ func (c *precacheChannel) answered(comp *transport.Completion, rec *recorders) e
 	if comp.Refused != nil {
 		e.stats.refused.Add(1)
 		c.window.OnLost(bytes)
+		e.limiter.Charge(-int64(bytes), time.Now())
 		if e.fatalRefusal(comp) {
 			return comp.Refused
 		}
@@ -203,7 +204,10 @@ func (c *precacheChannel) answered(comp *transport.Completion, rec *recorders) e
 		return nil
 	}
 	e.stats.damage.Store(0)
-	c.window.OnDelivered(bytes, comp.Sent, time.Now())
+	now := time.Now()
+	c.window.OnDelivered(bytes, comp.Sent, now)
+	// It was charged as if nothing would shrink; the cap is one of wire bytes.
+	e.limiter.Charge(int64(comp.WireBytes)-int64(bytes), now)
 	e.stats.precacheWire.Add(uint64(comp.WireBytes))
 	rec.preWire.Record(comp.Wire)
 	rec.preDecode.Record(comp.Decode)
@@ -221,6 +225,7 @@ func (c *precacheChannel) giveBack() {
 		fl.id = 0
 		c.inflight--
 		c.window.OnLost(fl.bytes)
+		c.e.limiter.Charge(-int64(fl.bytes), time.Now())
 		c.e.stats.retries.Add(1)
 		if err := c.e.planner.Return(fl.run); err != nil {
 			c.e.cfg.Log.Error("return a precache run", "err", err)
