@@ -67,19 +67,21 @@ func (r *rig) backAtSource(reason string) {
 	if s.Phase != PhaseRolledBack || !strings.Contains(s.Error, reason) {
 		r.t.Errorf("source ended %s (%s); want a rollback because of %q", s.Phase, s.Error, reason)
 	}
-	vmtest.Wait(r.t, "the destination to give up", func() bool {
-		for _, s := range r.b.Statuses() {
-			if !s.Phase.Final() || s.Ended.IsZero() {
-				return false
-			}
-		}
-		r.b.mu.Lock()
-		defer r.b.mu.Unlock()
-		return len(r.b.incoming) == 0
-	})
+	r.b.awaitIdle(r.t)
 	r.runsAt(r.a)
 	vmtest.NoTrace(r.t, r.b.dir, "*.json")
 	vmtest.NoTrace(r.t, r.a.dir, "*.json", "vm.mem", "vm.qmp")
+}
+
+// awaitIdle waits until nothing arrives at the host any more and what had
+// arrived has been tidied up.
+func (h *testHost) awaitIdle(t *testing.T) {
+	t.Helper()
+	vmtest.Wait(t, "the destination to tidy up", func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return len(h.incoming) == 0
+	})
 }
 
 func (r *rig) relocate(to string, o Options) {
@@ -361,6 +363,7 @@ func TestDestinationQEMUKilledDuringTheDrain(t *testing.T) {
 	if got := runState(t, r.a, "web1"); got == "running" {
 		t.Error("the source runs a machine that has run elsewhere")
 	}
+	r.b.awaitIdle(t)
 	vmtest.NoTrace(t, r.b.dir, "*.json")
 }
 
