@@ -24,7 +24,7 @@ func TestRun(t *testing.T) {
 	for _, withTLS := range []bool{false, true} {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		r, err := Run(ctx, RunOptions{Count: 200, Repeat: 1, PrecacheMiB: 512, Every: 200 * time.Microsecond, TLS: withTLS})
+		r, err := Run(ctx, RunOptions{Count: 200, Repeat: 1, PrecacheMiB: 192, Every: 200 * time.Microsecond, TLS: withTLS})
 		if err != nil {
 			t.Fatal(err)
 		}

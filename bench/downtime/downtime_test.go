@@ -1,0 +1,30 @@
+package downtime
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/pagewarp/pagewarp/bench/report"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestVerdicts(t *testing.T) {
+	result := func(gib uint64, ms ...float64) Result {
+		return Result{RAMBytes: gib << 30, DowntimeMS: report.SpreadOf(ms)}
+	}
+	vs := Verdicts([]Result{result(1, 9, 10, 40), result(16, 16, 20, 30)})
+	if len(vs) != 3 {
+		t.Fatalf("got %d verdicts: %+v", len(vs), vs)
+	}
+	if !vs[0].Met() || vs[0].Name != "downtime, 1 GiB" {
+		t.Errorf("a median of 10 ms did not pass: %+v", vs[0])
+	}
+	if vs[1].Met() {
+		t.Errorf("a median of 20 ms passed: %+v", vs[1])
+	}
+	if vs[2].Value.Median != 2 {
+		t.Errorf("ratio of medians %g, want 2", vs[2].Value.Median)
+	}
+}
