@@ -15,6 +15,9 @@ import (
 // PromisedMS is the median downtime that pagewarp promises, in ms.
 const PromisedMS = 15
 
+// PromisedMiB is the memory that a daemon promises to stay below, in MiB.
+const PromisedMiB = 64
+
 // Options of a measurement. Zero values mean the defaults.
 type Options struct {
 	Tools demo.Tools
@@ -37,6 +40,9 @@ type Result struct {
 	DowntimeMS report.Spread `json:"downtime_ms"`
 	TotalMS    report.Spread `json:"total_ms"`
 	Each       []float64     `json:"each_ms"`
+	// DaemonMiB is the largest anonymous memory of a daemon seen in each
+	// relocation.
+	DaemonMiB report.Spread `json:"daemon_mib"`
 }
 
 // Run measures all sizes. It needs root, QEMU and the guest's image.
@@ -82,18 +88,27 @@ func one(ctx context.Context, pair *demo.Pair, o Options, name string, size uint
 		return r, err
 	}
 	from, to := pair.A, pair.B
-	var totals []float64
+	var totals, memory []float64
 	for i := range o.Repeat {
 		lctx, cancel := context.WithTimeout(ctx, time.Minute)
-		leg, err := pair.Relocate(lctx, name, from, to, relocate.Options{}, nil)
+		most := uint64(0)
+		leg, err := pair.Relocate(lctx, name, from, to, relocate.Options{}, func(relocate.Status) {
+			for _, s := range []*demo.Side{from, to} {
+				if n, err := s.DaemonBytes(); err == nil {
+					most = max(most, n)
+				}
+			}
+		})
 		cancel()
 		if err != nil {
 			return r, err
 		}
 		o.Step(fmt.Sprintf("%d GiB, relocation %d of %d: down for %.1f ms", size>>30, i+1, o.Repeat, leg.DowntimeMS))
 		r.Each, totals = append(r.Each, leg.DowntimeMS), append(totals, leg.TotalMS)
+		memory = append(memory, float64(most)/(1<<20))
 		from, to = to, from
 	}
+	r.DaemonMiB = report.SpreadOf(memory)
 	r.DowntimeMS, r.TotalMS = report.SpreadOf(r.Each), report.SpreadOf(totals)
 	return r, from.Discard(ctx, name)
 }
@@ -106,6 +121,9 @@ func Verdicts(rs []Result) []report.Verdict {
 	for _, r := range rs {
 		vs = append(vs, report.Verdict{
 			Name: fmt.Sprintf("downtime, %d GiB", r.RAMBytes>>30), Value: r.DowntimeMS, Promised: PromisedMS, Unit: "ms",
+		})
+		vs = append(vs, report.Verdict{
+			Name: fmt.Sprintf("daemon's memory, %d GiB", r.RAMBytes>>30), Value: r.DaemonMiB, Promised: PromisedMiB, Unit: "MiB",
 		})
 		medians = append(medians, r.DowntimeMS.Median)
 	}
