@@ -88,12 +88,26 @@ func (in *incoming) complete(follow *follower) {
 
 // adopt makes the machine one of this host's.
 func (in *incoming) adopt() error {
-	if in.vm == nil {
-		return qemu.ErrDisconnected
-	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), loadTimeout)
 	defer cancel()
-	desc, err := in.vm.Inspect(ctx)
+	var (
+		desc qemu.Description
+		err  = qemu.ErrDisconnected // also when it was out of reach when the drain was taken up
+	)
+	if in.vm != nil {
+		desc, err = in.vm.Inspect(ctx)
+	}
+	if errors.Is(err, qemu.ErrDisconnected) {
+		if in.vm != nil {
+			in.mig.Close()
+			in.vm.Close()
+			in.vm = nil
+		}
+		if err := in.reconnect(ctx); err != nil {
+			return err
+		}
+		desc, err = in.vm.Inspect(ctx)
+	}
 	if err != nil {
 		return err
 	}

@@ -179,18 +179,20 @@ func (in *incoming) takeUp(ctx context.Context) error {
 	return in.resumeGuest()
 }
 
-// reconnect opens the monitor again. QEMU serves one client at a time, and may
-// not have noticed yet that the last one died.
+// reconnect opens the monitor again, for as long as ctx and the VMM live: QEMU
+// serves one client at a time, and may not have noticed yet that the last one
+// has gone.
 func (in *incoming) reconnect(ctx context.Context) error {
-	for {
+	for wait := redialMin; ; wait = min(2*wait, redialMax) {
 		vm, err := qemu.ConnectProcess(ctx, in.rec.QMP, in.proc)
 		if err == nil {
 			in.vm, in.mig = vm, vm.AdoptInbound()
 			return nil
 		}
-		if !errors.Is(err, qemu.ErrMonitorBusy) || ctx.Err() != nil {
+		if ctx.Err() != nil || in.proc.Ended() {
 			return err
 		}
-		sleep(ctx, redialMax)
+		in.log.Debug("the monitor does not answer yet", "qmp", in.rec.QMP, "err", err)
+		sleep(ctx, wait)
 	}
 }
