@@ -77,9 +77,13 @@ type Info struct {
 }
 
 const (
-	payload      = workset.PageBytes - 64 // bytes taken from each page of the pool, a little less than it has
-	maxSessions  = 100_000
-	sessionSlack = 4 // sessions that have ended without a logout are kept until they time out
+	payload     = workset.PageBytes - 64 // bytes taken from each page of the pool, a little less than it has
+	maxSessions = 100_000
+
+	// Sessions that end without a logout are kept until they time out, so there
+	// are more of them than visitors.
+	sessionFactor = 4
+	sessionExtra  = 1024
 )
 
 // Server serves one workload. Its methods may be called concurrently.
@@ -122,7 +126,7 @@ func New(cfg Config) (*Server, error) {
 	if s.pool, err = workset.New(pages, cfg.Incompressible, cfg.OnBad); err != nil {
 		return nil, fmt.Errorf("make the content: %w", err)
 	}
-	if s.memory, err = workset.New((sessionSlack*cfg.Sessions+16)*sessionPages, cfg.Incompressible, cfg.OnBad); err != nil {
+	if s.memory, err = workset.New((sessionFactor*cfg.Sessions+sessionExtra)*sessionPages, cfg.Incompressible, cfg.OnBad); err != nil {
 		return nil, errors.Join(fmt.Errorf("make the sessions' memory: %w", err), s.pool.Close())
 	}
 	s.sessions = newSessions(s.memory, cfg.Workload.SessionTimeout(cfg.Scale))
