@@ -108,6 +108,9 @@ func (o *outgoing) abandon(cause error) bool {
 	if o.committed {
 		return false
 	}
+	if o.ctx.Err() == nil {
+		o.status.Error = "rolling back: " + cause.Error()
+	}
 	o.cancel(cause)
 	return true
 }
@@ -199,6 +202,9 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 		return ctl, err
 	}
 	if err := s.connect(ctl.ctx); err != nil {
+		if cause := context.Cause(ctl.ctx); cause != nil {
+			err = cause // the dials were given up because of it
+		}
 		return ctl, err
 	}
 	return ctl, o.handOver(ctl)

@@ -17,7 +17,14 @@ import (
 	"github.com/pagewarp/pagewarp/cmd/internal/pki"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if binariesDir != "" {
+			os.RemoveAll(binariesDir)
+		}
+		os.Exit(code)
+	}))
+}
 
 type result struct {
 	code     int

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/vmtest"
+	"github.com/pagewarp/pagewarp/relocate"
+)
+
+// cli is a run of the operator's command.
+type cli struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	out  *lockedBuffer // both of its outputs
+	done chan struct{}
+}
+
+// pagewarp starts the operator's command at a node.
+func pagewarp(t *testing.T, n *node, args ...string) *cli {
+	t.Helper()
+	c := &cli{t: t, out: new(lockedBuffer), done: make(chan struct{})}
+	c.cmd = exec.Command(program(t, "pagewarp"), append([]string{"--socket", filepath.Join(n.stateDir(), "api.sock")}, args...)...)
+	c.cmd.Stdout, c.cmd.Stderr = c.out, c.out
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		c.cmd.Wait() // the exit code is asked for
+		close(c.done)
+	}()
+	t.Cleanup(func() {
+		c.cmd.Process.Kill()
+		<-c.done
+	})
+	return c
+}
+
+func (c *cli) text() string { return c.out.String() }
+
+func (c *cli) says(what string) {
+	c.t.Helper()
+	vmtest.Wait(c.t, "the command to say "+what, func() bool { return strings.Contains(c.text(), what) })
+}
+
+func (c *cli) interrupt() {
+	c.t.Helper()
+	if err := c.cmd.Process.Signal(os.Interrupt); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// wait returns the exit code.
+func (c *cli) wait() int {
+	c.t.Helper()
+	select {
+	case <-c.done:
+	case <-time.After(30 * time.Second):
+		c.t.Fatalf("the command does not end:\n%s", c.text())
+	}
+	return c.cmd.ProcessState.ExitCode()
+}
+
+func (c *cli) exits(code int, says string) {
+	c.t.Helper()
+	if got := c.wait(); got != code || !strings.Contains(c.text(), says) {
+		c.t.Errorf("%q exits with %d, want %d and %q:\n%s", c.cmd.Args[3:], got, code, says, c.text())
+	}
+}
+
+// heldMatrix is a matrix whose daemon of that role will stop at a phase.
+func heldMatrix(t *testing.T, role relocate.Role, p relocate.Phase) *matrix {
+	t.Helper()
+	flag := filepath.Join(t.TempDir(), "hold")
+	crash := map[relocate.Role]string{role: string(role) + ":" + string(p) + ":hold=" + flag}
+	m := newMatrix(t, crash[relocate.RoleSource], crash[relocate.RoleDestination])
+	m.hold = flag
+	return m
+}
+
+// cancelled waits until the source's daemon has been told to roll back.
+func (m *matrix) cancelled() {
+	m.t.Helper()
+	vmtest.Wait(m.t, "the cancel to be heard", func() bool {
+		return strings.Contains(m.a.status(relocate.RoleSource).Error, "cancelled by the operator")
+	})
+}
+
+func TestInterruptBeforeTheSwitch(t *testing.T) {
+	for _, p := range []relocate.Phase{relocate.PhaseReady, relocate.PhaseFrozen} {
+		t.Run(string(p), func(t *testing.T) {
+			t.Parallel()
+			m := heldMatrix(t, relocate.RoleSource, p)
+			c := pagewarp(t, m.a, "relocate", "web1", "--to", m.to)
+			m.awaitHold()
+			c.interrupt()
+			c.says("rolling back")
+			m.cancelled()
+			m.letGo()
+			c.exits(130, "runs on")
+			m.stayed()
+		})
+	}
+}
+
+func TestInterruptAfterTheSwitch(t *testing.T) {
+	t.Parallel()
+	m := newMatrix(t, "", "")
+	c := pagewarp(t, m.a, "relocate", "web1", "--to", m.to, "--bandwidth", "16M")
+	vmtest.Wait(t, "the drain", func() bool { return m.a.status(relocate.RoleSource).Phase == relocate.PhaseDraining })
+	pagewarp(t, m.a, "cancel", "web1").exits(1, "past the switch-over")
+	c.interrupt()
+	c.exits(130, "past the switch-over")
+	pagewarp(t, m.a, "status", "web1").exits(0, "draining")
+	m.arrived()
+	pagewarp(t, m.a, "status", "web1").exits(0, "done")
+}
+
+func TestCancelByTheOperator(t *testing.T) {
+	t.Parallel()
+	m := heldMatrix(t, relocate.RoleSource, relocate.PhaseFrozen)
+	c := pagewarp(t, m.a, "relocate", "web1", "--to", m.to)
+	m.awaitHold()
+	cancel := pagewarp(t, m.a, "cancel", "web1")
+	m.cancelled()
+	m.letGo()
+	cancel.exits(0, "")
+	c.exits(3, "cancelled by the operator")
+	m.stayed()
+	// Nothing of it is in the way of the next one.
+	pagewarp(t, m.a, "relocate", "web1", "--to", m.to).exits(0, "")
+	m.arrived()
+}
