@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -121,7 +122,10 @@ func (t *task) serve(ctx context.Context) error {
 // Serve serves h on the listeners until ctx ends; it closes them, and every
 // connection, before it returns.
 func Serve(ctx context.Context, h http.Handler, ls ...net.Listener) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute, IdleTimeout: 5 * time.Minute}
+	// Connections that a client gives up before their handshake is over are
+	// the client's affair, and no news.
+	quiet := log.New(io.Discard, "", 0)
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute, IdleTimeout: 5 * time.Minute, ErrorLog: quiet}
 	done := make(chan error, len(ls))
 	for _, l := range ls {
 		go func() { done <- srv.Serve(l) }()
