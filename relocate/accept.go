@@ -105,7 +105,7 @@ func (h *Host) lastWord(conn *tcp.Conn, rec *record) {
 	}
 	defer ctl.close()
 	var theirs syncMsg
-	if err := ctl.expect(h.ctx, msgSync, "SYNC", dialTimeout, &theirs); err != nil {
+	if err := ctl.expect(h.ctx, msgSync, "SYNC", h.cfg.deadlines.dial, &theirs); err != nil {
 		return
 	}
 	if ctl.send(msgSync, syncMsg{Phase: rec.Phase, Reason: rec.Error, Resumed: rec.ResumedAt}) != nil {

@@ -110,13 +110,14 @@ func (in *incoming) finish() {
 // prepare starts the VMM and catches its faults.
 func (in *incoming) prepare(ctl *control) error {
 	var o offer
-	if err := ctl.expect(in.ctx, msgOffer, "OFFER", dialTimeout, &o); err != nil {
+	if err := ctl.expect(in.ctx, msgOffer, "OFFER", in.host.cfg.deadlines.dial, &o); err != nil {
 		return err
 	}
 	if err := in.accept(&o); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctl.ctx, prepareTimeout, fmt.Errorf("the VMM was not ready within %v", prepareTimeout))
+	limit := in.host.cfg.deadlines.prepare
+	ctx, cancel := context.WithTimeoutCause(ctl.ctx, limit, fmt.Errorf("the VMM was not ready within %v", limit))
 	defer cancel()
 	if err := in.startVMM(ctx, &o); err != nil {
 		return err
@@ -136,7 +137,8 @@ func (in *incoming) prepare(ctl *control) error {
 
 // load takes the device state in; from the source's REGIONS on, pages flow.
 func (in *incoming) load(ctl *control) error {
-	ctx, cancel := context.WithTimeoutCause(ctl.ctx, stateTimeout, fmt.Errorf("the device state was not loaded within %v", stateTimeout))
+	limit := in.host.cfg.deadlines.state
+	ctx, cancel := context.WithTimeoutCause(ctl.ctx, limit, fmt.Errorf("the device state was not loaded within %v", limit))
 	defer cancel()
 	dialer, err := qemu.NewStateDialer(in.host.cfg.StateDir, os.Getuid())
 	if err != nil {
@@ -146,7 +148,7 @@ func (in *incoming) load(ctl *control) error {
 	if err := in.mig.Incoming(ctx, dialer.URI()); err != nil {
 		return err
 	}
-	state, err := dialer.Dial(ctx, in.rec.PID, stateTimeout)
+	state, err := dialer.Dial(ctx, in.rec.PID, limit)
 	if err != nil {
 		return err
 	}
@@ -166,7 +168,7 @@ func (in *incoming) load(ctl *control) error {
 		state.Close()
 	})
 	var r regionsMsg
-	if err := ctl.expect(ctx, msgRegions, "REGIONS", stateTimeout, &r); err != nil {
+	if err := ctl.expect(ctx, msgRegions, "REGIONS", limit, &r); err != nil {
 		return err
 	}
 	in.rec.Stopped = r.Stopped
@@ -198,7 +200,8 @@ func (in *incoming) alive() error {
 // on its way: the source may have committed, so it is given time to return and
 // say. It may return on another channel, which is then the one to use.
 func (in *incoming) awaitGo(ctl *control) (run bool, _ *control, err error) {
-	deadline, cancel := context.WithTimeoutCause(in.ctx, inDoubtWait, fmt.Errorf("the source did not say GO within %v", inDoubtWait))
+	limit := in.host.cfg.deadlines.inDoubt
+	deadline, cancel := context.WithTimeoutCause(in.ctx, limit, fmt.Errorf("the source did not say GO within %v", limit))
 	defer cancel()
 	for {
 		m, err := ctl.next(deadline)
@@ -254,7 +257,7 @@ func (in *incoming) await(ctx context.Context) (*control, error) {
 
 func (in *incoming) synchronise(ctx context.Context, ctl *control) error {
 	var theirs syncMsg
-	if err := ctl.expect(ctx, msgSync, "SYNC", dialTimeout, &theirs); err != nil {
+	if err := ctl.expect(ctx, msgSync, "SYNC", in.host.cfg.deadlines.dial, &theirs); err != nil {
 		return err
 	}
 	if theirs.Phase == PhaseRolledBack {
@@ -277,7 +280,7 @@ func (in *incoming) start(run bool) error {
 }
 
 func (in *incoming) resumeGuest() error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), loadTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), in.host.cfg.deadlines.load)
 	defer cancel()
 	if in.rec.WasRun {
 		at, err := in.mig.Resume(ctx)

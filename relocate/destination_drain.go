@@ -88,7 +88,7 @@ func (in *incoming) complete(follow *follower) {
 
 // adopt makes the machine one of this host's.
 func (in *incoming) adopt() error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), loadTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), in.host.cfg.deadlines.load)
 	defer cancel()
 	var (
 		desc qemu.Description
@@ -121,7 +121,7 @@ func (in *incoming) adopt() error {
 
 // announce moves the network's idea of where the guest is.
 func (in *incoming) announce() {
-	ctx, cancel := context.WithTimeout(in.host.ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(in.host.ctx, in.host.cfg.deadlines.dial)
 	defer cancel()
 	if err := in.vm.AnnounceSelf(ctx, qemu.DefaultAnnounce); err != nil && ctx.Err() == nil {
 		in.warn("announce-self failed; switches learn the guest's place from its next packet", "err", err)

@@ -29,8 +29,8 @@
 // Before committed: the source, whatever the cause (abort, lost control channel,
 // deadline, Ctrl-C, its own restart), cancels QEMU's migration and resumes the
 // guest. The destination ends its VMM when it is told, when the control channel
-// is lost, or, in loaded, when the source has not returned in
-// [inDoubtWait]: it was not told GO, so it has run nothing.
+// is lost, or, in loaded, when the source has not returned within
+// the deadline inDoubt: it was not told GO, so it has run nothing.
 //
 // After committed: the source redials for ever and both send SYNC. A
 // destination that was never told GO answers rolled-back (it wrote that down

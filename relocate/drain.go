@@ -87,7 +87,7 @@ func (o *outgoing) synchronise(ctx context.Context, ctl *control) error {
 		return err
 	}
 	var theirs syncMsg
-	if err := ctl.expect(ctx, msgSync, "SYNC", dialTimeout, &theirs); err != nil {
+	if err := ctl.expect(ctx, msgSync, "SYNC", o.host.cfg.deadlines.dial, &theirs); err != nil {
 		return err
 	}
 	switch theirs.Phase {
@@ -272,7 +272,7 @@ func (o *outgoing) lose(ctl *control, err error) {
 
 // dial opens one channel of the session.
 func (o *outgoing) dial(ctx context.Context, kind transport.Kind, index int, epoch uint64) (*tcp.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, o.host.cfg.deadlines.dial)
 	defer cancel()
 	mode, err := transport.ParseCodecMode(o.rec.Options.Codec)
 	if err != nil {

@@ -23,14 +23,23 @@ const (
 	DefaultFaultReaders     = 1
 )
 
-// Deadlines of the switch-over. Past one of them the relocation rolls back.
+// deadlines of the switch-over. Past one of them the relocation rolls back.
+type deadlines struct {
+	dial    time.Duration // a connection, and the first message on it
+	prepare time.Duration // the destination starts its VMM
+	state   time.Duration // small RAM blocks go, the guest stops
+	load    time.Duration // guest stopped: device state sent and loaded
+	inDoubt time.Duration // destination in loaded, source gone
+}
+
+var defaultDeadlines = deadlines{
+	dial: 10 * time.Second, prepare: 60 * time.Second, state: 120 * time.Second,
+	load: 30 * time.Second, inDoubt: 15 * time.Second,
+}
+
+// Other limits.
 const (
-	dialTimeout     = 10 * time.Second
-	prepareTimeout  = 60 * time.Second // the destination starts its VMM
-	stateTimeout    = 120 * time.Second
-	loadTimeout     = 30 * time.Second // guest stopped: device state sent and loaded
 	rollbackTimeout = 20 * time.Second
-	inDoubtWait     = 15 * time.Second // destination in loaded, source gone
 	releaseWait     = 30 * time.Second // destination done, source silent
 	endedKept       = 64               // ended relocations that Statuses remembers
 	maxTombstones   = 1024             // ended relocations whose end a source can still learn
@@ -60,6 +69,8 @@ type HostConfig struct {
 	// DeadAfter is the silence after which a peer is taken for gone; 0: the
 	// transport's default.
 	DeadAfter time.Duration
+
+	deadlines deadlines // zero: defaultDeadlines; tests have less patience
 }
 
 // Host is one host's set of machines, as source and as destination. It is safe
@@ -98,6 +109,9 @@ func NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	setDefault(&cfg.DemandChannels, DefaultDemandChannels)
 	setDefault(&cfg.PrecacheChannels, DefaultPrecacheChannels)
 	setDefault(&cfg.FaultReaders, DefaultFaultReaders)
+	if cfg.deadlines == (deadlines{}) {
+		cfg.deadlines = defaultDeadlines
+	}
 	j, err := openJournal(cfg.StateDir)
 	if err != nil {
 		return nil, err

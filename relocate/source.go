@@ -195,7 +195,7 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 		return ctl, err
 	}
 	o.show(PhasePreparing, "the destination starts its VMM")
-	if err := ctl.expect(o.ctx, msgReady, "READY", prepareTimeout, nil); err != nil {
+	if err := ctl.expect(o.ctx, msgReady, "READY", o.host.cfg.deadlines.prepare, nil); err != nil {
 		return ctl, err
 	}
 	if err := o.enter(PhaseReady, "the destination is ready"); err != nil {
@@ -213,7 +213,8 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 // handOver freezes the guest and moves its device state. What stands between
 // the guest's stop and GO is its downtime.
 func (o *outgoing) handOver(ctl *control) error {
-	ctx, cancel := context.WithTimeoutCause(ctl.ctx, stateTimeout, fmt.Errorf("the switch-over took longer than %v", stateTimeout))
+	limit := o.host.cfg.deadlines.state
+	ctx, cancel := context.WithTimeoutCause(ctl.ctx, limit, fmt.Errorf("the switch-over took longer than %v", limit))
 	defer cancel()
 	listener, err := qemu.ListenState(o.host.cfg.StateDir, o.desc.UID)
 	if err != nil {
@@ -234,7 +235,7 @@ func (o *outgoing) handOver(ctl *control) error {
 		return err
 	}
 	relay.wg.Go(func() {
-		if err := relay.run(ctx, o.rec.PID, ctl, &o.savedAt); err != nil && ctx.Err() == nil {
+		if err := relay.run(ctx, o.rec.PID, limit, ctl, &o.savedAt); err != nil && ctx.Err() == nil {
 			ctl.cancel(err)
 		}
 	})
@@ -255,7 +256,7 @@ func (o *outgoing) handOver(ctl *control) error {
 		return err
 	}
 	o.show(PhaseFrozen, "the guest has stopped, its image is frozen")
-	if err := ctl.expect(ctx, msgLoaded, "LOADED", loadTimeout, nil); err != nil {
+	if err := ctl.expect(ctx, msgLoaded, "LOADED", o.host.cfg.deadlines.load, nil); err != nil {
 		return err
 	}
 	o.loadedAt = time.Now()
@@ -294,9 +295,9 @@ type relay struct {
 }
 
 // run forwards the stream to its end, whose time it stores; pid is the QEMU that
-// may connect.
-func (r *relay) run(ctx context.Context, pid int, ctl *control, saved *atomic.Int64) error {
-	stream, err := r.listener.Accept(ctx, pid, stateTimeout)
+// may connect, within limit.
+func (r *relay) run(ctx context.Context, pid int, limit time.Duration, ctl *control, saved *atomic.Int64) error {
+	stream, err := r.listener.Accept(ctx, pid, limit)
 	if err != nil {
 		return err
 	}
