@@ -1,23 +1,22 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"runtime"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/pagewarp/pagewarp/bench/guest/workset"
+	web "github.com/pagewarp/pagewarp/bench/specweb/server"
 	"github.com/pagewarp/pagewarp/internal/guestapi"
 )
 
 func main() {
+	web.Main() // a second process of this program is the SPECweb-style back end
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "guest: this is the init of a test VM and does nothing elsewhere; build its image with 'make guest'")
 		os.Exit(2)
@@ -53,27 +52,17 @@ func boot() error {
 	// own scheduler shares the vCPU by priority.
 	runtime.GOMAXPROCS(runtime.NumCPU() + 4)
 
-	pages := cfg.WorkingSetMiB << 20 / workset.PageBytes
 	s := newServer(start)
-	set, err := workset.New(pages, cfg.Incompressible, s.badPage)
+	if err := s.begin(cfg); err != nil {
+		return err
+	}
+	ls, err := listen(cfg)
 	if err != nil {
 		return err
 	}
-	s.set = set
-	if cfg.ChurnRate >= 0 {
-		go churn(set, cfg.ChurnRate)
-	}
-	if cfg.Touch {
-		go touch(set)
-		go s.recordTouches()
-	}
-	l, err := net.Listen("tcp", ":"+strconv.Itoa(cfg.Port))
-	if err != nil {
-		return fmt.Errorf("listen on port %d: %w", cfg.Port, err)
-	}
 	fmt.Printf("%s ip=%s port=%d ws_mib=%d boot_ms=%d\n", guestapi.ReadyLine,
 		cfg.IP.Addr(), cfg.Port, cfg.WorkingSetMiB, time.Since(start).Milliseconds())
-	return http.Serve(l, s.handler())
+	return web.Serve(context.Background(), s.handler(), ls...)
 }
 
 // reap collects the children that the kernel hands to init.

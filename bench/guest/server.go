@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagewarp/pagewarp/bench/guest/workset"
+	web "github.com/pagewarp/pagewarp/bench/specweb/server"
 	"github.com/pagewarp/pagewarp/internal/guestapi"
 )
 
@@ -30,8 +31,10 @@ const (
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 type server struct {
-	set      *workset.Set // immutable once handler is called
-	start    time.Time    // immutable
+	set      *workset.Set  // immutable once handler is called
+	web      *web.Server   // nil without a SPECweb-style load; immutable as set
+	ops      func() uint64 // operations of the load so far; nil for none; immutable as set
+	start    time.Time     // immutable
 	requests atomic.Uint64
 	buffers  sync.Pool // of *bytes.Buffer
 
@@ -52,6 +55,9 @@ func (s *server) handler() http.Handler {
 	mux.HandleFunc("GET /stats", s.stats)
 	mux.HandleFunc("GET /touches", s.touches)
 	mux.HandleFunc("GET /verify", s.verify)
+	if s.web != nil {
+		s.web.Register(mux)
+	}
 	mux.HandleFunc("GET /poweroff", func(w http.ResponseWriter, _ *http.Request) {
 		const text = "powering off\n"
 		w.Header().Set("Content-Length", strconv.Itoa(len(text)))
@@ -127,6 +133,11 @@ func (s *server) stats(w http.ResponseWriter, _ *http.Request) {
 		UptimeNS: time.Since(s.start).Nanoseconds(), MemTotalBytes: memTotal(),
 	}
 	st.Checks, st.Rewrites, st.Touches, st.BadPages, st.GenerationSum = s.set.Counters()
+	if s.web != nil {
+		i := s.web.Info()
+		st.Requests += i.Requests + i.Images
+		st.Pages, st.BadPages = uint64(i.PoolPages+i.SessionPages), i.BadPages
+	}
 	s.mu.Lock()
 	st.FirstBad = s.firstBad
 	s.mu.Unlock()
@@ -144,18 +155,22 @@ func memTotal() uint64 {
 func (s *server) verify(w http.ResponseWriter, _ *http.Request) {
 	begin := time.Now()
 	v := guestapi.Verify{Pages: uint64(s.set.Pages())}
-	v.Bad, v.TouchesMissing = s.set.VerifyAll()
+	if s.web != nil {
+		v.Pages, v.Bad = s.web.Verify()
+	} else {
+		v.Bad, v.TouchesMissing = s.set.VerifyAll()
+	}
 	v.TookNS = time.Since(begin).Nanoseconds()
 	answer(w, v)
 }
 
-// recordTouches notes the touches of every 100 ms.
-func (s *server) recordTouches() {
+// recordOps notes the load's operations of every 100 ms.
+func (s *server) recordOps() {
 	tick := time.NewTicker(touchBinLength)
 	defer tick.Stop()
 	var before uint64
 	for range tick.C {
-		_, _, now, _, _ := s.set.Counters()
+		now := s.ops()
 		bin := guestapi.TouchBin{TNS: time.Since(s.start).Nanoseconds(), N: now - before}
 		before = now
 		s.mu.Lock()

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"math/rand/v2"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -56,5 +58,70 @@ func touch(set *workset.Set) {
 	r := workset.NewRandom(2)
 	for {
 		set.Touch(r, touchBatch)
+	}
+}
+
+// sweep touches one page after the other, from the first to the last and again.
+func sweep(set *workset.Set) {
+	lowerPriority()
+	batch := make([]int, touchBatch)
+	for next := 0; ; {
+		for i := range batch {
+			batch[i] = next
+			if next++; next == set.Pages() {
+				next = 0
+			}
+		}
+		set.TouchAll(batch)
+	}
+}
+
+// hotSet touches pages whose popularity follows Zipf's law; the popular ones
+// lie scattered over the set.
+func hotSet(set *workset.Set, exponent float64) {
+	lowerPriority()
+	ranks := newRanks(set.Pages(), exponent)
+	batch := make([]int, touchBatch)
+	for {
+		for i := range batch {
+			batch[i] = ranks.draw()
+		}
+		set.TouchAll(batch)
+	}
+}
+
+// ranks draws pages by Zipf's law.
+type ranks struct {
+	zipf   *rand.Zipf
+	pages  uint64
+	stride uint64 // has no divisor in common with pages: rank to page is one to one
+}
+
+func newRanks(pages int, exponent float64) *ranks {
+	r := &ranks{pages: uint64(pages), stride: uint64(float64(pages)*0.618) | 1}
+	for gcd(r.stride, r.pages) != 1 {
+		r.stride += 2
+	}
+	r.zipf = rand.NewZipf(rand.New(rand.NewPCG(3, 0)), exponent, 1, uint64(pages-1))
+	return r
+}
+
+func (r *ranks) draw() int { return int(r.zipf.Uint64() * r.stride % r.pages) }
+
+func gcd(a, b uint64) uint64 {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}
+
+// idleTick is how often an idle guest counts that it runs.
+const idleTick = 10 * time.Millisecond
+
+// idle does nothing but count its ticks; those that were missed are not made
+// up for.
+func idle(count *atomic.Uint64) {
+	for range time.Tick(idleTick) {
+		count.Add(1)
 	}
 }

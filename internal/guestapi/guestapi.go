@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -44,11 +45,49 @@ type Config struct {
 	Incompressible float64
 	// Touch turns on the random-touch mode, which /touches reports.
 	Touch bool
+	// Load is what the guest does besides answering: "" is as the fields above
+	// say, any other is one of Loads, and then Touch has no meaning and
+	// ChurnRate only for LoadChurn.
+	Load string
+	// ZipfExponent is of LoadZipf, above 1.
+	ZipfExponent float64
+	// Sessions and Scale are of the SPECweb-style loads, TLSPort is their
+	// second port.
+	Sessions int
+	Scale    float64
+	TLSPort  int
+	// Front is "" or FrontNginx: what stands before the guest's web server.
+	Front string
+}
+
+// Loads of the guest. bench/workloads says what each does.
+const (
+	LoadRandom    = "random"
+	LoadSweep     = "sweep"
+	LoadZipf      = "zipf"
+	LoadChurn     = "churn"
+	LoadIdle      = "idle"
+	LoadRedis     = "redis"
+	LoadBanking   = "specweb-banking"
+	LoadEcommerce = "specweb-ecommerce"
+	LoadSupport   = "specweb-support"
+
+	// SPECwebPrefix begins the names of the SPECweb-style loads.
+	SPECwebPrefix = "specweb-"
+	// FrontNginx puts nginx before the web server.
+	FrontNginx = "nginx"
+	// RedisPort is where LoadRedis listens.
+	RedisPort = 6379
+)
+
+// Loads lists the loads.
+func Loads() []string {
+	return []string{LoadRandom, LoadSweep, LoadZipf, LoadChurn, LoadIdle, LoadRedis, LoadBanking, LoadEcommerce, LoadSupport}
 }
 
 // DefaultConfig returns the values used for parameters that are not given.
 func DefaultConfig() Config {
-	return Config{Port: 80, WorkingSetMiB: 256, ChurnRate: 0, Incompressible: 0.5}
+	return Config{Port: 80, WorkingSetMiB: 256, ChurnRate: 0, Incompressible: 0.5, ZipfExponent: 1.1, Sessions: 50, Scale: 0.05, TLSPort: 443}
 }
 
 // Cmdline renders c as kernel parameters, to be appended to BaseCmdline.
@@ -61,6 +100,18 @@ func (c Config) Cmdline() string {
 	fmt.Fprintf(&b, " pw.port=%d pw.ws_mib=%d pw.churn_rate=%d pw.half=%g", c.Port, c.WorkingSetMiB, c.ChurnRate, c.Incompressible)
 	if c.Touch {
 		b.WriteString(" pw.touch=1")
+	}
+	if c.Load != "" {
+		fmt.Fprintf(&b, " pw.load=%s", c.Load)
+	}
+	if c.Load == LoadZipf {
+		fmt.Fprintf(&b, " pw.zipf=%g", c.ZipfExponent)
+	}
+	if strings.HasPrefix(c.Load, SPECwebPrefix) {
+		fmt.Fprintf(&b, " pw.sessions=%d pw.scale=%g pw.tls_port=%d", c.Sessions, c.Scale, c.TLSPort)
+	}
+	if c.Front != "" {
+		fmt.Fprintf(&b, " pw.front=%s", c.Front)
 	}
 	return b.String()
 }
@@ -99,8 +150,20 @@ func (c *Config) set(key, value string) (err error) {
 		c.Incompressible, err = strconv.ParseFloat(value, 64)
 	case "touch":
 		c.Touch, err = strconv.ParseBool(value)
+	case "load":
+		c.Load = value
+	case "zipf":
+		c.ZipfExponent, err = strconv.ParseFloat(value, 64)
+	case "sessions":
+		c.Sessions, err = strconv.Atoi(value)
+	case "scale":
+		c.Scale, err = strconv.ParseFloat(value, 64)
+	case "tls_port":
+		c.TLSPort, err = strconv.Atoi(value)
+	case "front":
+		c.Front = value
 	default:
-		err = fmt.Errorf("unknown; known are ip, gw, port, ws_mib, churn_rate, half, touch")
+		err = fmt.Errorf("unknown; known are ip, gw, port, ws_mib, churn_rate, half, touch, load, zipf, sessions, scale, tls_port, front")
 	}
 	return err
 }
@@ -115,6 +178,18 @@ func (c *Config) validate() error {
 		return fmt.Errorf("kernel parameter pw.ws_mib=%d: want 1 to %d MiB", c.WorkingSetMiB, 1<<20)
 	case math.IsNaN(c.Incompressible) || c.Incompressible < 0 || c.Incompressible > 1:
 		return fmt.Errorf("kernel parameter pw.half=%g: want a share from 0 to 1", c.Incompressible)
+	case c.Load != "" && !slices.Contains(Loads(), c.Load):
+		return fmt.Errorf("kernel parameter pw.load=%s: want one of %s", c.Load, strings.Join(Loads(), ", "))
+	case !(c.ZipfExponent > 1 && c.ZipfExponent <= 10):
+		return fmt.Errorf("kernel parameter pw.zipf=%g: want an exponent above 1, and 10 at most", c.ZipfExponent)
+	case c.Sessions < 1 || c.Sessions > 100_000:
+		return fmt.Errorf("kernel parameter pw.sessions=%d: want 1 to 100000", c.Sessions)
+	case !(c.Scale > 0 && c.Scale <= 1):
+		return fmt.Errorf("kernel parameter pw.scale=%g: want a factor above 0, and 1 at most", c.Scale)
+	case c.TLSPort < 1 || c.TLSPort > 65535 || c.TLSPort == c.Port:
+		return fmt.Errorf("kernel parameter pw.tls_port=%d: want a TCP port other than pw.port=%d", c.TLSPort, c.Port)
+	case c.Front != "" && c.Front != FrontNginx:
+		return fmt.Errorf("kernel parameter pw.front=%s: want %s or none", c.Front, FrontNginx)
 	}
 	return nil
 }
@@ -156,7 +231,8 @@ type Verify struct {
 }
 
 // TouchBin is one element of the answer to GET /touches: the touches in the
-// 100 ms that end TNS nanoseconds after init started.
+// 100 ms that end TNS nanoseconds after init started; or of a load that does
+// something else, its operations: pages rewritten, ticks of an idle guest.
 type TouchBin struct {
 	TNS int64  `json:"t_ns"`
 	N   uint64 `json:"n"`

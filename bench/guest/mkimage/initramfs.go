@@ -21,12 +21,14 @@ type entry struct {
 }
 
 // writeInitramfs writes the archive to path unless the one there was made from
-// the same contents, which path+".sum" tells.
-func writeInitramfs(path, init, modules string) error {
+// the same contents, which path+".sum" tells. Beside the init and the modules
+// it holds what extra names.
+func writeInitramfs(path, init, modules string, extra ...entry) error {
 	entries, err := collect(init, modules)
 	if err != nil {
 		return err
 	}
+	entries = append(entries, extra...)
 	sum := digest(entries)
 	if old, err := os.ReadFile(path + ".sum"); err == nil && string(old) == sum {
 		if _, err := os.Stat(path); err == nil {

@@ -16,19 +16,20 @@ import (
 
 func main() {
 	out := flag.String("out", "build/guest", "folder for vmlinuz and initramfs.cpio.gz")
+	with := flag.String("with", "redis,nginx", "programs of initramfs-programs.cpio.gz; empty leaves that file out")
 	limit := flag.Duration("timeout", 10*time.Minute, "give up after this long")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, *limit)
 	defer cancel()
-	if err := build(ctx, *out); err != nil {
+	if err := build(ctx, *out, *with); err != nil {
 		fmt.Fprintln(os.Stderr, "mkimage:", err)
 		os.Exit(1)
 	}
 }
 
-func build(ctx context.Context, out string) error {
+func build(ctx context.Context, out, with string) error {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
@@ -46,7 +47,15 @@ func build(ctx context.Context, out string) error {
 	if err := run(cmd); err != nil {
 		return fmt.Errorf("build init: %w", err)
 	}
-	return writeInitramfs(filepath.Join(out, "initramfs.cpio.gz"), init, filepath.Join(out, "modules"))
+	modules := filepath.Join(out, "modules")
+	if err := writeInitramfs(filepath.Join(out, "initramfs.cpio.gz"), init, modules); err != nil || with == "" {
+		return err
+	}
+	programs, err := fetchPrograms(ctx, filepath.Join(out, "programs"), strings.Split(with, ","))
+	if err != nil {
+		return err
+	}
+	return writeInitramfs(filepath.Join(out, "initramfs-programs.cpio.gz"), init, modules, programs...)
 }
 
 // lock keeps two builds in one folder apart.

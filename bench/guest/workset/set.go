@@ -96,14 +96,37 @@ func (s *Set) Touch(r *Random, count int) {
 	s.touching.RLock()
 	defer s.touching.RUnlock()
 	for range count {
-		n := r.Below(len(s.pages))
-		p := &s.pages[n]
-		if number := atomic.LoadUint64(&p.number); number != uint64(n) {
-			s.report(n, fmt.Sprintf("touch: number is %d", number))
-		}
-		atomic.AddUint32(&p.touches, 1)
+		s.touch(r.Below(len(s.pages)))
 	}
 	s.touches.Add(uint64(count))
+}
+
+// TouchAll reads and writes the given pages, in their order.
+func (s *Set) TouchAll(pages []int) {
+	s.touching.RLock()
+	defer s.touching.RUnlock()
+	for _, n := range pages {
+		s.touch(n)
+	}
+	s.touches.Add(uint64(len(pages)))
+}
+
+// touch touches page n. The caller holds touching.
+func (s *Set) touch(n int) {
+	p := &s.pages[n]
+	if number := atomic.LoadUint64(&p.number); number != uint64(n) {
+		s.report(n, fmt.Sprintf("touch: number is %d", number))
+	}
+	atomic.AddUint32(&p.touches, 1)
+}
+
+// Damage flips one bit of page n, as no program should: it is for tests of
+// those who rely on the checks.
+func (s *Set) Damage(n int) {
+	l := &s.locks[n%stripes]
+	l.Lock()
+	defer l.Unlock()
+	s.pages[n].payload[payloadBytes-1] ^= 1
 }
 
 // VerifyAll checks every page once. It returns how many were bad, and how many
