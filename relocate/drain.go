@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/pagewarp/pagewarp/transport"
@@ -290,6 +291,10 @@ func (o *outgoing) dial(ctx context.Context, kind transport.Kind, index int, epo
 		opts.TLS = o.host.cfg.ClientTLS()
 	}
 	conn, err := tcp.Dial(ctx, o.rec.Peer, opts)
+	if err != nil && opts.TLS == nil && errors.Is(err, io.ErrUnexpectedEOF) {
+		// What a daemon with certificates does to a HELLO in clear text.
+		err = fmt.Errorf("%w; if the peer has certificates, this daemon needs them too: set [tls]", err)
+	}
 	if err != nil {
 		return nil, err
 	}
