@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Faults of the VMM: what happens when a page of an object is touched.
+ *
+ * The operations of the VMA are shmem's own, but for three: fault and
+ * map_pages ask for the resident bits first, and page_mkwrite is there so that
+ * a frozen object refuses writes.
+ */
+#include <linux/file.h>
+#include <linux/hash.h>
+#include <linux/highmem.h>
+#include <linux/pagemap.h>
+#include <linux/sched/signal.h>
+
+#include "pagewarp.h"
+
+static DEFINE_MUTEX(pw_ops_lock);
+static struct vm_operations_struct pw_ops;
+static const struct vm_operations_struct *pw_shmem_ops;
+
+static struct pw_bucket *pw_bucket(struct pw_object *o, u64 page)
+{
+	return &o->bucket[hash_64(page, PW_BUCKETS_LOG)];
+}
+
+/* Whether nobody will ever bring a missing page. */
+static bool pw_dead(struct pw_object *o)
+{
+	if (READ_ONCE(o->destroyed))
+		return true;
+	if (o->policy != PAGEWARP_POLICY_SIGBUS || !READ_ONCE(o->had_daemon) ||
+	    rcu_access_pointer(o->daemon))
+		return false;
+	return time_after_eq(jiffies, READ_ONCE(o->died) +
+			     msecs_to_jiffies(o->deadline_ms));
+}
+
+/* How long to sleep at most before pw_dead() is to be asked again. */
+static long pw_patience(struct pw_object *o)
+{
+	long left;
+
+	if (o->policy != PAGEWARP_POLICY_SIGBUS || !READ_ONCE(o->had_daemon) ||
+	    rcu_access_pointer(o->daemon))
+		return MAX_SCHEDULE_TIMEOUT;
+	left = (long)(READ_ONCE(o->died) + msecs_to_jiffies(o->deadline_ms) -
+		      jiffies);
+	return max(left, 1L);
+}
+
+/*
+ * Marks the page as waited for; who is the first to do so reports the fault.
+ * Fully ordered before the look at the resident bit that follows (A).
+ */
+void pw_announce(struct pw_object *o, u64 page, u32 flags)
+{
+	if (!test_and_set_bit(page, o->waiters))
+		pw_post(o, page, flags);
+	else
+		smp_mb(); /* A: not implied where the bit was set already */
+}
+
+static int pw_wake_one(wait_queue_entry_t *entry, unsigned int mode, int sync,
+		       void *key)
+{
+	struct pw_waiter *w = container_of(entry, struct pw_waiter, entry);
+
+	if (key && *(u64 *)key != w->page)
+		return 0;
+	return default_wake_function(entry, mode, sync, NULL);
+}
+
+/* The bit goes first: whoever comes after that reports the page anew. */
+void pw_wake_page(struct pw_object *o, u64 page)
+{
+	clear_bit(page, o->waiters);
+	/* Orders the bit before the look at the queue, as waitqueue_active asks. */
+	smp_mb__after_atomic();
+	if (waitqueue_active(&pw_bucket(o, page)->wait))
+		__wake_up(&pw_bucket(o, page)->wait, TASK_NORMAL, 0, &page);
+	this_cpu_inc(o->stats->wakes);
+}
+
+u32 pw_wake_range(struct pw_object *o, u64 first, u64 count)
+{
+	u64 end = first + count;
+	u64 page;
+	u32 woken = 0;
+
+	for (page = find_next_bit(o->waiters, end, first); page < end;
+	     page = find_next_bit(o->waiters, end, page + 1)) {
+		pw_wake_page(o, page);
+		woken++;
+		cond_resched();
+	}
+	return woken;
+}
+
+void pw_wake_all(struct pw_object *o)
+{
+	unsigned int i;
+
+	/* Orders the change of state before the look at the queues. */
+	smp_mb();
+	for (i = 0; i < PW_BUCKETS; i++)
+		__wake_up(&o->bucket[i].wait, TASK_NORMAL, 0, NULL);
+}
+
+/* Sleeps until the page is there (0), a signal comes or all hope is lost. */
+static int pw_wait(struct pw_object *o, u64 page, u32 flags, unsigned int state)
+{
+	struct pw_waiter w = { .page = page };
+	struct wait_queue_head *q = &pw_bucket(o, page)->wait;
+	int ret = 0;
+
+	init_waitqueue_func_entry(&w.entry, pw_wake_one);
+	w.entry.private = current;
+	add_wait_queue(q, &w.entry);
+	for (;;) {
+		/* In the queue before the bit is set: a wake-up finds us. */
+		set_current_state(state);
+		pw_announce(o, page, flags);
+		if (pw_present(o, page) || page >= READ_ONCE(o->pages))
+			break;
+		if (pw_dead(o)) {
+			ret = -EIO;
+			break;
+		}
+		if (signal_pending_state(state, current)) {
+			ret = -EINTR;
+			break;
+		}
+		schedule_timeout(pw_patience(o));
+	}
+	__set_current_state(TASK_RUNNING);
+	remove_wait_queue(q, &w.entry);
+	return ret;
+}
+
+static int pw_nothing(pte_t *pte, unsigned long addr, void *data)
+{
+	return 0;
+}
+
+/* Maps a page whose content is there. */
+static vm_fault_t pw_map(struct pw_object *o, struct vm_fault *vmf)
+{
+	vm_fault_t ret = pw_shmem_ops->fault(vmf);
+
+	if (!(ret & VM_FAULT_LOCKED))
+		return ret;
+	/* A shrink that comes later finds the page mapped, and unmaps it. */
+	if (unlikely(vmf->pgoff >= READ_ONCE(o->pages))) {
+		unlock_page(vmf->page);
+		put_page(vmf->page);
+		return VM_FAULT_SIGBUS;
+	}
+	/*
+	 * A huge page would be mapped as a whole, with what is missing in it,
+	 * were there no table of small ones in its place.
+	 */
+	if (unlikely(PageTransCompound(vmf->page)) &&
+	    !smp_load_acquire(&o->plain) && pmd_none(*vmf->pmd) &&
+	    apply_to_page_range(vmf->vma->vm_mm, vmf->address & PAGE_MASK,
+				PAGE_SIZE, pw_nothing, NULL)) {
+		unlock_page(vmf->page);
+		put_page(vmf->page);
+		return VM_FAULT_OOM;
+	}
+	return ret;
+}
+
+static vm_fault_t pw_absent(struct pw_object *o, struct file *node,
+			    struct vm_fault *vmf)
+{
+	u32 flags = vmf->flags & FAULT_FLAG_WRITE ? PAGEWARP_FAULT_WRITE : 0;
+	unsigned int state = TASK_KILLABLE;
+	u64 page = vmf->pgoff;
+	int ret;
+
+	if (pw_dead(o)) {
+		this_cpu_inc(o->stats->killed);
+		return VM_FAULT_SIGBUS;
+	}
+	this_cpu_inc(o->stats->faults);
+	if (vmf->flags & FAULT_FLAG_ALLOW_RETRY) {
+		if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT) {
+			/* KVM's asynchronous faults: the lock stays taken. */
+			pw_announce(o, page, flags | PAGEWARP_FAULT_NOWAIT);
+			return VM_FAULT_RETRY;
+		}
+		if (vmf->flags & FAULT_FLAG_INTERRUPTIBLE)
+			state = TASK_INTERRUPTIBLE;
+		/* Without the lock the VMA may go; the file keeps the object. */
+		get_file(node);
+		pw_unlock_fault(vmf);
+		pw_wait(o, page, flags, state);
+		fput(node);
+		/* Taken again, whatever came of it: SIGBUS would want the lock. */
+		return VM_FAULT_RETRY;
+	}
+	/*
+	 * Who cannot retry (ptrace, /proc/PID/mem) sleeps with the lock taken,
+	 * as over a slow file system. The daemon never needs it.
+	 */
+	ret = pw_wait(o, page, flags, state);
+	if (!ret && page < READ_ONCE(o->pages))
+		return pw_map(o, vmf);
+	this_cpu_inc(o->stats->killed);
+	return VM_FAULT_SIGBUS;
+}
+
+static vm_fault_t pw_fault(struct vm_fault *vmf)
+{
+	struct file *node = vmf->vma->vm_private_data;
+	struct pw_object *o = node->private_data;
+
+	if (unlikely(vmf->pgoff >= READ_ONCE(o->pages)))
+		return VM_FAULT_SIGBUS;
+	if (likely(pw_present(o, vmf->pgoff)))
+		return pw_map(o, vmf);
+	return pw_absent(o, node, vmf);
+}
+
+/* Maps the neighbours of a page that are there, up to the first that is not. */
+static vm_fault_t pw_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t end)
+{
+	struct file *node = vmf->vma->vm_private_data;
+	struct pw_object *o = node->private_data;
+	u64 pages = READ_ONCE(o->pages);
+	pgoff_t lo, hi;
+
+	if (vmf->pgoff >= pages)
+		return 0;
+	end = min_t(u64, end, pages - 1);
+	if (smp_load_acquire(&o->plain))
+		return pw_shmem_ops->map_pages(vmf, start, end);
+	/*
+	 * Where there is no page table yet a huge page would be mapped as a
+	 * whole; the fault proper makes one.
+	 */
+	if (pmd_none(*vmf->pmd) || !pw_present(o, vmf->pgoff))
+		return 0;
+	for (lo = vmf->pgoff; lo > start && pw_present(o, lo - 1); lo--)
+		;
+	for (hi = vmf->pgoff; hi < end && pw_present(o, hi + 1); hi++)
+		;
+	return pw_shmem_ops->map_pages(vmf, lo, hi);
+}
+
+/*
+ * Refuses writes to a frozen object. The page is locked before frozen is read,
+ * and stays so until it is mapped; pw_freeze() does the opposite.
+ */
+static vm_fault_t pw_mkwrite(struct vm_fault *vmf)
+{
+	struct file *node = vmf->vma->vm_private_data;
+	struct pw_object *o = node->private_data;
+	struct folio *folio = page_folio(vmf->page);
+
+	folio_lock(folio);
+	if (folio->mapping != o->shmem->f_mapping) {
+		folio_unlock(folio);
+		return VM_FAULT_NOPAGE;
+	}
+	/* Pairs with the one in pw_freeze(). */
+	smp_mb();
+	if (unlikely(READ_ONCE(o->frozen))) {
+		folio_unlock(folio);
+		this_cpu_inc(o->stats->killed);
+		return VM_FAULT_SIGBUS;
+	}
+	return VM_FAULT_LOCKED;
+}
+
+static void pw_vma_open(struct vm_area_struct *vma)
+{
+	struct file *node = vma->vm_private_data;
+
+	get_file(node);
+}
+
+static void pw_vma_close(struct vm_area_struct *vma)
+{
+	struct file *node = vma->vm_private_data;
+
+	fput(node);
+}
+
+/* Makes a fresh mapping of the shmem file ours. */
+void pw_set_vm_ops(struct vm_area_struct *vma, struct file *node)
+{
+	mutex_lock(&pw_ops_lock);
+	if (!pw_shmem_ops) {
+		pw_ops = *vma->vm_ops;
+		pw_ops.open = pw_vma_open;
+		pw_ops.close = pw_vma_close;
+		pw_ops.fault = pw_fault;
+		pw_ops.map_pages = pw_map_pages;
+		pw_ops.page_mkwrite = pw_mkwrite;
+		pw_shmem_ops = vma->vm_ops;
+	}
+	mutex_unlock(&pw_ops_lock);
+	vma->vm_private_data = get_file(node);
+	vma->vm_ops = &pw_ops;
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * /dev/pagewarp/<name>, which the VMM maps.
+ */
+#include <linux/mm.h>
+
+#include "pagewarp.h"
+
+static int pw_node_open(struct inode *inode, struct file *file)
+{
+	struct pw_object *o = container_of(inode->i_cdev, struct pw_object, cdev);
+
+	if (READ_ONCE(o->destroyed))
+		return -ENXIO;
+	file->private_data = pw_get(o);
+	return 0;
+}
+
+static int pw_node_release(struct inode *inode, struct file *file)
+{
+	pw_put(file->private_data);
+	return 0;
+}
+
+static int pw_node_mmap(struct file *file, struct vm_area_struct *vma)
+{
+	struct pw_object *o = file->private_data;
+	u64 pages = READ_ONCE(o->pages);
+	int ret;
+
+	if (READ_ONCE(o->destroyed))
+		return -ENXIO;
+	if (!(vma->vm_flags & VM_MAYSHARE))
+		return -EINVAL;
+	if (vma->vm_pgoff >= pages || vma_pages(vma) > pages - vma->vm_pgoff)
+		return -EINVAL;
+	if (READ_ONCE(o->frozen) && vma->vm_flags & VM_WRITE)
+		return -EROFS;
+	vma_set_file(vma, o->shmem);
+	ret = o->shmem->f_op->mmap(o->shmem, vma);
+	if (ret)
+		return ret;
+	pw_set_vm_ops(vma, file);
+	/* Small pages, unless the mapper asks for huge ones: see pw_map(). */
+	pw_vm_flags(vma, VM_NOHUGEPAGE, 0);
+	return 0;
+}
+
+static loff_t pw_node_llseek(struct file *file, loff_t off, int whence)
+{
+	struct pw_object *o = file->private_data;
+
+	return fixed_size_llseek(file, off, whence,
+				 (loff_t)READ_ONCE(o->pages) << PAGE_SHIFT);
+}
+
+static long pw_node_ioctl(struct file *file, unsigned int cmd,
+			  unsigned long arg)
+{
+	if (cmd == PAGEWARP_GET_INFO)
+		return pw_get_info((void __user *)arg);
+	return -ENOTTY;
+}
+
+const struct file_operations pw_node_fops = {
+	.owner = THIS_MODULE,
+	.open = pw_node_open,
+	.release = pw_node_release,
+	.mmap = pw_node_mmap,
+	.llseek = pw_node_llseek,
+	.unlocked_ioctl = pw_node_ioctl,
+	.compat_ioctl = compat_ptr_ioctl,
+};

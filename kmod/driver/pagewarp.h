@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Inside the pagewarp driver.
+ *
+ * An object is a shmem file, three bitmaps and a table of wait queues. The
+ * VMM's mapping is a mapping of the shmem file whose fault handler first asks
+ * for the page's resident bit; so swap, reclaim, mlock, fork and mremap are
+ * those of shmem.
+ *
+ * Lifetimes: the object is its struct device. Node files and the daemon's end
+ * hold it; a VMA, or a thread that sleeps in a fault, holds the node's file,
+ * which also holds the module. An object that exists holds the module as well.
+ *
+ * Locks: pw_list_lock, then pw_object.lock, then pw_daemon.pending_lock. The
+ * fault path takes none of the first two; of the third only when the ring is
+ * full.
+ *
+ * Barriers, with the same letters in kmod/ring_unsafe.go and kmod/model/ring.pml:
+ *  A  thread: waiter bit, then resident bit;  daemon: resident, then waiter bit
+ *  B  producer: entry, then its seq;          consumer: seq, then entry
+ *  C  consumer: copies the entry, then cons;  producer: cons, then the entry
+ *  D  producer: seq, then need_wakeup;        consumer: need_wakeup, then seq
+ *  E  thread: waiter bit, then daemon;        attach: daemon, then waiter bits
+ */
+#ifndef PAGEWARP_H
+#define PAGEWARP_H
+
+#include <linux/cdev.h>
+#include <linux/device.h>
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/percpu.h>
+#include <linux/poll.h>
+#include <linux/rcupdate.h>
+#include <linux/spinlock.h>
+#include <linux/version.h>
+#include <linux/wait.h>
+
+#include "pagewarp_uapi.h"
+
+#ifndef CONFIG_64BIT
+#error "pagewarp needs a 64-bit kernel"
+#endif
+
+#define PW_BUCKETS_LOG 8
+#define PW_BUCKETS (1U << PW_BUCKETS_LOG)
+#define PW_BITS 64
+
+struct pw_stats {
+	u64 faults;
+	u64 posted;
+	u64 overflows;
+	u64 redelivered;
+	u64 wakes;
+	u64 killed;
+};
+
+struct pw_bucket {
+	wait_queue_head_t wait;
+} ____cacheline_aligned_in_smp;
+
+/* A thread that waits for a page, on its stack. */
+struct pw_waiter {
+	wait_queue_entry_t entry;
+	u64 page;
+};
+
+/* The daemon's end; one per object at a time. */
+struct pw_daemon {
+	struct pw_object *obj;			/* holds a reference */
+	struct rcu_head rcu;
+	u32 entries;				/* power of two */
+	struct pagewarp_producer *producer;	/* user: read only; then the entries */
+	struct pagewarp_fault *ring;		/* user: read only */
+	struct pagewarp_consumer *consumer;	/* user: read and write; do not trust */
+	wait_queue_head_t poll_wait;
+
+	spinlock_t pending_lock;
+	u64 npending;				/* bits in obj->pending, pending_lock */
+	u64 hint;				/* where to look for one, pending_lock */
+};
+
+struct pw_object {
+	struct device dev;
+	struct cdev cdev;
+	struct list_head list;		/* pw_list_lock */
+	char name[PAGEWARP_NAME_LEN];
+	u32 id;
+	int minor;
+	umode_t mode;
+	kuid_t uid;
+	kgid_t gid;
+	u32 policy;
+	u32 deadline_ms;
+	struct file *shmem;
+	u64 max_pages;			/* at creation; the size of the bitmaps */
+	u64 pages;			/* READ_ONCE; shrinks under lock */
+
+	u64 *resident;			/* user: read and write; do not trust */
+	unsigned long *waiters;		/* user: read only */
+	unsigned long *pending;		/* kernel only; daemon->pending_lock */
+	struct pw_bucket *bucket;	/* PW_BUCKETS of them */
+	struct pw_stats __percpu *stats;
+
+	struct mutex lock;		/* guards all changes of what follows */
+	struct pw_daemon __rcu *daemon;
+	bool plain;
+	bool frozen;
+	bool destroyed;
+	bool had_daemon;
+	unsigned long died;		/* jiffies, when the last daemon went */
+};
+
+extern struct class *pw_class;
+extern dev_t pw_devt;
+extern const struct file_operations pw_node_fops;
+
+/* control.c */
+long pw_get_info(void __user *arg);
+int pw_control_init(void);
+void pw_control_exit(void);
+
+/* object.c */
+int pw_create(struct pagewarp_create *c);
+int pw_destroy(const char *name);
+struct pw_object *pw_find(const char *name);
+struct pw_object *pw_find_id(u32 from);
+u32 pw_objects(void);
+void pw_stat(struct pw_object *o, struct pagewarp_stat *s);
+int pw_shrink(struct pw_object *o, u64 bytes);
+int pw_freeze(struct pw_object *o);
+int pw_thaw(struct pw_object *o);
+int pw_open_memory(struct pw_object *o, int flags, struct file **file);
+
+static inline struct pw_object *pw_get(struct pw_object *o)
+{
+	get_device(&o->dev);
+	return o;
+}
+
+static inline void pw_put(struct pw_object *o)
+{
+	put_device(&o->dev);
+}
+
+/* fault.c */
+void pw_set_vm_ops(struct vm_area_struct *vma, struct file *node);
+void pw_announce(struct pw_object *o, u64 page, u32 flags);
+void pw_wake_page(struct pw_object *o, u64 page);
+u32 pw_wake_range(struct pw_object *o, u64 first, u64 count);
+void pw_wake_all(struct pw_object *o);
+
+/* Of each of the bitmaps. */
+static inline u64 pw_bitmap_bytes(struct pw_object *o)
+{
+	return PAGE_ALIGN(DIV_ROUND_UP(o->max_pages, 8));
+}
+
+/* Whether the page's content is there. */
+static inline bool pw_present(struct pw_object *o, u64 page)
+{
+	/* Pairs with the store in pw_release(). */
+	if (smp_load_acquire(&o->plain))
+		return true;
+	/* The acquire orders the bit before the content it vouches for. */
+	return smp_load_acquire(&o->resident[page / PW_BITS]) &
+	       BIT_ULL(page % PW_BITS);
+}
+
+/* ring.c */
+void pw_post(struct pw_object *o, u64 page, u32 flags);
+void pw_flush(struct pw_daemon *d);
+void pw_redeliver(struct pw_daemon *d);
+bool pw_ring_ready(struct pw_daemon *d);
+
+/* daemon.c */
+int pw_attach(struct pw_object *o, u32 entries, struct file **file);
+
+/* What differs between kernel versions. */
+static inline void pw_vm_flags(struct vm_area_struct *vma, unsigned long set,
+			       unsigned long clear)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	vm_flags_mod(vma, set, clear);
+#else
+	vma->vm_flags = (vma->vm_flags | set) & ~clear;
+#endif
+}
+
+/* Lets go of the lock under which the fault came. */
+static inline void pw_unlock_fault(struct vm_fault *vmf)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
+	release_fault_lock(vmf);
+#else
+	mmap_read_unlock(vmf->vma->vm_mm);
+#endif
+}
+
+#endif /* PAGEWARP_H */
