@@ -103,6 +103,18 @@ func (h *Host) watch(m *machine) {
 		Text: fmt.Sprintf("QEMU (pid %d) has ended or closed its monitor; `pagewarp vm rm %s` forgets it", m.last.PID, m.name)})
 }
 
+// gone makes sense of an error of a VMM that has died.
+func (m *machine) gone(err error) error {
+	t := time.NewTimer(100 * time.Millisecond) // the monitor's end is seen a moment after the process's
+	defer t.Stop()
+	select {
+	case <-m.vm.Done():
+		return fmt.Errorf("QEMU (pid %d, QMP socket %s) has ended or closed its monitor; `pagewarp vm rm %s` forgets it: %w", m.vm.PID, m.qmp, m.name, err)
+	case <-t.C:
+		return err
+	}
+}
+
 // Forget takes a machine out of the set; the machine itself is left alone.
 func (h *Host) Forget(name string) error {
 	h.mu.Lock()

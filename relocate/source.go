@@ -44,7 +44,7 @@ func (h *Host) Relocate(ctx context.Context, name, to string, opts Options) (Sta
 	}
 	desc, err := m.vm.Inspect(ctx)
 	if err != nil {
-		return Status{}, fmt.Errorf("relocate %s: %w", name, err)
+		return Status{}, fmt.Errorf("relocate %s: %w", name, m.gone(err))
 	}
 	if err := qemu.CheckRelocatable(desc); err != nil {
 		return Status{}, fmt.Errorf("relocate %s: %w", name, err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -136,4 +137,34 @@ func TestCancelByTheOperator(t *testing.T) {
 	// Nothing of it is in the way of the next one.
 	pagewarp(t, m.a, "relocate", "web1", "--to", m.to).exits(0, "")
 	m.arrived()
+}
+
+// What the source's host refuses before anything is asked of another one.
+func TestRefusedAtTheSource(t *testing.T) {
+	t.Parallel()
+	m := newMatrix(t, "", "")
+	dead := filepath.Join(m.root, "dead.qmp")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	pagewarp(t, m.a, "vm", "add", "web2", "--qmp", filepath.Join(m.root, "none.qmp")).exits(1, "QMP socket is missing")
+	pagewarp(t, m.a, "vm", "add", "web2", "--qmp", dead).exits(1, "QMP socket is dead")
+
+	private := vmtest.StartPrivate(t, vmtest.Dir(t))
+	pagewarp(t, m.a, "vm", "add", "web3", "--qmp", private.QMP).exits(0, "web3")
+	pagewarp(t, m.a, "relocate", "web3", "--to", m.to).exits(1, "-object memory-backend-file,id=mem")
+
+	nobody := freeAddr(t)
+	pagewarp(t, m.a, "relocate", "web1", "--to", nobody).exits(3, "reach the destination "+nobody)
+	pagewarp(t, m.a, "relocate", "web1", "--to", "192.0.2.1:7070").exits(1, "clear text")
+	m.stayed()
+	// The QEMU of an adopted machine dies: its socket is dead then, too.
+	m.vm.Kill()
+	pagewarp(t, m.a, "relocate", "web1", "--to", m.to).exits(1, "has ended or closed its monitor; `pagewarp vm rm web1`")
+	if err := os.Remove(m.vm.QMP); err != nil {
+		t.Error(err)
+	}
 }
