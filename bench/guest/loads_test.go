@@ -10,6 +10,8 @@ import (
 
 	"github.com/pagewarp/pagewarp/bench/specweb"
 	"github.com/pagewarp/pagewarp/bench/specweb/model"
+	"github.com/pagewarp/pagewarp/bench/workloads"
+	"github.com/pagewarp/pagewarp/bench/workloads/resp"
 	"github.com/pagewarp/pagewarp/internal/accel"
 	"github.com/pagewarp/pagewarp/internal/guestapi"
 	"github.com/pagewarp/pagewarp/internal/rig"
@@ -123,4 +125,60 @@ func TestGuestServesEcommerceBehindNginx(t *testing.T) {
 	g := loadConfig(guestapi.LoadEcommerce)
 	g.Front = guestapi.FrontNginx
 	visit(ctx, t, bootLoad(ctx, t, g, "initramfs-programs.cpio.gz"), g, model.Ecommerce, 100)
+}
+
+// Churn keeps its rate, which the guest itself counts.
+func TestGuestChurnsAtItsRate(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	l, err := workloads.Parse("churn:rate=400,ws=16")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := bootLoad(ctx, t, l.Apply(loadConfig("")), l.Image())
+	hold(t, 4*time.Second)
+	var bins []guestapi.TouchBin
+	getJSON(t, client, "http://10.77.0.100:80/touches", &bins)
+	if len(bins) < 20 {
+		t.Fatalf("%d bins", len(bins))
+	}
+	last := bins[len(bins)-20:]
+	sum := uint64(0)
+	for _, b := range last[1:] {
+		sum += b.N
+	}
+	rate := float64(sum) / (float64(last[19].TNS-last[0].TNS) / 1e9)
+	t.Logf("%.0f pages/s", rate)
+	if rate < 300 || rate > 500 {
+		t.Errorf("%.0f pages are rewritten a second, want about 400", rate)
+	}
+	var v guestapi.Verify
+	getJSON(t, client, "http://10.77.0.100:80/verify", &v)
+	if v.Bad != 0 {
+		t.Errorf("verify %+v", v)
+	}
+}
+
+func TestGuestRunsRedis(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	l, err := workloads.Parse("redis:ws=64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := bootLoad(ctx, t, l.Apply(loadConfig("")), l.Image())
+	run, err := resp.Start(ctx, resp.Config{
+		Addr: "10.77.0.100:6379", Conns: 3, Keys: 500, Writes: 0.3, Dial: client.Dial, DialTimeout: 2 * time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer run.Stop()
+	hold(t, 3*time.Second)
+	log := run.Stop()
+	s := log.Summary(log.Start, log.End)
+	t.Logf("%.0f operations/s, p50 %.0f µs, p99 %.0f µs", s.PerSecond, s.LatencyUS.P50, s.LatencyUS.P99)
+	if s.Good < 100 || s.Failed+s.Wrong != 0 {
+		t.Errorf("summary %+v", s)
+	}
 }

@@ -92,3 +92,31 @@ func TestTouchesRing(t *testing.T) {
 		t.Errorf("%d bins, from %d to %d", len(bins), bins[0].TNS, bins[len(bins)-1].TNS)
 	}
 }
+
+// Zipf's ranks are spread over all pages, one to one, and the first few get
+// most of the touches.
+func TestHotSet(t *testing.T) {
+	for _, pages := range []int{1, 2, 96, 1000, 4096, 65537} {
+		r := newRanks(pages, 1.1)
+		seen := make([]bool, pages)
+		for rank := range uint64(pages) {
+			n := rank * r.stride % r.pages
+			if seen[n] {
+				t.Fatalf("%d pages: two ranks lead to page %d", pages, n)
+			}
+			seen[n] = true
+		}
+		hot, total := 0, 10000
+		for range total {
+			n := r.draw()
+			for rank := range uint64(min(pages, 10)) {
+				if uint64(n) == rank*r.stride%r.pages {
+					hot++
+				}
+			}
+		}
+		if share := float64(hot) / float64(total); share < 0.3 {
+			t.Errorf("%d pages: the ten hottest get %.2f of the touches", pages, share)
+		}
+	}
+}

@@ -236,3 +236,35 @@ func TestNewErrors(t *testing.T) {
 		t.Error("a server of an unknown workload started")
 	}
 }
+
+// Damaged memory is told, and never served.
+func TestDamagedMemory(t *testing.T) {
+	s := newTestServer(t, model.Support, 1)
+	session := begin(t, s, "home", 1)
+	file := PagePath + "download?n=1&dir=0&file=15"
+	if rec := get(s, file, session); rec.Code != 200 {
+		t.Fatalf("status %d: %s", rec.Code, rec.Body)
+	}
+	s.pool.Damage(s.fileAt[15] + 20)
+	func() {
+		defer func() {
+			if r := recover(); r != http.ErrAbortHandler {
+				t.Errorf("a file whose memory was damaged after its first download ended with %v, want a broken connection", r)
+			}
+		}()
+		get(s, file, session)
+	}()
+	s.fileSum[15].Store(0)
+	if rec := get(s, file, session); rec.Code != 500 || !strings.Contains(rec.Body.String(), "failed its check") {
+		t.Errorf("before its first download: status %d, %.100s", rec.Code, rec.Body)
+	}
+	for n := range s.memory.Pages() {
+		s.memory.Damage(n)
+	}
+	if rec := get(s, PagePath+"search?n=1", session); rec.Code != 500 || !strings.Contains(rec.Body.String(), "failed its check") {
+		t.Errorf("with damaged session memory: status %d, %.100s", rec.Code, rec.Body)
+	}
+	if i := s.Info(); i.BadPages < 3 {
+		t.Errorf("info %+v", i)
+	}
+}
