@@ -2,6 +2,7 @@ package specweb
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 	"time"
@@ -50,7 +51,9 @@ type Log struct {
 	Dropped uint64
 
 	work       *model.Workload
-	samples    []sample // by at
+	rate       float64   // of an open loop
+	firstDue   time.Time // of an open loop
+	samples    []sample  // by at
 	firstError [kinds]string
 }
 
@@ -181,6 +184,9 @@ type Summary struct {
 	Refused  int   `json:"refused"`
 	Corrupt  int   `json:"corrupt"`
 	Bytes    int64 `json:"bytes"`
+	// Unanswered are the pages of an open loop that were due before the end of
+	// the span and had not ended by then: few, unless the server stalls.
+	Unanswered int `json:"unanswered"`
 	// Dropped counts pages of the whole load that were not noted.
 	Dropped uint64 `json:"dropped"`
 	// TimeUS are the times of the pages with a right answer, in µs.
@@ -224,6 +230,7 @@ func (l *Log) Summary(from, to time.Time) Summary {
 		p.Share = float64(p.Counts.Pages()) / float64(max(s.Counts.Pages(), 1))
 		p.TimeUS = report.Summarize(byType[i])
 	}
+	s.Unanswered = l.unanswered(to)
 	s.GoodShare, s.TolerableShare = s.Shares()
 	s.TimeUS = report.Summarize(all)
 	if s.Seconds > 0 {
@@ -235,6 +242,15 @@ func (l *Log) Summary(from, to time.Time) Summary {
 		}
 	}
 	return s
+}
+
+// unanswered returns how many pages were due before at and had not ended.
+func (l *Log) unanswered(at time.Time) int {
+	if l.rate == 0 || at.Before(l.firstDue) {
+		return 0
+	}
+	due := int(math.Ceil(at.Sub(l.firstDue).Seconds() * l.rate))
+	return max(0, due-len(l.span(l.Start, at))-int(l.Dropped))
 }
 
 const warmupBase = 3 * time.Second

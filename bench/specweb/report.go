@@ -72,6 +72,9 @@ func (r Result) Text(w io.Writer) error {
 	fmt.Fprintf(w, "  %s pages/s, %s\n", report.Number(r.PerSecond), humanize.Bytes(uint64(float64(r.Bytes)/max(r.Seconds, 1e-9)))+"/s")
 	fmt.Fprintf(w, "  good %.2f %% (wanted 95), good or tolerable %.2f %% (wanted 99), failed %s, of which %s without a right answer\n",
 		100*r.GoodShare, 100*r.TolerableShare, humanize.Comma(int64(r.Failed)), humanize.Comma(int64(r.Errors)))
+	if r.RatePerSec > 0 {
+		fmt.Fprintf(w, "  due and not answered at the end: %s\n", humanize.Comma(int64(r.Unanswered)))
+	}
 	fmt.Fprintf(w, "  longest time without an answer %.0f ms\n\n", r.LongestGap.LengthMS)
 	rows := make([][]string, 0, len(r.Pages)+1)
 	row := func(name string, share float64, c Counts, t report.Latency) {

@@ -27,7 +27,7 @@ type Run struct {
 	active atomic.Int64  // sessions that have started
 
 	mu     sync.Mutex
-	log    Log    // guarded by mu, but for Start
+	log    Log    // guarded by mu, but for what Start has set
 	counts Counts // guarded by mu
 }
 
@@ -47,7 +47,8 @@ func Start(ctx context.Context, cfg Config) (*Run, error) {
 		return nil, fmt.Errorf("start a SPECweb-style load: %w", err)
 	}
 	ctx, r.cancel = context.WithCancel(ctx)
-	r.log = Log{Start: time.Now(), work: w}
+	now := time.Now()
+	r.log = Log{Start: now, work: w, rate: cfg.Rate, firstDue: now.Add(cfg.Ramp)}
 	for user := range cfg.Sessions {
 		r.wg.Go(func() {
 			if pause(ctx, cfg.Ramp*time.Duration(user)/time.Duration(cfg.Sessions)) {
@@ -128,8 +129,7 @@ func (r *Run) Log() *Log {
 // due returns when the next page of an open loop is due.
 func (r *Run) due() time.Time {
 	n := r.next.Add(1) - 1
-	start := r.log.Start.Add(r.cfg.Ramp) // Start is immutable once the sessions run
-	return start.Add(time.Duration(float64(n) / r.cfg.Rate * float64(time.Second)))
+	return r.log.firstDue.Add(time.Duration(float64(n) / r.cfg.Rate * float64(time.Second)))
 }
 
 func (r *Run) note(begin time.Time, page int, v visit, err error) {

@@ -135,6 +135,9 @@ func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 		},
 		DialTimeout: 5 * time.Second})
 	await(t, r, func(s Summary) bool { return s.Good >= 50 })
+	if n := r.Log(); n.unanswered(n.End) > 50 {
+		t.Errorf("%d pages are due and unanswered of a server that answers", n.unanswered(n.End))
+	}
 	const stall = 600 * time.Millisecond
 	stalled.Store(true)
 	at := time.Now()
@@ -161,6 +164,27 @@ func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 	}
 	if rate := float64(s.Counts.Pages()) / s.Seconds; rate < 80 || rate > 101 {
 		t.Errorf("%.1f pages/s, want about 100", rate)
+	}
+}
+
+// A server that never answers again is not hidden by the end of the run.
+func TestPagesDueAtTheEndAreTold(t *testing.T) {
+	l := local(t, model.Support, 2)
+	var stalled atomic.Bool
+	r := start(t, l, Config{Workload: model.Support, Sessions: 2, Rate: 100, DialTimeout: 20 * time.Second,
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if stalled.Load() {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			var d net.Dialer
+			return d.DialContext(ctx, network, addr)
+		}})
+	await(t, r, func(s Summary) bool { return s.Good >= 20 })
+	stalled.Store(true)
+	await(t, r, func(s Summary) bool { return s.Unanswered >= 50 })
+	if log := r.Stop(); log.Summary(log.Start, log.End).Unanswered < 50 {
+		t.Error("the end of the run hid the pages that were due")
 	}
 }
 
