@@ -49,17 +49,17 @@ func (s *server) begin(cfg guestapi.Config) error {
 		}
 		if cfg.Touch {
 			s.ops = touches
-			go touch(set)
+			go touch(set, atRandom(pages))
 		}
 	case guestapi.LoadRandom:
 		s.ops = touches
-		go touch(set)
+		go touch(set, atRandom(pages))
 	case guestapi.LoadSweep:
 		s.ops = touches
-		go sweep(set)
+		go touch(set, sweep(pages))
 	case guestapi.LoadZipf:
 		s.ops = touches
-		go hotSet(set, cfg.ZipfExponent)
+		go touch(set, hotSet(pages, cfg.ZipfExponent))
 	case guestapi.LoadChurn:
 		s.ops = rewrites
 		go churn(set, max(cfg.ChurnRate, 0))
@@ -71,6 +71,7 @@ func (s *server) begin(cfg guestapi.Config) error {
 		if err := startRedis(cfg.WorkingSetMiB); err != nil {
 			return err
 		}
+		s.ops = new(redisCounter).commands
 	default:
 		return fmt.Errorf("no such load: %s", cfg.Load)
 	}

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"time"
 
 	web "github.com/pagewarp/pagewarp/bench/specweb/server"
@@ -26,6 +29,55 @@ func startRedis(limitMiB int) error {
 		"--bind", "0.0.0.0", "--port", strconv.Itoa(guestapi.RedisPort), "--protected-mode", "no",
 		"--save", "", "--appendonly", "no", "--daemonize", "no", "--loglevel", "warning",
 		"--maxmemory", strconv.Itoa(limitMiB)+"mb", "--maxmemory-policy", "allkeys-lru")
+}
+
+// redisCounter asks Redis how many commands it has answered; its own questions
+// are among them. For one goroutine.
+type redisCounter struct {
+	conn net.Conn
+	in   *bufio.Reader
+	last uint64
+}
+
+// commands returns the count, or the last one if Redis does not answer.
+func (c *redisCounter) commands() uint64 {
+	if err := c.ask(); err != nil && c.conn != nil {
+		c.conn.Close()
+		c.conn = nil
+	}
+	return c.last
+}
+
+func (c *redisCounter) ask() (err error) {
+	if c.conn == nil {
+		if c.conn, err = net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(guestapi.RedisPort))); err != nil {
+			c.conn = nil
+			return err
+		}
+		c.in = bufio.NewReader(c.conn)
+	}
+	// A command on a line of its own is as good as one in the protocol's form.
+	if _, err := c.conn.Write([]byte("INFO stats\r\n")); err != nil {
+		return err
+	}
+	head, err := c.in.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(strings.Trim(head, "$\r\n"))
+	if err != nil || n < 0 || n > 1<<16 {
+		return fmt.Errorf("INFO answered %q", head)
+	}
+	body := make([]byte, n+2)
+	if _, err := io.ReadFull(c.in, body); err != nil {
+		return err
+	}
+	_, rest, _ := strings.Cut(string(body), "total_commands_processed:")
+	count, _, _ := strings.Cut(rest, "\r\n")
+	if v, err := strconv.ParseUint(count, 10, 64); err == nil {
+		c.last = v
+	}
+	return nil
 }
 
 // startLimit is how long a program may take to listen, under an emulator.

@@ -52,61 +52,63 @@ func churn(set *workset.Set, rate int) {
 	}
 }
 
-// touch touches random pages for ever, as fast as it goes.
-func touch(set *workset.Set) {
+// order fills a batch with the pages to touch next.
+type order func(batch []int)
+
+// touch touches pages in the given order for ever, as fast as it goes.
+func touch(set *workset.Set, next order) {
 	lowerPriority()
-	r := workset.NewRandom(2)
+	batch := make([]int, touchBatch)
 	for {
-		set.Touch(r, touchBatch)
+		next(batch)
+		set.TouchAll(batch)
 	}
 }
 
-// sweep touches one page after the other, from the first to the last and again.
-func sweep(set *workset.Set) {
-	lowerPriority()
-	batch := make([]int, touchBatch)
-	for next := 0; ; {
+// atRandom draws every page alike.
+func atRandom(pages int) order {
+	r := workset.NewRandom(2)
+	return func(batch []int) {
+		for i := range batch {
+			batch[i] = r.Below(pages)
+		}
+	}
+}
+
+// sweep takes one page after the other, from the first to the last and again.
+func sweep(pages int) order {
+	next := 0
+	return func(batch []int) {
 		for i := range batch {
 			batch[i] = next
-			if next++; next == set.Pages() {
+			if next++; next == pages {
 				next = 0
 			}
 		}
-		set.TouchAll(batch)
 	}
 }
 
-// hotSet touches pages whose popularity follows Zipf's law; the popular ones
-// lie scattered over the set.
-func hotSet(set *workset.Set, exponent float64) {
-	lowerPriority()
-	ranks := newRanks(set.Pages(), exponent)
-	batch := make([]int, touchBatch)
-	for {
+// hotSet draws pages by Zipf's law; the popular ones lie scattered over all.
+func hotSet(pages int, exponent float64) order {
+	zipf := rand.NewZipf(rand.New(rand.NewPCG(3, 0)), exponent, 1, uint64(pages-1))
+	place := scatter(pages)
+	return func(batch []int) {
 		for i := range batch {
-			batch[i] = ranks.draw()
+			batch[i] = place(zipf.Uint64())
 		}
-		set.TouchAll(batch)
 	}
 }
 
-// ranks draws pages by Zipf's law.
-type ranks struct {
-	zipf   *rand.Zipf
-	pages  uint64
-	stride uint64 // has no divisor in common with pages: rank to page is one to one
-}
-
-func newRanks(pages int, exponent float64) *ranks {
-	r := &ranks{pages: uint64(pages), stride: uint64(float64(pages)*0.618) | 1}
-	for gcd(r.stride, r.pages) != 1 {
-		r.stride += 2
+// scatter maps the numbers from 0 to pages-1 to each other, neighbours far
+// apart: the stride has no divisor in common with pages.
+func scatter(pages int) func(uint64) int {
+	n := uint64(pages)
+	stride := uint64(float64(pages)*0.618) | 1
+	for gcd(stride, n) != 1 {
+		stride += 2
 	}
-	r.zipf = rand.NewZipf(rand.New(rand.NewPCG(3, 0)), exponent, 1, uint64(pages-1))
-	return r
+	return func(i uint64) int { return int(i * stride % n) }
 }
-
-func (r *ranks) draw() int { return int(r.zipf.Uint64() * r.stride % r.pages) }
 
 func gcd(a, b uint64) uint64 {
 	for b != 0 {
