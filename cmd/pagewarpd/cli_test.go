@@ -94,6 +94,7 @@ func (m *matrix) cancelled() {
 }
 
 func TestInterruptBeforeTheSwitch(t *testing.T) {
+	t.Parallel()
 	for _, p := range []relocate.Phase{relocate.PhaseReady, relocate.PhaseFrozen} {
 		t.Run(string(p), func(t *testing.T) {
 			t.Parallel()

@@ -158,6 +158,7 @@ func TestHostileSource(t *testing.T) {
 }
 
 func TestHostileDestination(t *testing.T) {
+	t.Parallel()
 	welcome := func(change func(*transport.Hello)) func(*talk) {
 		return func(c *talk) {
 			h, body, err := c.hear()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"flag"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,14 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// Most of these tests wait for deadlines of the daemons: more of them than
+	// there are cores can do so side by side.
+	flag.Parse()
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		flag.Set("test.parallel", "5") // its value is a number
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		if binariesDir != "" {
 			os.RemoveAll(binariesDir)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -84,14 +85,22 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
+var lastPort atomic.Int32
+
+// freeAddr is an address of loopback that stays free while a daemon is down:
+// below the ports that the kernel gives out, and another one at each call.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := 10000 + (int(lastPort.Add(1))+os.Getpid()*61)%20000
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			l.Close()
+			return l.Addr().String()
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port of loopback from 10000 to 30000")
+	return ""
 }
 
 // place is where a node lives and what its configuration says besides.

@@ -43,6 +43,7 @@ func (m *matrix) refused(says ...string) {
 }
 
 func TestCertificates(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	ours, theirs := authority(t, now), authority(t, now)
 	for _, tt := range []struct{ name, a, b, says string }{
@@ -64,6 +65,7 @@ func TestCertificates(t *testing.T) {
 // A certificate runs out under a daemon that serves: the next connection is
 // refused, at either side; and the next start of the daemon, too.
 func TestCertificateExpires(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct{ expired, says string }{
 		{"destination", "peer's certificate has expired"},
 		{"source", "peer refused our certificate"},
@@ -99,6 +101,7 @@ func script(t *testing.T, text string) string {
 }
 
 func TestDestinationNotFit(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name, tmpl string
 		says       []string
