@@ -93,6 +93,7 @@ func (s *server) beginWeb(cfg guestapi.Config, name string) error {
 		return err
 	}
 	s.web, err = web.New(web.Config{
+		MaxBytes: memTotal() / 10 * 9, // else the kernel ends init, and says nothing of why
 		Workload: w, Sessions: cfg.Sessions, Scale: cfg.Scale, PoolMiB: cfg.WorkingSetMiB, Incompressible: cfg.Incompressible,
 		DialBackEnd: func(ctx context.Context) (net.Conn, error) { return backEnd.Dial(ctx) }, OnBad: s.badPage,
 	})

@@ -17,6 +17,9 @@ import (
 	"github.com/pagewarp/pagewarp/internal/rig"
 )
 
+// bootAndLoad bounds a test: most take 15 s on an idle machine, under emulation.
+const bootAndLoad = 100 * time.Second
+
 // bootLoad boots the guest on a host of its own and returns the host of its
 // client. image is the initramfs's name in the image's folder.
 func bootLoad(ctx context.Context, t *testing.T, g guestapi.Config, image string) *rig.Host {
@@ -97,7 +100,7 @@ func visit(ctx context.Context, t *testing.T, client *rig.Host, g guestapi.Confi
 	getJSON(t, client, "http://10.77.0.100:80/stats", &st)
 	var v guestapi.Verify
 	getJSON(t, client, "http://10.77.0.100:80/verify", &v)
-	if st.Requests < uint64(pages) || st.BadPages != 0 || v.Bad != 0 || v.Pages != st.Pages || st.Rewrites != 0 {
+	if st.Requests < uint64(pages) || st.BadPages != 0 || v.Bad != 0 || v.Pages != st.Pages || st.Rewrites < uint64(pages) {
 		t.Errorf("stats %+v, verify %+v", st, v)
 	}
 	var bins []guestapi.TouchBin
@@ -112,7 +115,7 @@ func visit(ctx context.Context, t *testing.T, client *rig.Host, g guestapi.Confi
 }
 
 func TestGuestServesBanking(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), bootAndLoad)
 	defer cancel()
 	g := loadConfig(guestapi.LoadBanking)
 	visit(ctx, t, bootLoad(ctx, t, g, "initramfs.cpio.gz"), g, model.Banking, 100)
@@ -120,7 +123,7 @@ func TestGuestServesBanking(t *testing.T) {
 
 // Behind nginx, the plain and the TLS pages of a workload that has both.
 func TestGuestServesEcommerceBehindNginx(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), bootAndLoad)
 	defer cancel()
 	g := loadConfig(guestapi.LoadEcommerce)
 	g.Front = guestapi.FrontNginx
@@ -129,7 +132,7 @@ func TestGuestServesEcommerceBehindNginx(t *testing.T) {
 
 // Churn keeps its rate, which the guest itself counts.
 func TestGuestChurnsAtItsRate(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), bootAndLoad)
 	defer cancel()
 	l, err := workloads.Parse("churn:rate=400,ws=16")
 	if err != nil {
@@ -160,7 +163,7 @@ func TestGuestChurnsAtItsRate(t *testing.T) {
 }
 
 func TestGuestRunsRedis(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), bootAndLoad)
 	defer cancel()
 	l, err := workloads.Parse("redis:ws=64")
 	if err != nil {
@@ -168,7 +171,7 @@ func TestGuestRunsRedis(t *testing.T) {
 	}
 	client := bootLoad(ctx, t, l.Apply(loadConfig("")), l.Image())
 	run, err := resp.Start(ctx, resp.Config{
-		Addr: "10.77.0.100:6379", Conns: 3, Keys: 500, Writes: 0.3, Dial: client.Dial, DialTimeout: 2 * time.Second,
+		Addr: "10.77.0.100:6379", Conns: 3, Keys: 200, Writes: 0.3, Dial: client.Dial, DialTimeout: 2 * time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)

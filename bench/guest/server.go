@@ -136,7 +136,7 @@ func (s *server) stats(w http.ResponseWriter, _ *http.Request) {
 	if s.web != nil {
 		i := s.web.Info()
 		st.Requests += i.Requests + i.Images
-		st.Pages, st.BadPages = uint64(i.PoolPages+i.SessionPages), i.BadPages
+		st.Pages, st.BadPages, st.Checks, st.Rewrites = uint64(i.PoolPages+i.SessionPages), i.BadPages, i.Checks, i.Rewrites
 	}
 	s.mu.Lock()
 	st.FirstBad = s.firstBad

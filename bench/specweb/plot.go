@@ -166,7 +166,7 @@ func (r Result) longestPanel(cs []column, width float64) (*plot.Plot, error) {
 	p := newPanel(fmt.Sprintf("Longest page time\n(ms, of %g s)", width), r.Seconds)
 	p.X.Label.Text = "Seconds"
 	styleText(&p.X.Label.TextStyle, 10)
-	low, high := 1.0, 2*1e3*r.TolerableSec
+	low, high := 1.0, 2.5*1e3*r.TolerableSec // room for the label above the line
 	var line plotter.XYs
 	flush := func() error {
 		if len(line) == 0 {
@@ -198,7 +198,8 @@ func (r Result) longestPanel(cs []column, width float64) (*plot.Plot, error) {
 	for _, limit := range []struct {
 		seconds float64
 		name    string
-	}{{r.GoodSec, "good"}, {r.TolerableSec, "tolerable"}} {
+		off     vg.Length // of the label: the two lines are close to each other
+	}{{r.GoodSec, "good", -6}, {r.TolerableSec, "tolerable", 6}} {
 		y := limit.seconds * 1e3
 		l, err := plotter.NewLine(plotter.XYs{{X: 0, Y: y}, {X: r.Seconds, Y: y}})
 		if err != nil {
@@ -211,7 +212,7 @@ func (r Result) longestPanel(cs []column, width float64) (*plot.Plot, error) {
 		}
 		styleText(&label.TextStyle[0], 8)
 		label.TextStyle[0].YAlign = draw.YCenter
-		label.Offset = vg.Point{X: vg.Points(4), Y: vg.Points(-6)}
+		label.Offset = vg.Point{X: vg.Points(4), Y: limit.off}
 		p.Add(l, label)
 	}
 	p.Y.Scale = plot.LogScale{}

@@ -49,6 +49,8 @@ type Config struct {
 	// Incompressible is the share of the content, 0 to 1, that no codec can
 	// shrink.
 	Incompressible float64
+	// MaxBytes bounds the memory of content and sessions; 0 is no bound.
+	MaxBytes uint64
 	// DialBackEnd connects to the back end.
 	DialBackEnd func(context.Context) (net.Conn, error)
 	// OnBad, if not nil, is told of every page of memory that fails its check.
@@ -72,7 +74,10 @@ type Info struct {
 	Started  uint64 `json:"sessions_started"`
 	Expired  uint64 `json:"sessions_expired"`
 	Evicted  uint64 `json:"sessions_evicted"`
-	// BadPages counts pages of memory that failed their check.
+	// Checks, Rewrites and BadPages count pages of memory that were verified,
+	// written anew, and failed their check.
+	Checks   uint64 `json:"checks"`
+	Rewrites uint64 `json:"rewrites"`
 	BadPages uint64 `json:"bad_pages"`
 }
 
@@ -122,11 +127,16 @@ func New(cfg Config) (*Server, error) {
 		s.files = model.NewFileSet(cfg.Sessions, cfg.Scale)
 		pages = max(pages, s.placeFiles())
 	}
+	sessionPages := (sessionFactor*cfg.Sessions + sessionExtra) * sessionPages
+	if need := uint64(pages+sessionPages) * workset.PageBytes; cfg.MaxBytes > 0 && need > cfg.MaxBytes {
+		return nil, fmt.Errorf("make a SPECweb-style server: its content and %d sessions need %d MiB, there are %d: give it more memory, or take fewer sessions, a smaller scale or pool",
+			cfg.Sessions, need>>20, cfg.MaxBytes>>20)
+	}
 	var err error
 	if s.pool, err = workset.New(pages, cfg.Incompressible, cfg.OnBad); err != nil {
 		return nil, fmt.Errorf("make the content: %w", err)
 	}
-	if s.memory, err = workset.New((sessionFactor*cfg.Sessions+sessionExtra)*sessionPages, cfg.Incompressible, cfg.OnBad); err != nil {
+	if s.memory, err = workset.New(sessionPages, cfg.Incompressible, cfg.OnBad); err != nil {
 		return nil, errors.Join(fmt.Errorf("make the sessions' memory: %w", err), s.pool.Close())
 	}
 	s.sessions = newSessions(s.memory, cfg.Workload.SessionTimeout(cfg.Scale))
@@ -172,9 +182,10 @@ func (s *Server) Info() Info {
 		PoolPages: s.pool.Pages(), SessionPages: s.memory.Pages(), Requests: s.requests.Load(), Images: s.images.Load(),
 	}
 	i.Live, i.Started, i.Expired, i.Evicted = s.sessions.counts()
-	_, _, _, poolBad, _ := s.pool.Counters()
-	_, _, _, memoryBad, _ := s.memory.Counters()
-	i.BadPages = poolBad + memoryBad
+	for _, set := range []*workset.Set{s.pool, s.memory} {
+		checks, rewrites, _, bad, _ := set.Counters()
+		i.Checks, i.Rewrites, i.BadPages = i.Checks+checks, i.Rewrites+rewrites, i.BadPages+bad
+	}
 	return i
 }
 

@@ -225,6 +225,7 @@ func TestNewErrors(t *testing.T) {
 	for _, c := range []Config{
 		{}, {Workload: w, Sessions: 1, Scale: 1},
 		{Workload: w, DialBackEnd: dial, Scale: 1}, {Workload: w, DialBackEnd: dial, Sessions: 1},
+		{Workload: w, DialBackEnd: dial, Sessions: 1, Scale: 1, MaxBytes: 1 << 20},
 		{Workload: w, DialBackEnd: dial, Sessions: 1, Scale: 1.1}, {Workload: w, DialBackEnd: dial, Sessions: 1, Scale: 1, PoolMiB: -1},
 	} {
 		if s, err := New(c); err == nil {
