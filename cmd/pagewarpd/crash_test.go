@@ -117,21 +117,23 @@ func TestDestinationQEMUKilled(t *testing.T) {
 			hold(t, relocate.RoleDestination, p, (*matrix).killIncoming).stayed()
 		})
 	}
-	t.Run("draining", func(t *testing.T) {
-		t.Parallel()
-		m := hold(t, relocate.RoleDestination, relocate.PhaseDraining, (*matrix).killIncoming)
-		vmtest.Wait(t, "both sides to say that the machine is lost", func() bool {
-			return m.a.status(relocate.RoleSource).Phase == relocate.PhaseLost &&
-				m.b.status(relocate.RoleDestination).Phase == relocate.PhaseLost
+	for _, p := range []relocate.Phase{relocate.PhaseCommitted, relocate.PhaseDraining} {
+		t.Run(string(p), func(t *testing.T) {
+			t.Parallel()
+			m := hold(t, relocate.RoleDestination, p, (*matrix).killIncoming)
+			vmtest.Wait(t, "both sides to say that the machine is lost", func() bool {
+				return m.a.status(relocate.RoleSource).Phase == relocate.PhaseLost &&
+					m.b.status(relocate.RoleDestination).Phase == relocate.PhaseLost
+			})
+			if got := m.a.state(); got == "running" {
+				t.Error("the source runs a machine that may have run elsewhere")
+			}
 		})
-		if got := m.a.state(); got == "running" {
-			t.Error("the source runs a machine that has run elsewhere")
-		}
-	})
+	}
 }
 
 func TestSourceQEMUKilled(t *testing.T) {
-	for _, p := range before {
+	for _, p := range append([]relocate.Phase{relocate.PhaseConnecting, relocate.PhasePreparing}, before...) {
 		t.Run(string(p), func(t *testing.T) {
 			t.Parallel()
 			m := hold(t, relocate.RoleSource, p, func(m *matrix) { m.vm.Kill() })

@@ -329,8 +329,9 @@ func ConnectProcess(ctx context.Context, qmpPath string, p *Process) (*VM, error
 	return v, nil
 }
 
-// Ended asks the kernel, now, whether the process has ended; Done may follow a
-// moment later.
+// Ended asks the kernel, now, whether the process has ended or is about to;
+// Done follows a moment later: a killed process is first rid of its memory,
+// which may take long, and runs no instruction of its own meanwhile.
 func (p *Process) Ended() bool {
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
@@ -340,7 +341,7 @@ func (p *Process) Ended() bool {
 	cerr := raw.Control(func(fd uintptr) {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, err := unix.Poll(fds, 0)
-		ended = err == nil && n == 1
+		ended = err == nil && n == 1 || exiting(p.PID)
 	})
 	return ended || cerr != nil
 }

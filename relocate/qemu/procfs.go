@@ -49,6 +49,22 @@ func procPath(pid int, name string) string {
 	return "/proc/" + strconv.Itoa(pid) + "/" + name
 }
 
+// exiting reports whether process pid has begun to end, by the flag PF_EXITING
+// (include/linux/sched.h) in field 9 of /proc/PID/stat; no process at all counts.
+func exiting(pid int) bool {
+	const pfExiting = 0x4
+	raw, err := os.ReadFile(procPath(pid, "stat"))
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH)
+	}
+	fields := bytes.Fields(raw[bytes.LastIndexByte(raw, ')')+1:])
+	if len(fields) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(string(fields[6]), 10, 64)
+	return err == nil && flags&pfExiting != 0
+}
+
 // startTime is a process's start in clock ticks since boot: with the pid it names
 // one process for as long as the host runs. Field 22 of /proc/PID/stat, proc(5);
 // the second field may contain spaces and parentheses.

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -94,4 +95,17 @@ func FuzzClassify(f *testing.F) {
 			t.Fatalf("%q is an event: %v, a reply: %+v, wrong: %v", s, event, r, err)
 		}
 	})
+}
+
+func TestExiting(t *testing.T) {
+	if exiting(os.Getpid()) {
+		t.Error("this process is said to end")
+	}
+	c := exec.Command("true")
+	if err := c.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if pid := c.Process.Pid; !exiting(pid) {
+		t.Errorf("process %d, which has ended, is said to live", pid)
+	}
 }
