@@ -116,36 +116,40 @@ func TestWorkloads(t *testing.T) {
 	}
 }
 
+// stallable is a connection whose writes wait while gate is not nil and open.
+type stallable struct {
+	net.Conn
+	gate *atomic.Pointer[chan struct{}]
+}
+
+func (c *stallable) Write(p []byte) (int, error) {
+	if gate := c.gate.Load(); gate != nil {
+		<-*gate
+	}
+	return c.Conn.Write(p)
+}
+
 // In an open loop pages are due at a fixed rate, and a stall shows in all of
 // those that it delayed.
 func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
-	l := local(t, model.Banking, 4)
-	var stalled atomic.Bool
-	resume := make(chan struct{})
-	r := start(t, l, Config{Workload: model.Banking, Sessions: 4, Rate: 100,
-		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if stalled.Load() {
-				select {
-				case <-resume:
-				case <-ctx.Done():
-				}
-			}
-			var d net.Dialer
-			return d.DialContext(ctx, network, addr)
-		},
-		DialTimeout: 5 * time.Second})
-	await(t, r, func(s Summary) bool { return s.Good >= 50 })
-	if n := r.Log(); n.unanswered(n.End) > 50 {
-		t.Errorf("%d pages are due and unanswered of a server that answers", n.unanswered(n.End))
-	}
+	const rate = 50
 	const stall = 600 * time.Millisecond
-	stalled.Store(true)
+	var gate atomic.Pointer[chan struct{}]
+	r := start(t, local(t, model.Banking, 4), Config{Workload: model.Banking, Sessions: 4, Rate: rate,
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			var d net.Dialer
+			c, err := d.DialContext(ctx, network, addr)
+			return &stallable{c, &gate}, err
+		}})
+	await(t, r, func(s Summary) bool { return s.Good >= 20 })
+	resume := make(chan struct{})
+	gate.Store(&resume)
 	at := time.Now()
 	<-time.After(stall) // the length of the stall is the experiment's
-	stalled.Store(false)
+	gate.Store(nil)
 	close(resume)
-	before := r.Log().Summary(at.Add(-time.Hour), time.Now()).Counts.Pages()
-	await(t, r, func(s Summary) bool { return s.Counts.Pages() >= before+100 })
+	before, _ := r.Progress()
+	await(t, r, func(s Summary) bool { return s.Counts.Pages() >= before.Pages()+40 })
 	log := r.Stop()
 	late := 0
 	for _, s := range log.span(at, log.End) {
@@ -153,17 +157,17 @@ func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 			late++
 		}
 	}
-	// 60 pages are due in the stall, of which those late by less than a quarter
-	// do not count; sessions stall only at their next new connection.
-	if late < 15 {
+	// 30 pages are due in the stall; those of its last quarter may be in time,
+	// and only those. A closed loop would have had 4, one for each session.
+	if late < 20 {
 		t.Errorf("%d pages were late, want those of the whole stall", late)
 	}
 	s := log.Summary(log.Start, log.End)
 	if s.Errors != 0 {
 		t.Errorf("errors: %q", s.FirstErrors)
 	}
-	if rate := float64(s.Counts.Pages()) / s.Seconds; rate < 80 || rate > 101 {
-		t.Errorf("%.1f pages/s, want about 100", rate)
+	if most := int(s.Seconds*rate) + 1; s.Counts.Pages() > most {
+		t.Errorf("%d pages, only %d were due", s.Counts.Pages(), most)
 	}
 }
 

@@ -116,7 +116,8 @@ func (t *task) serve(ctx context.Context) error {
 		return errors.Join(err, plain.Close())
 	}
 	fmt.Printf("%s %s\n", plain.Addr(), secure.Addr())
-	return errors.Join(Serve(ctx, mux, plain, tls.NewListener(secure, config)), s.Close())
+	// The memory goes with the process: a handler may still be at it.
+	return Serve(ctx, mux, plain, tls.NewListener(secure, config))
 }
 
 // Serve serves h on the listeners until ctx ends; it closes them, and every
