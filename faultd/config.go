@@ -158,6 +158,11 @@ type Config struct {
 	// (SCHED_RR, lowest priority; then nice -10). Refusal is logged, not fatal.
 	Priority bool
 
+	// BulkNice is added to the nice value of the precache workers, which then
+	// have threads of their own: the guest and its faults get the CPU first.
+	// Default 0: they share Go's threads and their priority.
+	BulkNice int
+
 	// PrecacheOff starts with precache switched off; SetPrecache changes it.
 	PrecacheOff bool
 	// Bandwidth caps precache, in bytes a second on the wire; 0 is no cap.
@@ -172,7 +177,9 @@ type Config struct {
 	WindowBytes uint64
 	// GateHold is the longest time for which demand holds a precache fetch back:
 	// under demand without end precache still posts one fetch per GateHold and
-	// channel. Default 2 ms.
+	// channel. Default 50 µs: long enough for an answer on a fast and idle network
+	// to come first; with a longer one, a guest that faults without end was seen to
+	// halve the drain's rate.
 	GateHold time.Duration
 	// Planner replaces the engine's own choice of what to precache. Its regions
 	// must be those above. Nil: bubbles around faults, then the sweep.
@@ -211,7 +218,7 @@ func (c *Config) setDefaults() error {
 		c.WindowBytes = 4 << 20
 	}
 	if c.GateHold == 0 {
-		c.GateHold = 2 * time.Millisecond
+		c.GateHold = 50 * time.Microsecond
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()

@@ -3,6 +3,7 @@ package faultd
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/pagewarp/pagewarp/pagecache"
@@ -51,6 +52,12 @@ func newPrecacheChannel(e *Engine, index int) *precacheChannel {
 }
 
 func (c *precacheChannel) run() {
+	if n := c.e.cfg.BulkNice; n > 0 {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		if err := LowerPriority(n); err != nil {
+			c.e.cfg.Log.Info("precache keeps its priority", "err", err)
+		}
+	}
 	c.timer = time.NewTimer(time.Hour)
 	defer c.timer.Stop()
 	c.serveLoop(c.serve)

@@ -41,3 +41,17 @@ func (e *Engine) raisePriority(what string) {
 			"err", fmt.Errorf("real-time: %w; nice %d: %w (CAP_SYS_NICE allows both)", err, faultNice, nerr))
 	}
 }
+
+// LowerPriority has the kernel prefer every other thread over the calling one,
+// which must be locked and end with its goroutine. nice is added to what it has.
+func LowerPriority(nice int) error {
+	have, err := unix.Getpriority(unix.PRIO_PROCESS, unix.Gettid())
+	if err != nil {
+		return fmt.Errorf("priority of a thread: %w", err)
+	}
+	have = 20 - have // getpriority(2): the raw system call returns 20 - nice
+	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), min(have+nice, 19)); err != nil {
+		return fmt.Errorf("lower a thread's priority to nice %d: %w", have+nice, err)
+	}
+	return nil
+}

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/pageserver"
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/tcp"
@@ -92,6 +94,12 @@ func (s *serving) each(f func(transport.Kind, int)) {
 
 // keep serves one channel over as many connections as it takes.
 func (s *serving) keep(kind transport.Kind, index int, conn *tcp.Conn) {
+	if kind == transport.Precache {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		if err := faultd.LowerPriority(bulkNice); err != nil {
+			s.o.log.Info("a precache channel keeps its priority", "err", err)
+		}
+	}
 	wait := redialMin
 	for s.ctx.Err() == nil {
 		if conn == nil {

@@ -1,0 +1,99 @@
+//go:build kmodvm
+
+package faultd_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/faultd"
+	"github.com/pagewarp/pagewarp/faultd/faultdtest"
+	"github.com/pagewarp/pagewarp/internal/touch"
+	"github.com/pagewarp/pagewarp/kmod"
+	"github.com/pagewarp/pagewarp/pagecache"
+	"github.com/pagewarp/pagewarp/transport/tcp"
+	"golang.org/x/sys/unix"
+)
+
+// newDeviceMachine is a process that has mapped an object of the device; it
+// does nothing else for its pages to be served.
+func newDeviceMachine(t testing.TB, ctx context.Context, pages uint64) *machine {
+	t.Helper()
+	c, err := kmod.Open()
+	must(t, err)
+	path, err := c.Create(kmod.Config{Name: "faultd", Bytes: pages * pageSize, Mode: 0o600})
+	must(t, err)
+	t.Cleanup(func() {
+		must(t, c.Destroy("faultd"))
+		must(t, c.Close())
+	})
+	m := &machine{file: -1}
+	m.proc, err = touch.Start(ctx)
+	must(t, err)
+	t.Cleanup(m.proc.Kill)
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(t, err)
+	m.reg, err = m.proc.MapShared(fd, int64(pages*pageSize))
+	must(t, err)
+	must(t, unix.Close(fd))
+	end, err := c.Attach("faultd", 256)
+	must(t, err)
+	d, err := faultd.NewDevice(faultd.DeviceConfig{Regions: []faultd.DeviceRegion{{Region: region(pages), Daemon: end}}})
+	must(t, err)
+	m.mem = d.Memory()
+	m.res, err = pagecache.New(pages)
+	must(t, err)
+	t.Cleanup(func() {
+		must(t, d.Close())
+		m.res.Close()
+	})
+	return m
+}
+
+func TestDeviceConformance(t *testing.T) {
+	faultdtest.Run(t, func(t *testing.T, ctx context.Context) faultdtest.Env {
+		const pages = 64
+		m := newDeviceMachine(t, ctx, pages)
+		return faultdtest.Env{
+			Region: region(pages), Memory: m.mem, Write: m.reg.Write,
+			Touch: func(page uint64, write bool) error {
+				_, err := m.reg.Touch([]uint64{page}, write, 1)
+				return err
+			},
+			Sum: func(page uint64) (uint32, error) {
+				s, err := m.reg.Sums(page, 1)
+				if err != nil {
+					return 0, err
+				}
+				return s[0], nil
+			},
+		}
+	})
+}
+
+// The engine drains a source into the device while the machine touches its
+// pages at random.
+func TestDeviceDrain(t *testing.T) {
+	const pages = 1 << 10
+	img := newImage(t, pages, 1)
+	for name, precache := range map[string]bool{"with precache": true, "on demand only": false} {
+		t.Run(name, func(t *testing.T) {
+			ctx := withDeadline(t, 60*time.Second)
+			srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+			m := newDeviceMachine(t, ctx, pages)
+			cfg := m.config(srv.open(pages))
+			cfg.PrecacheOff = !precache
+			e := start(t, cfg)
+			if _, err := m.reg.Touch(shuffled(pages, 2), false, 4); err != nil {
+				t.Fatalf("%v\n%+v", err, e.Stats())
+			}
+			s := drained(t, ctx, e)
+			m.verify(t, img.sums)
+			if !precache && s.PagesPrecache != 0 {
+				t.Errorf("%d pages came by precache, which is off", s.PagesPrecache)
+			}
+			t.Logf("demand faults, µs: %+v", s.Stages[faultd.StageTotal].Summary())
+		})
+	}
+}
