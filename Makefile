@@ -9,7 +9,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build guest tools deps test lint bench bench-qemu demo fuzz clean
+.PHONY: help build guest kmod tools deps test test-kmod lint bench bench-qemu demo fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ build: ## static binaries of the daemon and its command, in build/bin
 guest: ## kernel and initramfs of the test guest, in build/guest
 	@$(GO) run ./bench/guest/mkimage -out $(BUILD)/guest
 
+kmod: guest ## the kernel module, for Linux 6.1 and 6.12, in build/kmod
+	@$(GO) run ./kmod/kmodbuild -out $(BUILD)/kmod -guest $(BUILD)/guest 6.12
+
 tools: ## the linters, in build/tools
 	@$(GO) build -modfile=internal/tools/tools.mod -o $(TOOLS)/staticcheck honnef.co/go/tools/cmd/staticcheck
 
@@ -29,6 +32,10 @@ deps: ## install the Debian packages that are missing
 test: guest tools ## everything CI runs; the last line counts passes, failures and skips
 	@test/deps.sh check
 	@$(GO) run ./test/summary -staticcheck $(TOOLS)/staticcheck
+
+test-kmod: guest tools ## the kernel module in a virtual machine; part of 'make test'
+	@test/deps.sh check
+	@$(GO) run ./test/summary -race=false -staticcheck $(TOOLS)/staticcheck ./kmod/...
 
 lint: tools ## gofmt, go vet, staticcheck, and the rules on imports
 	@$(GO) run ./test/summary -staticcheck $(TOOLS)/staticcheck -lint-only

@@ -7,12 +7,14 @@ set -euo pipefail
 
 packages=(
   ca-certificates   # module downloads
-  gcc libc6-dev     # the race detector
+  gcc libc6-dev     # the race detector, the kernel module
   git               # the list of files to lint
   iproute2          # network namespaces, by hand and in tests
   kmod              # depmod, for the guest's modules
   make
   qemu-system-x86
+  sparse            # the kernel module is built with its checks
+  spin              # the model of the fault ring
   util-linux        # nsenter
 )
 

@@ -119,7 +119,9 @@ static int pw_wait(struct pw_object *o, u64 page, u32 flags, unsigned int state)
 	for (;;) {
 		/* In the queue before the bit is set: a wake-up finds us. */
 		set_current_state(state);
-		pw_announce(o, page, flags);
+		/* Asked twice: a fault that was just served is not reported. */
+		if (!pw_present(o, page))
+			pw_announce(o, page, flags);
 		if (pw_present(o, page) || page >= READ_ONCE(o->pages))
 			break;
 		if (pw_dead(o)) {
@@ -189,7 +191,12 @@ static vm_fault_t pw_absent(struct pw_object *o, struct file *node,
 			pw_announce(o, page, flags | PAGEWARP_FAULT_NOWAIT);
 			return VM_FAULT_RETRY;
 		}
-		if (vmf->flags & FAULT_FLAG_INTERRUPTIBLE)
+		/*
+		 * A fault in kernel mode is taken again until it is served or the
+		 * thread dies: a signal must not make a busy loop of that.
+		 */
+		if (vmf->flags & FAULT_FLAG_USER &&
+		    vmf->flags & FAULT_FLAG_INTERRUPTIBLE)
 			state = TASK_INTERRUPTIBLE;
 		/* Without the lock the VMA may go; the file keeps the object. */
 		get_file(node);

@@ -1,0 +1,270 @@
+package kmod
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Nodes of the device.
+const (
+	ControlPath = "/dev/pagewarp-control"
+	NodeDir     = "/dev/pagewarp/"
+)
+
+// Sentinels. Others are the errnos of docs/UAPI.md, wrapped.
+var (
+	// ErrNoDevice: the module is not loaded. Use userfaultfd, or load it.
+	ErrNoDevice = errors.New("the pagewarp kernel module is not loaded (modprobe pagewarp)")
+	// ErrABI: the module is of another version than this program. Fatal.
+	ErrABI = errors.New("the pagewarp kernel module speaks another version")
+	// ErrStopped is returned by a [Reader] after its Stop.
+	ErrStopped = errors.New("fault ring reader: stopped")
+	// ErrGone: the process behind [ReaderConfig.PIDFD] has exited.
+	ErrGone = errors.New("fault ring reader: the process is gone")
+	// ErrDestroyed: the object was destroyed. Fatal to its session.
+	ErrDestroyed = errors.New("the object was destroyed")
+)
+
+// State is what an object is at.
+type State uint32
+
+// States of an object; see docs/UAPI.md.
+const (
+	New      State = iota // no daemon yet
+	Served                // a daemon is attached
+	Orphaned              // the daemon is gone, pages are missing
+	Plain                 // plain memory
+	Frozen                // plain memory that nobody may write
+)
+
+// String names the state.
+func (s State) String() string {
+	names := [...]string{"new", "served", "orphaned", "plain", "frozen"}
+	if int(s) < len(names) {
+		return names[s]
+	}
+	return fmt.Sprintf("state %d", uint32(s))
+}
+
+// Config describes an object to be made.
+type Config struct {
+	Name  string      // 1 to 63 of A-Z a-z 0-9 . _ -, a letter or digit first
+	Bytes uint64      // whole pages
+	Mode  os.FileMode // permission bits of the node
+	UID   int         // owner of the node
+	GID   int
+	// Plain makes ordinary memory, with no page missing: for a source.
+	Plain bool
+	// Deadline, if not 0, is how long threads wait once the daemon is gone before
+	// they get a SIGBUS: 1 ms to an hour. 0: they wait for the next daemon.
+	Deadline time.Duration
+}
+
+// Info is what the module says of itself.
+type Info struct {
+	PageSize   int
+	MaxBytes   uint64 // of one object
+	MaxObjects int
+	MaxRing    int
+	Objects    int // that there are
+}
+
+// Stat is an object's state and counters, which begin at its creation.
+type Stat struct {
+	Name        string
+	ID          uint32
+	State       State
+	Bytes       uint64
+	Deadline    time.Duration // 0: none
+	Faults      uint64        // touches of missing pages
+	Posted      uint64        // entries put into rings
+	Overflows   uint64        // faults that found the ring full
+	Redelivered uint64        // entries posted again
+	Wakes       uint64        // pages woken
+	Killed      uint64        // touches that ended in SIGBUS
+}
+
+// Control is the open control device. Its methods may be called concurrently.
+type Control struct {
+	fd int
+}
+
+// Open opens the control device. The error wraps ErrNoDevice where the module is
+// not loaded, ErrABI where it is of another version.
+func Open() (*Control, error) {
+	fd, err := unix.Open(ControlPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT || err == unix.ENXIO || err == unix.ENODEV {
+		return nil, fmt.Errorf("open %s: %w", ControlPath, ErrNoDevice)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", ControlPath, err)
+	}
+	c := &Control{fd: fd}
+	if _, err := c.Info(); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close closes the control device; objects and daemons' ends stay.
+func (c *Control) Close() error { return unix.Close(c.fd) }
+
+// Info asks the module what it is.
+func (c *Control) Info() (Info, error) {
+	var r rawInfo
+	if err := ioctl(c.fd, ioGetInfo, &r); err != nil {
+		return Info{}, fmt.Errorf("ask the pagewarp module what it is: %w", err)
+	}
+	if r.abi != abiVersion || r.entrySize != 32 || r.pageSize != pageBytes {
+		return Info{}, fmt.Errorf("%w: version %d with pages of %d bytes, want %d and %d; install the one that came with this program",
+			ErrABI, r.abi, r.pageSize, abiVersion, pageBytes)
+	}
+	return Info{PageSize: int(r.pageSize), MaxBytes: r.maxBytes, MaxObjects: int(r.maxObjects),
+		MaxRing: int(r.maxRing), Objects: int(r.object)}, nil
+}
+
+func setName(dst *[nameLen]byte, name string) error {
+	if name == "" || len(name) >= nameLen {
+		return fmt.Errorf("object name %q: 1 to %d bytes are possible: %w", name, nameLen-1, unix.EINVAL)
+	}
+	copy(dst[:], name)
+	return nil
+}
+
+// Create makes an object and returns the path of its node.
+func (c *Control) Create(cfg Config) (path string, err error) {
+	r := rawCreate{bytes: cfg.Bytes, mode: uint32(cfg.Mode), uid: uint32(cfg.UID), gid: uint32(cfg.GID)}
+	if err := setName(&r.name, cfg.Name); err != nil {
+		return "", err
+	}
+	if cfg.Plain {
+		r.flags |= createPlain
+	}
+	if cfg.Deadline != 0 {
+		r.policy, r.deadlineMS = 1, uint32(min(max(cfg.Deadline.Milliseconds(), 0), 1<<31))
+	}
+	if err := ioctl(c.fd, ioCreate, &r); err != nil {
+		return "", fmt.Errorf("create object %q of %d bytes: %w%s", cfg.Name, cfg.Bytes, err, adviseCreate(err))
+	}
+	return NodeDir + cfg.Name, nil
+}
+
+func adviseCreate(err error) string {
+	switch err {
+	case unix.EINVAL:
+		return " (see docs/UAPI.md for names, sizes and deadlines)"
+	case unix.EEXIST:
+		return " (destroy the old one, or choose another name)"
+	}
+	return ""
+}
+
+// Destroy removes an object; whoever waits for a page of it gets a SIGBUS.
+func (c *Control) Destroy(name string) error {
+	var r rawName
+	if err := setName(&r.name, name); err != nil {
+		return err
+	}
+	if err := ioctl(c.fd, ioDestroy, &r); err != nil {
+		return fmt.Errorf("destroy object %q: %w", name, err)
+	}
+	return nil
+}
+
+// Shrink gives the pages from bytes on back for good.
+func (c *Control) Shrink(name string, bytes uint64) error {
+	r := rawShrink{bytes: bytes}
+	if err := setName(&r.name, name); err != nil {
+		return err
+	}
+	if err := ioctl(c.fd, ioShrink, &r); err != nil {
+		return fmt.Errorf("shrink object %q to %d bytes: %w", name, bytes, err)
+	}
+	return nil
+}
+
+// Freeze stops all writes through the node of plain memory and returns the
+// memory, read-only; the caller closes the descriptor.
+func (c *Control) Freeze(name string) (fd int, err error) {
+	var r rawFreeze
+	if err := setName(&r.name, name); err != nil {
+		return -1, err
+	}
+	if err := ioctl(c.fd, ioFreeze, &r); err != nil {
+		return -1, fmt.Errorf("freeze object %q: %w", name, err)
+	}
+	return int(r.fd), nil
+}
+
+// Thaw allows writes again.
+func (c *Control) Thaw(name string) error {
+	r := rawFreeze{flags: freezeThaw}
+	if err := setName(&r.name, name); err != nil {
+		return err
+	}
+	if err := ioctl(c.fd, ioFreeze, &r); err != nil {
+		return fmt.Errorf("thaw object %q: %w", name, err)
+	}
+	return nil
+}
+
+// Stat tells of one object.
+func (c *Control) Stat(name string) (Stat, error) {
+	var r rawStat
+	if err := setName(&r.name, name); err != nil {
+		return Stat{}, err
+	}
+	if err := ioctl(c.fd, ioStat, &r); err != nil {
+		return Stat{}, fmt.Errorf("stat object %q: %w", name, err)
+	}
+	return r.decode(), nil
+}
+
+// List tells of all objects, in the order of their making.
+func (c *Control) List() ([]Stat, error) {
+	var list []Stat
+	for next := uint32(0); ; {
+		r := rawStat{id: next}
+		err := ioctl(c.fd, ioList, &r)
+		if err == unix.ENOENT {
+			return list, nil
+		}
+		if err != nil {
+			return list, fmt.Errorf("list objects: %w", err)
+		}
+		list = append(list, r.decode())
+		if next = r.id + 1; next == 0 {
+			return list, nil
+		}
+	}
+}
+
+func (r *rawStat) decode() Stat {
+	return Stat{Name: unix.ByteSliceToString(r.name[:]), ID: r.id, State: State(r.state), Bytes: r.bytes,
+		Deadline: time.Duration(r.deadlineMS) * time.Millisecond,
+		Faults:   r.faults, Posted: r.posted, Overflows: r.overflows, Redelivered: r.redelivered,
+		Wakes: r.wakes, Killed: r.killed}
+}
+
+// Attach makes this process the daemon of an object, with a ring of so many
+// entries, a power of two from MinRing to MaxRing. EBUSY: it has one.
+func (c *Control) Attach(name string, ringEntries int) (*Daemon, error) {
+	r := rawAttach{ringEntries: uint32(min(max(ringEntries, 0), 1<<31))}
+	if err := setName(&r.name, name); err != nil {
+		return nil, err
+	}
+	if err := ioctl(c.fd, ioAttach, &r); err != nil {
+		return nil, fmt.Errorf("attach to object %q: %w", name, err)
+	}
+	d, err := NewDaemon(int(r.fd))
+	if err != nil {
+		unix.Close(int(r.fd))
+		return nil, fmt.Errorf("attach to object %q: %w", name, err)
+	}
+	return d, nil
+}

@@ -1,0 +1,98 @@
+package kmodtest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/kvmrig"
+	"github.com/pagewarp/pagewarp/internal/rig"
+)
+
+// programs are the test packages that run in the VM, built with the tag kmodvm.
+var programs = []struct {
+	name, pkg, run string
+}{
+	{"vmtests", "./kmod/vmtests", "."},
+	{"faultd", "./faultd", "TestDevice"},
+}
+
+// TestInVM boots the VM once and reports every test that ran in it.
+func TestInVM(t *testing.T) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 170*time.Second, errors.New("the VM's deadline"))
+	defer cancel()
+	root, err := rig.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel, _, err := rig.GuestImage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	build := filepath.Join(root, "build", "kmod")
+	release, err := kvmrig.GuestRelease(filepath.Dir(kernel))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kdir, err := kvmrig.Headers(ctx, build, release)
+	if err != nil {
+		t.Fatal(err)
+	}
+	module, err := kvmrig.BuildModule(ctx, build, filepath.Join(root, "kmod", "driver"), kdir, "pagewarp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := kvmrig.Config{Dir: filepath.Join(build, "vm"), Kernel: kernel, CacheDir: filepath.Dir(kernel), Modules: []string{module}}
+	for _, p := range programs {
+		path := filepath.Join(build, p.name+".test")
+		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "kmodvm", "-trimpath", "-o", path, p.pkg)
+		cmd.Dir = root
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("build the tests of %s: %v\n%s", p.pkg, err, out)
+		}
+		run := p.run
+		if only := os.Getenv("KMOD_RUN"); only != "" {
+			run = only
+		}
+		cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: p.name, Path: path,
+			Args: []string{"-test.v", "-test.timeout=120s", "-test.run=" + run}})
+	}
+	o, err := kvmrig.Run(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("kernel %s under %s, %s", release, o.Accel, o.Took.Round(time.Millisecond))
+	for _, r := range o.Results {
+		if len(r.Tests) == 0 {
+			t.Errorf("%s ran no test:\n%s", r.Name, r.Output)
+		}
+		for _, test := range r.Tests {
+			if strings.Contains(test.Name, "/") {
+				continue // within its parent's outcome and output
+			}
+			t.Run(r.Name+"/"+test.Name, func(t *testing.T) {
+				if !test.Passed {
+					t.Error("failed in the VM, see the output of " + r.Name)
+				}
+			})
+		}
+		if r.Code != 0 || testing.Verbose() {
+			t.Logf("%s exited with %d:\n%s", r.Name, r.Code, r.Output)
+		}
+	}
+	if o.Verdict != nil {
+		t.Errorf("%v\nthe kernel's last words:\n%s", o.Verdict, tail(o.Console, 60))
+	}
+}
+
+// tail returns the last lines of a text.
+func tail(text string, n int) string {
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
