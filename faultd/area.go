@@ -7,6 +7,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/internal/uffd"
 	"github.com/pagewarp/pagewarp/transport"
+	"golang.org/x/sys/unix"
 )
 
 // Area is where a region lies in the machine's process.
@@ -148,6 +149,9 @@ func (c *UFFDConfig) opError(err error) error {
 		return ErrBusy
 	case err == uffd.ErrGone:
 		return ErrGone
+	case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOSPC):
+		// Whoever faults waits until there is room, as for a page on its way.
+		return fmt.Errorf("%w: %w: %w", ErrBusy, transport.ErrNoMemory, err)
 	}
 	return err
 }

@@ -9,6 +9,11 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
+// ErrNoMemory says that received pages could not be written: the file system
+// that holds the guest's memory is full, or the host is out of memory. The
+// channel ends, nothing was committed; a new one may find room.
+var ErrNoMemory = errors.New("out of memory for the guest (is its tmpfs full?)")
+
 // ErrDecode marks a block that does not decode to exactly the expected bytes.
 // It is fatal to the channel.
 var ErrDecode = errors.New("cannot decode block")

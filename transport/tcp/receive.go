@@ -1,10 +1,14 @@
 package tcp
 
 import (
+	"errors"
 	"fmt"
+	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/pagewarp/pagewarp/transport"
+	"golang.org/x/sys/unix"
 )
 
 // zeroGap is the shortest run of zero pages, in pages, that is worth a call of
@@ -228,31 +232,63 @@ func (f *Fetcher) deliver(a *answer, crc uint32, sink transport.Sink, c *transpo
 			return 0, fmt.Errorf("sink reserved %d bytes for page %d of region %d, whose pages have %d", len(m), c.First+uint64(i), c.Region, ps)
 		}
 	}
-	var body []byte
-	var err error
-	if a.h.Codec() == transport.CodecNone {
-		crc, err = f.readPages(ps, crc)
-	} else {
-		body, crc, err = f.readEncoded(int(a.h.Length)-a.table, crc)
-	}
-	if err != nil {
+	if err := f.write(a, crc, c); err != nil {
 		return 0, err
 	}
-	c.Wire = time.Since(c.Sent)
-	if err := a.h.CheckCRC(crc); err != nil {
-		return 0, err
-	}
-	if body != nil {
-		if err := f.decode(a.h.Codec(), body, a.data*ps, ps); err != nil {
-			return 0, err
-		}
-	}
-	f.fill(ps)
 	decoded := time.Since(c.Sent)
 	c.Decode = decoded - c.Wire
 	n, err := f.commit(sink, c.Range, c.Ahead)
 	c.Commit = time.Since(c.Sent) - decoded
 	return n, err
+}
+
+// write brings the data into the reserved memory and verifies it. That memory
+// may be a file's: if its file system is full the kernel answers a store by
+// SIGBUS, which becomes an error here.
+func (f *Fetcher) write(a *answer, crc uint32, c *transport.Completion) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer onFault(&err)
+	ps := int(a.reg.PageSize)
+	var body []byte
+	if a.h.Codec() == transport.CodecNone {
+		crc, err = f.readPages(ps, crc)
+	} else {
+		body, crc, err = f.readEncoded(int(a.h.Length)-a.table, crc)
+	}
+	if errors.Is(err, unix.EFAULT) { // the same, in a system call
+		return fmt.Errorf("write received pages: %w: %w", transport.ErrNoMemory, err)
+	}
+	if err != nil {
+		return err
+	}
+	c.Wire = time.Since(c.Sent)
+	if err := a.h.CheckCRC(crc); err != nil {
+		return err
+	}
+	if body != nil {
+		if err := f.decode(a.h.Codec(), body, a.data*ps, ps); err != nil {
+			return err
+		}
+	}
+	f.fill(ps)
+	return nil
+}
+
+// onFault turns the run-time error of a memory fault into err; any other panic
+// goes on.
+func onFault(err *error) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	fault, ok := p.(interface {
+		runtime.Error
+		Addr() uintptr
+	})
+	if !ok {
+		panic(p)
+	}
+	*err = fmt.Errorf("write received pages at address %#x: %w: %w", fault.Addr(), transport.ErrNoMemory, fault)
 }
 
 func (f *Fetcher) commit(sink transport.Sink, whole transport.Range, ahead uint32) (int, error) {
