@@ -1,0 +1,307 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/pagewarp/pagewarp/bench/demo"
+	"github.com/pagewarp/pagewarp/bench/workloads"
+	"github.com/pagewarp/pagewarp/internal/guestapi"
+	"github.com/pagewarp/pagewarp/internal/rig"
+)
+
+// Options of a comparison. Zero values of what is not said to be needed mean
+// the defaults.
+type Options struct {
+	// Tools, Engines, Load and LogDir, which gets the daemons' logs, must be
+	// given.
+	Tools   demo.Tools
+	Engines []Engine
+	Load    workloads.Load
+	LogDir  string
+	// RAM is the guest's memory in bytes. Default 1 GiB. VCPUs are by default 1.
+	RAM   uint64
+	VCPUs int
+	// Repeat is how many relocations by each engine. Default 3.
+	Repeat int
+	// Link limits the link of each host, in bytes per second; 0 is no limit.
+	Link uint64
+	// Codec is pagewarp's for precache; empty is auto.
+	Codec string
+	// Before and After are how long the guest is watched before the command,
+	// and after it has moved. Default 5 s each.
+	Before, After time.Duration
+	// BootLimit and MoveLimit are how long a guest may take to boot, and a
+	// relocation to be complete. Default 2 and 3 min.
+	BootLimit, MoveLimit time.Duration
+	// Accel is auto, kvm or tcg. Default auto. CacheDir keeps what auto found.
+	Accel, CacheDir string
+	// Step, if not nil, is told what goes on.
+	Step func(string)
+}
+
+func (o *Options) fill() error {
+	if len(o.Engines) == 0 || o.LogDir == "" || o.Load.Kind == "" {
+		return errors.New("compare engines: engines, a load and a folder for logs must be given")
+	}
+	for d, byDefault := range map[*time.Duration]time.Duration{
+		&o.Before: 5 * time.Second, &o.After: 5 * time.Second, &o.BootLimit: 2 * time.Minute, &o.MoveLimit: 3 * time.Minute,
+	} {
+		if *d == 0 {
+			*d = byDefault
+		}
+	}
+	if o.RAM == 0 {
+		o.RAM = 1 << 30
+	}
+	if o.Repeat == 0 {
+		o.Repeat = 3
+	}
+	if o.Step == nil {
+		o.Step = func(string) {}
+	}
+	// The guest's kernel and its programs need some 100 MiB.
+	if need := uint64(o.Load.WorkingSetMiB+96) << 20; need > o.RAM {
+		return fmt.Errorf("a guest of %d MiB has no room for a load of %d MiB: give --ram at least %dM, or the load a smaller ws", o.RAM>>20, o.Load.WorkingSetMiB, need>>20)
+	}
+	if o.Before < beforeSpan+time.Second {
+		return fmt.Errorf("watch the guest before the command for %v at least, not %v", beforeSpan+time.Second, o.Before)
+	}
+	return nil
+}
+
+// errBoot marks a guest that did not come up: the engine gets no further run.
+var errBoot = errors.New("the guest did not come up")
+
+// Run relocates the guest by each engine in alternation, A B A B …, a new guest
+// between new hosts every time. It needs root and the guest's image. A run that
+// fails is a row with an error; Run itself fails only if ctx ends or the
+// comparison cannot be made at all.
+func Run(ctx context.Context, o Options) (*Result, error) {
+	if err := o.fill(); err != nil {
+		return nil, err
+	}
+	kernel, image, err := guestImage(o.Load)
+	if err != nil {
+		return nil, err
+	}
+	r := newResult(o)
+	var able []Engine
+	for _, e := range o.Engines {
+		f, err := e.Available(ctx)
+		if err != nil {
+			o.Step(fmt.Sprintf("%s cannot run here: %v", e.Name(), err))
+			r.Unavailable = append(r.Unavailable, Unavailable{e.Name(), err.Error()})
+			continue
+		}
+		r.Facts[e.Name()] = f
+		able = append(able, e)
+	}
+	if len(able) == 0 {
+		return nil, fmt.Errorf("none of the engines can run here: %s: %s", r.Unavailable[0].Engine, r.Unavailable[0].Reason)
+	}
+	out := map[string]bool{}
+	for n := range o.Repeat {
+		for _, e := range able {
+			if out[e.Name()] {
+				continue
+			}
+			c := &contest{Options: o, engine: e, kernel: kernel, image: image, row: Row{Engine: e.Name(), Run: n + 1}}
+			err := c.run(ctx)
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			if err != nil {
+				c.row.Error = err.Error()
+				o.Step(fmt.Sprintf("%s, run %d, FAILED: %v", e.Name(), n+1, err))
+			}
+			out[e.Name()] = errors.Is(err, errBoot)
+			if r.Accel == "" {
+				r.Accel = c.accel
+			}
+			r.Rows = append(r.Rows, c.row)
+		}
+	}
+	r.sumUp()
+	return r, nil
+}
+
+// guestImage returns the kernel and the initramfs that a load needs.
+func guestImage(l workloads.Load) (kernel, image string, err error) {
+	kernel, initrd, err := rig.GuestImage()
+	if err != nil {
+		return "", "", err
+	}
+	image = filepath.Join(filepath.Dir(initrd), l.Image())
+	if !exists(image) {
+		return "", "", fmt.Errorf("the load %s needs %s, which is not built; run 'make guest'", l.Kind, image)
+	}
+	return kernel, image, nil
+}
+
+// contest is one relocation by one engine.
+type contest struct {
+	Options
+	engine        Engine
+	kernel, image string
+	accel         string
+	pair          *demo.Pair
+	guest         guestapi.Config
+	row           Row
+}
+
+// run makes the hosts, boots the guest, moves it, watches it, and removes all.
+func (c *contest) run(ctx context.Context) (err error) {
+	c.say("boot the guest for")
+	c.pair, err = demo.NewPair(ctx, c.Tools, filepath.Join(c.LogDir, fmt.Sprintf("%s-%d", c.engine.Name(), c.row.Run)))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := c.pair.Close(); cerr != nil {
+			err = errors.Join(err, fmt.Errorf("clean up: %w", cerr))
+		}
+	}()
+	if c.Link > 0 {
+		for _, s := range []*demo.Side{c.pair.A, c.pair.B} {
+			if err := s.Shape(rig.Shape{BytesPerSecond: c.Link}); err != nil {
+				return err
+			}
+		}
+	}
+	vm, config, err := c.boot(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errBoot, err)
+	}
+	c.accel = vm.Accel
+	watch, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the load's client, if finish does not
+	o, err := observe(watch, c.Load, c.pair.Client, c.guest)
+	if err != nil {
+		return fmt.Errorf("start the load: %w", err)
+	}
+	if err := sleep(ctx, c.Before); err != nil {
+		return err
+	}
+	m, costs, moveErr := c.move(ctx, vm, config)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := sleep(ctx, c.After); err != nil {
+		return err
+	}
+	c.row.fill(m, costs)
+	if moveErr != nil {
+		// What the guest did meanwhile may still be told, if it lives.
+		lctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		if seen, err := o.finish(lctx, m.Started, never); err == nil && !m.Started.IsZero() {
+			c.row.addSeries(seen.bins)
+		}
+		return moveErr
+	}
+	return c.evaluate(ctx, o, m)
+}
+
+// never are the moments of a relocation that did not come to its switch-over.
+var never = moments{1 << 62, 1 << 62, 1 << 62}
+
+func (c *contest) say(what string) {
+	c.Step(fmt.Sprintf("run %d of %d: %s %s", c.row.Run, c.Repeat, what, c.engine.Name()))
+}
+
+// boot starts the guest and waits until its web server answers.
+func (c *contest) boot(ctx context.Context) (*rig.VM, rig.VMConfig, error) {
+	c.guest = c.Load.Apply(demo.GuestConfig())
+	config := rig.VMConfig{
+		Name: "guest", RAM: c.RAM, VCPUs: c.VCPUs, Accel: c.Accel, CacheDir: c.CacheDir, VGA: true,
+		Kernel: c.kernel, Initrd: c.image, Append: guestapi.BaseCmdline + " " + c.guest.Cmdline(), Tap: tap, ExtraArgs: debugThreads,
+	}
+	c.engine.Arrange(&config)
+	vm, err := rig.StartVM(ctx, c.pair.A.Host, config)
+	if err != nil {
+		return nil, config, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, c.BootLimit, fmt.Errorf("the guest did not boot within %v", c.BootLimit))
+	defer cancel()
+	if err := vm.WaitReady(ctx, c.pair.Client, c.guest); err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
+		return nil, config, err
+	}
+	return vm, config, nil
+}
+
+// move has the engine move the guest, and measures what that costs.
+func (c *contest) move(ctx context.Context, vm *rig.VM, config rig.VMConfig) (Moved, [2]Cost, error) {
+	c.say("move it by")
+	ctx, cancel := context.WithTimeoutCause(ctx, c.MoveLimit, fmt.Errorf("given up after %v", c.MoveLimit))
+	defer cancel()
+	var mt *meter
+	var meterErr error
+	_, ours := c.engine.(*pagewarp)
+	m, err := c.engine.Move(ctx, &Job{
+		Pair: c.pair, VM: vm, Config: config, Guest: c.guest, Link: c.Link, Codec: c.Codec, TLS: !c.Tools.Insecure,
+		Begin: func() time.Time {
+			mt, meterErr = startMeter(ours, [2]*rig.Host{c.pair.A.Host, c.pair.B.Host})
+			return time.Now()
+		},
+	})
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	var costs [2]Cost
+	if mt != nil {
+		var stopErr error
+		costs, stopErr = mt.stop()
+		meterErr = errors.Join(meterErr, stopErr)
+	}
+	if meterErr != nil {
+		err = errors.Join(err, fmt.Errorf("measure the hosts: %w", meterErr))
+	}
+	return m, costs, err
+}
+
+// evaluate asks the load and the guest what they have noticed, and for bad
+// pages.
+func (c *contest) evaluate(ctx context.Context, o observer, m Moved) error {
+	at := moments{m.Stopped.Sub(m.Started), m.Resumed.Sub(m.Started), m.Completed.Sub(m.Started)}
+	seen, err := o.finish(ctx, m.Started, at)
+	if err != nil {
+		return fmt.Errorf("ask the load: %w", err)
+	}
+	c.row.addSeries(seen.bins)
+	warmFrom := at.resumed
+	if seen.blackout != nil { // bins by the host's clock: one begins at the stop
+		warmFrom = at.stopped
+	}
+	im, err := assess(seen.bins, at, warmFrom)
+	if err != nil {
+		return err
+	}
+	c.row.addImpact(im, seen)
+	v, s, err := demo.CheckGuest(ctx, c.pair.Client, c.guest)
+	if err != nil {
+		return fmt.Errorf("have the guest verify its memory: %w", err)
+	}
+	c.row.BadPages = v.Bad + s.BadPages + seen.wrong
+	if v.TouchesMissing != 0 {
+		c.row.BadPages++
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

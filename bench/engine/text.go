@@ -1,0 +1,134 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/pagewarp/pagewarp/bench/report"
+)
+
+// Text writes the comparison for people: what the guest noticed, the faults,
+// what it cost, and the settings.
+func (r *Result) Text(w io.Writer) error {
+	link := "no limit"
+	if r.LinkBytesPerSec > 0 {
+		link = humanize.SIWithDigits(float64(r.LinkBytesPerSec)*8, 1, "bit/s")
+	}
+	fmt.Fprintf(w, "guest: %s, %d vCPU under %s, load %s; link: %s; %d × each, in alternation\n\n",
+		humanize.IBytes(r.RAMBytes), r.VCPUs, r.Accel, r.LoadText, link, r.Repeat)
+	err := r.tables(w)
+	for _, row := range r.Rows {
+		if row.Error != "" {
+			fmt.Fprintf(w, "  FAILED: %s, run %d: %s\n", row.Engine, row.Run, strings.ReplaceAll(row.Error, "\n", "\n    "))
+		}
+	}
+	for _, u := range r.Unavailable {
+		fmt.Fprintf(w, "  cannot run here: %s: %s\n", u.Engine, u.Reason)
+	}
+	fmt.Fprintln(w)
+	for _, s := range r.Engines {
+		r.settings(w, s.Engine)
+	}
+	return err
+}
+
+// settings writes what an engine ran with, and what it said of itself.
+func (r *Result) settings(w io.Writer, engine string) {
+	said := map[string]bool{}
+	fmt.Fprintf(w, "  %s, QEMU %s:\n", engine, r.Facts[engine].QEMU)
+	for _, row := range r.Rows {
+		if row.Engine != engine {
+			continue
+		}
+		lines := []string{row.Settings}
+		if row.Fault != nil {
+			lines = append(lines, "fault latency: "+row.Fault.Source)
+		}
+		for _, n := range row.Notes {
+			lines = append(lines, fmt.Sprintf("run %d: %s", row.Run, n))
+		}
+		for _, e := range row.ClientErrors {
+			lines = append(lines, fmt.Sprintf("run %d, client: %s", row.Run, e))
+		}
+		for _, l := range lines {
+			if l != "" && !said[l] {
+				fmt.Fprintf(w, "    %s\n", l)
+			}
+			said[l] = true
+		}
+	}
+}
+
+func (r *Result) tables(w io.Writer) error {
+	cell := func(s report.Spread) string {
+		if s.N == 0 {
+			return "-"
+		}
+		return s.Text()
+	}
+	table := func(header []string, cells func(Summary) []string) error {
+		var rows [][]string
+		for _, s := range r.Engines {
+			rows = append(rows, append([]string{s.Engine}, cells(s)...))
+		}
+		err := report.Table(w, append([]string{"engine"}, header...), rows)
+		fmt.Fprintln(w)
+		return err
+	}
+	return errors.Join(
+		table([]string{"runs", "downtime ms", "client blackout ms", "worst gap ms", "back at 90 % ms", "lost s", "lost " + r.Unit, "total ms", "bad"},
+			func(s Summary) []string {
+				runs := fmt.Sprint(s.Good)
+				if s.Failed > 0 {
+					runs += fmt.Sprintf(", %d failed", s.Failed)
+				}
+				warm := cell(s.Warmup90MS)
+				if s.NotWarm > 0 {
+					warm += fmt.Sprintf(", %d × never", s.NotWarm)
+				}
+				return []string{runs, cell(s.DowntimeMS), cell(s.BlackoutMS), cell(s.WorstGapMS), warm, cell(s.LostSeconds), cell(s.Lost), cell(s.TotalMS), fmt.Sprint(s.BadPages)}
+			}),
+		table([]string{"fault mean µs", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "faults"}, func(s Summary) []string {
+			return []string{cell(s.FaultMeanUS), cell(s.FaultP50US), cell(s.FaultP99US), cell(s.FaultP999US), cell(s.FaultMaxUS), cell(s.Faults)}
+		}),
+		table([]string{"sent MB", "returned MB", "source CPU s", "destination CPU s", "source peak MiB", "destination peak MiB"}, func(s Summary) []string {
+			return []string{cell(s.SentMB), cell(s.ReturnedMB), cell(s.SourceCPU), cell(s.DestCPU), cell(s.SourceMiB), cell(s.DestMiB)}
+		}),
+	)
+}
+
+// Typical returns the row of an engine whose total time is the median of those
+// that succeeded, or the last one that failed; nil if it has none.
+func (r *Result) Typical(engine string) *Row {
+	var good, failed []*Row
+	for i := range r.Rows {
+		switch row := &r.Rows[i]; {
+		case row.Engine != engine:
+		case row.Error != "":
+			failed = append(failed, row)
+		default:
+			good = append(good, row)
+		}
+	}
+	if len(good) > 0 {
+		slices.SortStableFunc(good, func(a, b *Row) int {
+			switch {
+			case a.TotalMS < b.TotalMS:
+				return -1
+			case a.TotalMS > b.TotalMS:
+				return 1
+			}
+			return 0
+		})
+		return good[(len(good)-1)/2]
+	}
+	if len(failed) > 0 {
+		return failed[len(failed)-1]
+	}
+	return nil
+}

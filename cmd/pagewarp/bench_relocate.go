@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pagewarp/pagewarp/bench/engine"
+	benchreport "github.com/pagewarp/pagewarp/bench/report"
+)
+
+// benchRelocateFlags are those of pagewarp bench relocate.
+type benchRelocateFlags struct {
+	benchFlags
+	engines         []string
+	load, ram, link string
+	root, out       string
+	codec           string
+	vcpus           int
+	limit           time.Duration
+}
+
+// errNoneMoved: the table has said why.
+var errNoneMoved = errors.New("not one relocation succeeded")
+
+func qemuRootFlag(c *cobra.Command, to *string) {
+	c.Flags().StringVar(to, "qemu-root", filepath.Join("build", "qemu-root"), "`FOLDER` with a newer QEMU, made by pagewarp bench peers --make-root")
+}
+
+func newBenchRelocate() *cobra.Command {
+	var f benchRelocateFlags
+	c := benchmark("relocate", "The same guest under the same load moved by pagewarp and by its peers", &f.benchFlags,
+		func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
+			o, err := f.options(step)
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			r, err := engine.Run(ctx, o)
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			return r, nil, func(w io.Writer) error { return f.finish(w, r) }, nil
+		})
+	c.Long = `Boot a guest with a load, move it from one host to another on this machine, each
+a network namespace, and tell what the guest, its clients and the hosts had to
+bear; then the same with a new guest and the next engine, in alternation. Every
+engine gets its best settings, which the report states; one that cannot run here
+is listed with the reason. pagewarp bench peers lists the engines and makes a
+newer QEMU for those named NAME@root. The plots are written to the folder --out.`
+	c.Example = `  pagewarp bench relocate --engine pagewarp,qemu-postcopy-preempt --load touch:ws=512
+  pagewarp bench relocate --engine pagewarp@root,qemu-precopy@root,qemu-multifd@root --load churn:ws=256,rate=20000 --link 1G
+  pagewarp bench relocate --load specweb-banking:sessions=40,scale=0.02 --repeat 5 --json banking.json`
+	fl := c.Flags()
+	fl.StringSliceVar(&f.engines, "engine", []string{engine.Pagewarp, "qemu-precopy", "qemu-postcopy-preempt"}, strings.Join(engine.Names(), ", ")+"; each also as NAME@root")
+	fl.StringVar(&f.load, "load", "touch:ws=512", "touch, churn, zipf, sweep, idle, web, redis, specweb-banking, specweb-ecommerce, specweb-support, with parameters as `KIND:NAME=VALUE,…`")
+	fl.StringVar(&f.ram, "ram", "1G", "the guest's memory, such as 512M or 4G")
+	fl.StringVar(&f.link, "link", "none", "limit of the link in bit/s, such as 1G or 10G, or none")
+	fl.IntVar(&f.vcpus, "vcpus", 1, "the guest's virtual CPUs")
+	fl.StringVar(&f.codec, "codec", "auto", "pagewarp's codec for precache: auto, none, s2 or zstd")
+	fl.BoolVar(&f.tls, "tls", false, "run pagewarp over mutual TLS; QEMU's own ways run without in any case")
+	fl.DurationVar(&f.limit, "limit", 3*time.Minute, "give a relocation up after this time, as a precopy that never converges")
+	fl.StringVar(&f.out, "out", filepath.Join("build", "bench"), "`FOLDER` for the plots relocate-LOAD.svg and .png")
+	qemuRootFlag(c, &f.root)
+	f.repeatFlag(c, 3)
+	f.vmFlags(c)
+	return c
+}
+
+// options checks the flags and makes the options of them.
+func (f *benchRelocateFlags) options(step func(string)) (o engine.Options, err error) {
+	if err := f.check(); err != nil {
+		return o, err
+	}
+	if o.Load, err = engine.ParseLoad(f.load); err != nil {
+		return o, usagef("--load: %w", err)
+	}
+	if o.RAM, err = engine.ParseRAM(f.ram); err != nil {
+		return o, usagef("--ram: %w", err)
+	}
+	if o.Link, err = engine.ParseLink(f.link); err != nil {
+		return o, usagef("--link: %w", err)
+	}
+	if o.Engines, err = engine.ParseEngines(f.engines, engine.Env{Root: f.root}); err != nil {
+		return o, usagef("--engine: %w", err)
+	}
+	if f.vcpus < 1 || f.vcpus > 64 {
+		return o, usagef("--vcpus %d: give a number from 1 to 64", f.vcpus)
+	}
+	if f.limit < time.Second || f.limit > time.Hour {
+		return o, usagef("--limit %s: give a time from 1s to 1h", f.limit)
+	}
+	if o.Tools, err = relocationTools(); err != nil {
+		return o, err
+	}
+	o.Tools.Insecure = !f.tls
+	o.LogDir, o.VCPUs, o.Repeat, o.Codec, o.MoveLimit = filepath.Join(f.logs, "relocate"), f.vcpus, f.repeat, f.codec, f.limit
+	o.Accel, o.CacheDir, o.Step = f.accel, f.logs, step
+	return o, nil
+}
+
+// finish writes the tables and the plots.
+func (f *benchRelocateFlags) finish(w io.Writer, r *engine.Result) error {
+	if err := r.Text(w); err != nil {
+		return err
+	}
+	good := 0
+	for _, s := range r.Engines {
+		good += s.Good
+	}
+	base := filepath.Join(f.out, "relocate-"+r.Load.Kind)
+	if err := r.WritePlot(base+".svg", base+".png"); err != nil && good > 0 {
+		return err
+	}
+	if good == 0 {
+		return errNoneMoved
+	}
+	_, err := fmt.Fprintf(w, "\n  %s.png\n", base)
+	return err
+}
+
+func newBenchPeers() *cobra.Command {
+	var root, mirror string
+	var makeRoot bool
+	c := &cobra.Command{
+		Use: "peers", Short: "List the engines of bench relocate, and make a newer QEMU for them",
+		Long: `List the engines of pagewarp bench relocate: what each runs with, or why it cannot
+run on this machine. --make-root first unpacks the newest QEMU that Debian
+carries, with all it needs (200 MB), into the folder --qemu-root; nothing on this
+machine is changed beside.`,
+		Args: args(cobra.NoArgs),
+	}
+	c.Flags().BoolVar(&makeRoot, "make-root", false, "make the folder --qemu-root; needs root, mmdebstrap and a network")
+	c.Flags().StringVar(&mirror, "mirror", "", "`URL` of the Debian mirror, by default Debian's own")
+	qemuRootFlag(c, &root)
+	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		ctx, stop := (&app{}).untilInterrupt(cmd.Context())
+		defer stop()
+		if makeRoot {
+			_, err := engine.MakeRoot(ctx, root, mirror, func(s string) { fmt.Fprintln(cmd.ErrOrStderr(), s) })
+			if ctx.Err() != nil {
+				return &exitError{exitInterrupted, errors.New("interrupted; what was begun was removed")}
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return listPeers(ctx, cmd.OutOrStdout(), root)
+	}
+	return c
+}
+
+func listPeers(ctx context.Context, w io.Writer, root string) error {
+	var rows [][]string
+	var missing []string
+	for _, name := range engine.AllNames() {
+		e, err := engine.New(name, engine.Env{Root: root})
+		if err != nil {
+			return err
+		}
+		f, err := e.Available(ctx)
+		if err != nil {
+			missing = append(missing, fmt.Sprintf("  %s cannot run here: %v\n", name, err))
+			continue
+		}
+		rows = append(rows, []string{name, f.QEMU, f.Binary})
+	}
+	if len(rows) > 0 {
+		if err := benchreport.Table(w, []string{"engine", "QEMU", "program"}, rows); err != nil {
+			return err
+		}
+	}
+	_, err := io.WriteString(w, strings.Join(missing, ""))
+	return err
+}
