@@ -3,6 +3,7 @@ package kmodtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,42 +27,10 @@ var programs = []struct {
 func TestInVM(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 170*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
-	root, err := rig.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	kernel, _, err := rig.GuestImage()
-	if err != nil {
-		t.Fatal(err)
-	}
-	build := filepath.Join(root, "build", "kmod")
-	release, err := kvmrig.GuestRelease(filepath.Dir(kernel))
-	if err != nil {
-		t.Fatal(err)
-	}
-	kdir, err := kvmrig.Headers(ctx, build, release)
-	if err != nil {
-		t.Fatal(err)
-	}
-	module, err := kvmrig.BuildModule(ctx, build, filepath.Join(root, "kmod", "driver"), kdir, "pagewarp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := kvmrig.Config{Dir: filepath.Join(build, "vm"), Kernel: kernel, CacheDir: filepath.Dir(kernel), Modules: []string{module}}
+	cfg, release := prepare(t, ctx)
 	for _, p := range programs {
-		path := filepath.Join(build, p.name+".test")
-		cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "kmodvm", "-trimpath", "-o", path, p.pkg)
-		cmd.Dir = root
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("build the tests of %s: %v\n%s", p.pkg, err, out)
-		}
-		run := p.run
-		if only := os.Getenv("KMOD_RUN"); only != "" {
-			run = only
-		}
-		cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: p.name, Path: path,
-			Args: []string{"-test.v", "-test.timeout=120s", "-test.run=" + run}})
+		cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: p.name, Path: compile(t, ctx, p.name, p.pkg),
+			Args: []string{"-test.v", "-test.timeout=120s", "-test.run=" + p.run}})
 	}
 	o, err := kvmrig.Run(ctx, cfg)
 	if err != nil {
@@ -89,6 +58,71 @@ func TestInVM(t *testing.T) {
 	if o.Verdict != nil {
 		t.Errorf("%v\nthe kernel's last words:\n%s", o.Verdict, tail(o.Console, 60))
 	}
+}
+
+// BenchmarkInVM runs the benchmarks of vmtests in the VM and prints what they
+// print. It is one run, whatever b.N.
+func BenchmarkInVM(b *testing.B) {
+	ctx, cancel := context.WithTimeoutCause(b.Context(), 170*time.Second, errors.New("the VM's deadline"))
+	defer cancel()
+	cfg, release := prepare(b, ctx)
+	cfg.Programs = []kvmrig.Program{{Name: "bench", Path: compile(b, ctx, "vmtests", "./kmod/vmtests"),
+		Args: []string{"-test.run=^$", "-test.bench=.", "-test.benchtime=1x", "-test.timeout=150s"}}}
+	o, err := kvmrig.Run(ctx, cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if o.Verdict != nil {
+		b.Error(o.Verdict)
+	}
+	for _, r := range o.Results {
+		fmt.Printf("kernel %s under %s:\n%s", release, o.Accel, r.Output)
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// prepare builds the module; the programs are the caller's.
+func prepare(t testing.TB, ctx context.Context) (kvmrig.Config, string) {
+	t.Helper()
+	root, err := rig.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel, _, err := rig.GuestImage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	build := filepath.Join(root, "build", "kmod")
+	release, err := kvmrig.GuestRelease(filepath.Dir(kernel))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kdir, err := kvmrig.Headers(ctx, build, release)
+	if err != nil {
+		t.Fatal(err)
+	}
+	module, err := kvmrig.BuildModule(ctx, build, filepath.Join(root, "kmod", "driver"), kdir, "pagewarp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kvmrig.Config{Dir: filepath.Join(build, "vm"), Kernel: kernel, CacheDir: filepath.Dir(kernel), Modules: []string{module}}, release
+}
+
+// compile builds the tests of a package for the VM.
+func compile(t testing.TB, ctx context.Context, name, pkg string) string {
+	t.Helper()
+	root, err := rig.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(root, "build", "kmod", name+".test")
+	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "kmodvm", "-trimpath", "-o", path, pkg)
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the tests of %s: %v\n%s", pkg, err, out)
+	}
+	return path
 }
 
 // tail returns the last lines of a text.

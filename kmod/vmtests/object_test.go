@@ -230,3 +230,25 @@ func TestModuleInUse(t *testing.T) {
 	o.c, err = kmod.Open()
 	must(t, err)
 }
+
+// Nothing is left behind: the module unloads, and loads again.
+func TestUnloadAndReload(t *testing.T) {
+	fd, err := unix.Open("/lib/pagewarp.ko", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	for range 3 {
+		must(t, unix.DeleteModule("pagewarp", unix.O_NONBLOCK))
+		if _, err := kmod.Open(); !errors.Is(err, kmod.ErrNoDevice) {
+			t.Errorf("open without the module: %v", err)
+		}
+		_, err = unix.Seek(fd, 0, unix.SEEK_SET)
+		must(t, err)
+		must(t, unix.FinitModule(fd, "", 0))
+		t.Run("loaded", func(t *testing.T) { // whose end takes all away
+			o := newObject(t, 8, nil)
+			d := o.attach(16)
+			d.fill(3, 1, 1)
+			o.check(o.mmap(8, true), 3, 1)
+		})
+	}
+}

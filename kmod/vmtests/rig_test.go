@@ -57,7 +57,7 @@ func newObject(t testing.TB, pages uint64, change func(*kmod.Config)) *object {
 	t.Cleanup(cancel)
 	c, err := kmod.Open()
 	must(t, err)
-	name := strings.NewReplacer("/", ".", " ", "_").Replace(t.Name())
+	name := strings.NewReplacer("/", ".", " ", "_", "#", "-").Replace(t.Name())
 	if len(name) > 50 {
 		name = name[len(name)-50:]
 		name = strings.TrimLeft(name, "._-")

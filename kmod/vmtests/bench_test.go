@@ -1,0 +1,261 @@
+//go:build kmodvm
+
+package vmtests
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/sysmem"
+	"github.com/pagewarp/pagewarp/internal/touch"
+	"github.com/pagewarp/pagewarp/internal/uffd"
+	"github.com/pagewarp/pagewarp/kmod"
+	"golang.org/x/sys/unix"
+)
+
+// The benchmarks compare with userfaultfd on a memfd in the same run, and give
+// ratios: under an emulator, absolute times mean little. rounds of each are
+// taken in turn, and the medians compared.
+const rounds = 5
+
+// memory is what is compared: fresh memory in another process, and who serves
+// it by copying each page from local memory into an alias.
+type memory struct {
+	reg   *touch.Region
+	alias []byte
+	// install makes pages visible that were written through the alias.
+	install func(first, count uint64) error
+	// read waits for faulting pages.
+	read func(pages []uint64) (int, error)
+	stop func()
+	done func()
+}
+
+func deviceMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
+	c, err := kmod.Open()
+	must(b, err)
+	path, err := c.Create(kmod.Config{Name: "bench", Bytes: pages * pageSize})
+	must(b, err)
+	d, err := c.Attach("bench", 256)
+	must(b, err)
+	afd, err := d.Alias()
+	must(b, err)
+	p, err := touch.Start(ctx)
+	must(b, err)
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(b, err)
+	m := &memory{install: d.Install}
+	m.reg, err = p.MapShared(fd, int64(pages*pageSize))
+	must(b, err)
+	m.alias, err = sysmem.MapShared(afd, 0, int64(pages*pageSize), true)
+	must(b, err)
+	r, err := kmod.NewReader(kmod.ReaderConfig{}, d)
+	must(b, err)
+	buf := make([]kmod.Fault, 64)
+	m.read = func(pages []uint64) (int, error) {
+		n, err := r.Read(buf[:len(pages)])
+		for i, f := range buf[:n] {
+			pages[i] = f.Page
+		}
+		return n, err
+	}
+	m.stop = r.Stop
+	m.done = func() {
+		p.Kill()
+		must(b, errors.Join(r.Close(), sysmem.Unmap(m.alias), unix.Close(fd), unix.Close(afd), d.Close(), c.Destroy("bench"), c.Close()))
+	}
+	return m
+}
+
+func uffdMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
+	file, err := sysmem.CreateMemfd("bench", int64(pages*pageSize), 0)
+	must(b, err)
+	p, err := touch.Start(ctx)
+	must(b, err)
+	m := &memory{}
+	m.reg, err = p.MapShared(file, int64(pages*pageSize))
+	must(b, err)
+	m.alias, err = sysmem.MapShared(file, 0, int64(pages*pageSize), true)
+	must(b, err)
+	fd, err := p.Userfaultfd()
+	must(b, err)
+	u, err := uffd.Open(fd)
+	must(b, err)
+	_, err = u.API(uffd.FeatureMissingShmem | uffd.FeatureMinorShmem)
+	must(b, err)
+	_, err = u.Register(m.reg.Addr, pages*pageSize, uffd.ModeMissing|uffd.ModeMinor)
+	must(b, err)
+	r, err := u.NewReader(uffd.ReaderConfig{})
+	must(b, err)
+	m.install = func(first, count uint64) error {
+		_, _, err := u.ContinueRange(m.reg.PageAddr(first), count*pageSize, pageSize, 0)
+		return err
+	}
+	buf := make([]uffd.Event, 64)
+	m.read = func(pages []uint64) (int, error) {
+		n, err := r.ReadEvents(buf[:len(pages)])
+		for i, ev := range buf[:n] {
+			pages[i] = (ev.Addr - m.reg.Addr) / pageSize
+		}
+		return n, err
+	}
+	m.stop = r.Stop
+	m.done = func() {
+		p.Kill()
+		must(b, errors.Join(r.Close(), sysmem.Unmap(m.alias), u.Close(), unix.Close(file)))
+	}
+	return m
+}
+
+// serve copies a page into each that is touched, until stop.
+func (m *memory) serve(b *testing.B) (stop func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		content := make([]byte, pageSize)
+		touch.Fill(content, 1, 1)
+		var pages [64]uint64
+		for {
+			n, err := m.read(pages[:])
+			if err != nil {
+				return
+			}
+			for _, p := range pages[:n] {
+				copy(m.alias[p*pageSize:], content)
+				if err := m.install(p, 1); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		}
+	}()
+	return func() { m.stop(); <-done }
+}
+
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+type maker func(*testing.B, context.Context, uint64) *memory
+
+// compare runs f on both kinds of memory, in turn, and reports the medians per
+// page and their ratio.
+func compare(b *testing.B, pages uint64, f func(*memory) time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for range b.N {
+		var took [2][]time.Duration
+		for range rounds {
+			for k, mk := range []maker{deviceMemory, uffdMemory} {
+				m := mk(b, ctx, pages)
+				took[k] = append(took[k], f(m))
+				m.done()
+			}
+		}
+		d, u := median(took[0]), median(took[1])
+		b.ReportMetric(float64(d.Nanoseconds())/float64(pages), "device-ns/page")
+		b.ReportMetric(float64(u.Nanoseconds())/float64(pages), "uffd-ns/page")
+		b.ReportMetric(float64(d)/float64(u), "device/uffd")
+		b.ReportMetric(0, "ns/op")
+	}
+}
+
+// BenchmarkFaults has threads fault on pages that are served from local memory.
+func BenchmarkFaults(b *testing.B) {
+	const pages = 2048
+	for _, threads := range []int{1, 2, 4, 8} {
+		b.Run(fmt.Sprintf("threads=%d", threads), func(b *testing.B) {
+			compare(b, pages, func(m *memory) time.Duration {
+				stop := m.serve(b)
+				defer stop()
+				t0 := time.Now()
+				_, err := m.reg.TouchAll(0, pages, false, threads)
+				must(b, err)
+				return time.Since(t0)
+			})
+		})
+	}
+}
+
+// BenchmarkInstall makes pages visible that were written and that nobody waits
+// for: bits for the device, UFFDIO_CONTINUE for userfaultfd.
+func BenchmarkInstall(b *testing.B) {
+	const pages = 8192
+	for _, batch := range []uint64{1, 512} {
+		b.Run(fmt.Sprintf("pages=%d", batch), func(b *testing.B) {
+			compare(b, pages, func(m *memory) time.Duration {
+				for p := range uint64(pages) {
+					m.alias[p*pageSize] = 1
+				}
+				t0 := time.Now()
+				for p := uint64(0); p < pages; p += batch {
+					must(b, m.install(p, batch))
+				}
+				return time.Since(t0)
+			})
+		})
+	}
+}
+
+// BenchmarkFirstTouch touches resident pages for the first time, against a plain
+// memfd.
+func BenchmarkFirstTouch(b *testing.B) {
+	const pages = 8192
+	for _, write := range []bool{false, true} {
+		b.Run(fmt.Sprintf("write=%v", write), func(b *testing.B) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			for range b.N {
+				var took [2][]time.Duration
+				for range rounds {
+					for k := range took {
+						m := deviceMemory(b, ctx, pages)
+						reg := m.reg
+						alias := m.alias
+						var file int
+						if k == 1 {
+							var err error
+							file, err = sysmem.CreateMemfd("plain", pages*pageSize, 0)
+							must(b, err)
+							p, err := touch.Start(ctx)
+							must(b, err)
+							defer p.Kill()
+							reg, err = p.MapShared(file, pages*pageSize)
+							must(b, err)
+							alias, err = sysmem.MapShared(file, 0, pages*pageSize, true)
+							must(b, err)
+						}
+						for p := range uint64(pages) {
+							alias[p*pageSize] = 1
+						}
+						must(b, m.install(0, pages))
+						lat, err := reg.TouchAll(0, pages, write, 1)
+						must(b, err)
+						var sum time.Duration
+						for _, ns := range lat {
+							sum += time.Duration(ns)
+						}
+						took[k] = append(took[k], sum)
+						if k == 1 {
+							must(b, errors.Join(sysmem.Unmap(alias), unix.Close(file)))
+						}
+						m.done()
+					}
+				}
+				d, s := median(took[0]), median(took[1])
+				b.ReportMetric(float64(d.Nanoseconds())/pages, "device-ns/page")
+				b.ReportMetric(float64(s.Nanoseconds())/pages, "shmem-ns/page")
+				b.ReportMetric(float64(d)/float64(s), "device/shmem")
+				b.ReportMetric(0, "ns/op")
+			}
+		})
+	}
+}

@@ -1,0 +1,77 @@
+//go:build kmodvm
+
+package vmtests
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const hugeSize = 2 << 20
+
+// shmemHuge is the amount of shared memory in huge pages, in KiB.
+func shmemHuge(t *testing.T) (kb int) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/meminfo")
+	must(t, err)
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "ShmemHugePages:") {
+			_, err := fmt.Sscanf(line, "ShmemHugePages: %d kB", &kb)
+			must(t, err)
+		}
+	}
+	return kb
+}
+
+// Where the kernel backs the object with huge pages, a page that is missing is
+// not mapped along with its resident neighbours.
+func TestHugePagesHideNothingMissing(t *testing.T) {
+	const knob = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+	must(t, os.WriteFile(knob, []byte("always"), 0))
+	defer func() { must(t, os.WriteFile(knob, []byte("never"), 0)) }()
+	const pages = 2 * hugeSize / pageSize
+	o := newObject(t, pages, nil)
+	d := o.attach(16) // the alias of a shmem file is aligned by the kernel
+	d.fill(0, 4, 1)
+	d.fill(600, 4, 1)
+	if shmemHuge(t) == 0 {
+		t.Fatal("the kernel made no huge page, so that there is nothing to test")
+	}
+	// A mapping whose addresses and offsets agree modulo 2 MiB, which advises
+	// huge pages, as QEMU does.
+	room, err := unix.Mmap(-1, 0, 3*hugeSize, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	must(t, err)
+	defer unix.Munmap(room)
+	skip := (hugeSize - addressOf(room)%hugeSize) % hugeSize
+	mem := room[skip : skip+2*hugeSize]
+	fd, err := unix.Open(o.path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(t, err)
+	// SAFETY: the address is within room, which is ours and unused.
+	_, err = unix.MmapPtr(fd, 0, unsafe.Pointer(unsafe.SliceData(mem)), 2*hugeSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED)
+	must(t, err)
+	must(t, unix.Close(fd))
+	must(t, unix.Madvise(mem, unix.MADV_HUGEPAGE))
+	o.check(mem, 1, 1)
+	o.check(mem, 2, 1)
+	must(t, poke(mem, 601, 9))
+	for _, page := range []uint64{4, 100, 511, 605, 1023} {
+		done := peeking(mem, page)
+		if f := d.faults(o.ctx, 1)[0]; f.Page != page {
+			t.Errorf("fault of page %d, want %d", f.Page, page)
+		}
+		d.fill(page, 1, 2)
+		must(t, o.await(done))
+		o.check(mem, page, 2)
+	}
+	o.check(mem, 3, 1)
+	// Plain memory may be mapped by huge pages, and holds the same.
+	must(t, d.Release())
+	must(t, unix.Madvise(mem, unix.MADV_DONTNEED))
+	o.check(mem, 100, 2)
+	o.check(mem, 0, 1)
+}
