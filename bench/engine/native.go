@@ -220,11 +220,8 @@ func (g *migration) account(ctx context.Context, m *Moved, cause error) error {
 		m.Notes = append(m.Notes, note)
 	}
 	if cause != nil {
-		if src.Status == "active" {
-			cause = fmt.Errorf("%w; QEMU had sent %d MB in %d passes, %d MB were left and the guest wrote %d pages/s",
-				cause, src.RAM.Transferred/1e6, src.RAM.Passes, src.RAM.Remaining/1e6, src.RAM.DirtyRate)
-		}
-		return cause
+		return fmt.Errorf("%w; QEMU's migration is in the state %q: it has sent %d MB in %d passes, %d MB are left and the guest writes %d pages/s",
+			cause, src.Status, src.RAM.Transferred/1e6, src.RAM.Passes, src.RAM.Remaining/1e6, src.RAM.DirtyRate)
 	}
 	// Without its figures a migration that succeeded is still one.
 	if err := g.dst.Execute(ctx, "query-migrate", nil, &dst); err != nil {

@@ -98,11 +98,17 @@ type guestObserver struct {
 }
 
 func (o *guestObserver) finish(ctx context.Context, command time.Time, at moments) (observation, error) {
+	asked := time.Since(command)
 	var counts []guestapi.TouchBin
 	if err := demo.GetJSON(ctx, o.client, demo.URL(o.guest)+"/touches", &counts); err != nil {
 		return observation{}, err
 	}
-	return observation{bins: guestBins(counts, o.zero, command, at)}, nil
+	bins := guestBins(counts, o.zero, command, at)
+	// What the guest did while it answered was disturbed by the question.
+	for len(bins) > 0 && bins[len(bins)-1].to > asked {
+		bins = bins[:len(bins)-1]
+	}
+	return observation{bins: bins}, nil
 }
 
 // span returns the whole bins of a client's log that are laid so that one of

@@ -101,27 +101,33 @@ func (r *Result) draw(c draw.Canvas) error {
 	if lines == 0 {
 		return errors.New("no engine has told one bin of throughput")
 	}
-	p.Legend.Top = true
+	p.Legend.Top, p.Legend.XOffs = true, -vg.Points(6)
 	p.Legend.ThumbnailWidth = vg.Points(18)
 	p.Legend.Padding = vg.Points(2)
 	styleText(&p.Legend.TextStyle, 9)
 	// Room above the data for the legend.
 	p.Y.Min, p.Y.Max = 0, p.Y.Max*(1.08+0.065*float64(lines))
-	p.Y.Tick.Marker = plain{}
+	p.X.Tick.Marker, p.Y.Tick.Marker = ticks{16}, ticks{6}
 	pad := vg.Points(12)
 	p.Draw(draw.Crop(c, pad, -pad, pad, -pad))
 	return nil
 }
 
-// plain labels an axis without powers of ten.
-type plain struct{}
+// ticks labels an axis at round numbers, at most this many.
+type ticks struct{ most float64 }
 
-func (plain) Ticks(from, to float64) []plot.Tick {
-	ts := plot.DefaultTicks{}.Ticks(from, to)
-	for i := range ts {
-		if ts[i].Label != "" {
-			ts[i].Label = humanize.Commaf(math.Round(ts[i].Value*100) / 100)
+func (t ticks) Ticks(from, to float64) []plot.Tick {
+	step := math.Pow(10, math.Floor(math.Log10((to-from)/t.most)))
+	for _, f := range []float64{1, 2, 5, 10} {
+		if (to-from)/(step*f) <= t.most {
+			step *= f
+			break
 		}
+	}
+	var ts []plot.Tick
+	for i := math.Ceil(from / step); i*step <= to; i++ {
+		// Adding 0 makes a negative zero positive.
+		ts = append(ts, plot.Tick{Value: i * step, Label: humanize.Commaf(math.Round(i*step*1000)/1000 + 0)})
 	}
 	return ts
 }

@@ -155,7 +155,6 @@ type contest struct {
 
 // run makes the hosts, boots the guest, moves it, watches it, and removes all.
 func (c *contest) run(ctx context.Context) (err error) {
-	c.say("boot the guest for")
 	c.pair, err = demo.NewPair(ctx, c.Tools, filepath.Join(c.LogDir, fmt.Sprintf("%s-%d", c.engine.Name(), c.row.Run)))
 	if err != nil {
 		return err
@@ -172,6 +171,7 @@ func (c *contest) run(ctx context.Context) (err error) {
 			}
 		}
 	}
+	c.say("boot the guest for")
 	vm, config, err := c.boot(ctx)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errBoot, err)

@@ -23,7 +23,7 @@ type benchRelocateFlags struct {
 	root, out       string
 	codec           string
 	vcpus           int
-	limit           time.Duration
+	limit, watch    time.Duration
 }
 
 // errNoneMoved: the table has said why.
@@ -65,6 +65,7 @@ newer QEMU for those named NAME@root. The plots are written to the folder --out.
 	fl.StringVar(&f.codec, "codec", "auto", "pagewarp's codec for precache: auto, none, s2 or zstd")
 	fl.BoolVar(&f.tls, "tls", false, "run pagewarp over mutual TLS; QEMU's own ways run without in any case")
 	fl.DurationVar(&f.limit, "limit", 3*time.Minute, "give a relocation up after this time, as a precopy that never converges")
+	fl.DurationVar(&f.watch, "watch", 5*time.Second, "watch the guest for this time after it has moved")
 	fl.StringVar(&f.out, "out", filepath.Join("build", "bench"), "`FOLDER` for the plots relocate-LOAD.svg and .png")
 	qemuRootFlag(c, &f.root)
 	f.repeatFlag(c, 3)
@@ -95,12 +96,15 @@ func (f *benchRelocateFlags) options(step func(string)) (o engine.Options, err e
 	if f.limit < time.Second || f.limit > time.Hour {
 		return o, usagef("--limit %s: give a time from 1s to 1h", f.limit)
 	}
+	if f.watch < time.Second || f.watch > time.Hour {
+		return o, usagef("--watch %s: give a time from 1s to 1h", f.watch)
+	}
 	if o.Tools, err = relocationTools(); err != nil {
 		return o, err
 	}
 	o.Tools.Insecure = !f.tls
 	o.LogDir, o.VCPUs, o.Repeat, o.Codec, o.MoveLimit = filepath.Join(f.logs, "relocate"), f.vcpus, f.repeat, f.codec, f.limit
-	o.Accel, o.CacheDir, o.Step = f.accel, f.logs, step
+	o.Accel, o.CacheDir, o.After, o.Step = f.accel, f.logs, f.watch, step
 	return o, nil
 }
 

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/pagewarp/pagewarp/bench/engine"
+)
+
+// buildDaemon puts a pagewarpd where findDaemon finds it.
+func buildDaemon(t *testing.T) {
+	t.Helper()
+	dir := t.TempDir()
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "github.com/pagewarp/pagewarp/cmd/pagewarpd").CombinedOutput()
+	if err != nil {
+		t.Fatalf("build the daemon: %v\n%s", err, out)
+	}
+	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+}
+
+// whenSaid calls f once, when want has been written.
+type whenSaid struct {
+	want string
+	f    func()
+	mu   sync.Mutex
+	b    bytes.Buffer
+	once sync.Once
+}
+
+func (w *whenSaid) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, err := w.b.Write(p)
+	if w.f != nil && strings.Contains(w.b.String(), w.want) {
+		w.once.Do(w.f)
+	}
+	return n, err
+}
+
+func runBench(t *testing.T, errOut *whenSaid, args ...string) (code int, out string) {
+	t.Helper()
+	var stdout bytes.Buffer
+	code = run(t.Context(), append([]string{"bench"}, args...), strings.NewReader(""), &stdout, errOut, nil)
+	return code, stdout.String()
+}
+
+// rigsLeft lists what rigs of this process have left behind.
+func rigsLeft(t *testing.T) (all []string) {
+	t.Helper()
+	for _, dir := range []string{"/run/netns", "/dev/shm"} {
+		found, err := filepath.Glob(fmt.Sprintf("%s/pwrig-%d-*", dir, os.Getpid()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, found...)
+	}
+	return all
+}
+
+// One real relocation by each of two engines, with all that is told of it.
+func TestBenchRelocate(t *testing.T) {
+	buildDaemon(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "r.json")
+	said := &whenSaid{}
+	code, out := runBench(t, said, "relocate", "--engine", "pagewarp,qemu-postcopy,qemu-postcopy@root", "--qemu-root", dir, "--load", "touch:ws=24",
+		"--ram", "160M", "--repeat", "1", "--watch", "2s", "--logs", filepath.Join("..", "..", "build", "guest"), "--out", dir, "--json", file)
+	if code != exitOK {
+		t.Fatalf("exit code %d\n%s\n%s", code, out, said.b.String())
+	}
+	for _, want := range []string{"pagewarp, QEMU ", "qemu-postcopy, QEMU ", "cannot run here: qemu-postcopy@root: there is no QEMU", "load random:ws=24"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var written struct{ Result engine.Result }
+	if err := json.Unmarshal(text, &written); err != nil {
+		t.Fatal(err)
+	}
+	r := written.Result
+	if len(r.Rows) != 2 || len(r.Unavailable) != 1 {
+		t.Fatalf("%d rows, %d unavailable\n%s", len(r.Rows), len(r.Unavailable), out)
+	}
+	for _, row := range r.Rows {
+		if row.Error != "" || row.BadPages != 0 {
+			t.Errorf("%s: %d bad pages, error %q", row.Engine, row.BadPages, row.Error)
+		}
+		if row.DowntimeMS <= 0 || row.TotalMS < row.DowntimeMS || row.BeforePerSec <= 0 || len(row.Series) < 40 {
+			t.Errorf("%s: down %g ms, total %g ms, %g/s before, %d values", row.Engine, row.DowntimeMS, row.TotalMS, row.BeforePerSec, len(row.Series))
+		}
+		// The working set's incompressible half has to go across in any case.
+		if row.Source.SentBytes < 12<<20 || row.Source.CPUSeconds <= 0 || row.Destination.PeakBytes < 24<<20 || row.Source.GuestSeconds <= 0 {
+			t.Errorf("%s: source %+v, destination %+v", row.Engine, row.Source, row.Destination)
+		}
+		if row.BlackoutMS != nil {
+			t.Errorf("%s: a blackout of no client: %g ms", row.Engine, *row.BlackoutMS)
+		}
+	}
+	if f := r.Rows[0].Fault; f == nil || f.Count == 0 || f.P99 < f.P50 {
+		t.Errorf("pagewarp's fault latency: %+v", f)
+	}
+	for _, name := range []string{"relocate-random.svg", "relocate-random.png"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if left := rigsLeft(t); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// Ctrl-C while the guest boots leaves nothing.
+func TestBenchRelocateInterrupted(t *testing.T) {
+	buildDaemon(t)
+	said := &whenSaid{want: "boot the guest", f: func() {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGINT); err != nil {
+			t.Error(err)
+		}
+	}}
+	dir := t.TempDir()
+	code, out := runBench(t, said, "relocate", "--engine", "pagewarp", "--load", "idle:ws=16", "--ram", "160M", "--accel", "tcg", "--logs", dir, "--out", dir)
+	if code != exitInterrupted || !strings.Contains(said.b.String(), "nothing was left behind") {
+		t.Errorf("exit code %d\n%s\n%s", code, out, said.b.String())
+	}
+	if left := rigsLeft(t); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestBenchRelocateUsage(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--engine", "qemu-poscopy"}, "did you mean qemu-postcopy?"},
+		{[]string{"--engine", "pagewarp,pagewarp"}, "is given twice"},
+		{[]string{"--load", "chrun"}, "did you mean churn?"},
+		{[]string{"--load", "churn:rat=1"}, "it has ws, half, rate"},
+		{[]string{"--ram", "many"}, "--ram: memory of \"many\""},
+		{[]string{"--link", "fast"}, "or none"},
+		{[]string{"--repeat", "0"}, "--repeat 0"},
+		{[]string{"--vcpus", "0"}, "--vcpus 0"},
+		{[]string{"--limit", "0s"}, "--limit 0s"},
+		{[]string{"--watch", "0s"}, "--watch 0s"},
+	} {
+		said := &whenSaid{}
+		if code, _ := runBench(t, said, append([]string{"relocate"}, c.args...)...); code != exitUsage || !strings.Contains(said.b.String(), c.want) {
+			t.Errorf("%q: exit code %d, %q; want %q", c.args, code, said.b.String(), c.want)
+		}
+	}
+}
+
+func TestBenchPeers(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out := runBench(t, &whenSaid{}, "peers", "--qemu-root", dir)
+	for _, want := range []string{"qemu-postcopy-preempt ", "qemu-multifd@root cannot run here", "--make-root"} {
+		if code != exitOK || !strings.Contains(out, want) {
+			t.Errorf("exit code %d, no %q in\n%s", code, want, out)
+		}
+	}
+	said := &whenSaid{}
+	if code, _ := runBench(t, said, "peers", "--make-root", "--qemu-root", dir); code != exitFailed || !strings.Contains(said.b.String(), "make a root: ") {
+		t.Errorf("a root in a folder that is in use: exit code %d, %q", code, said.b.String())
+	}
+}
