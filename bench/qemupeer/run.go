@@ -4,14 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/pagewarp/pagewarp/bench/demo"
+	"github.com/pagewarp/pagewarp/bench/engine"
 	"github.com/pagewarp/pagewarp/bench/report"
+	"github.com/pagewarp/pagewarp/bench/workloads"
 	"github.com/pagewarp/pagewarp/internal/guestapi"
-	"github.com/pagewarp/pagewarp/internal/rig"
-	"github.com/pagewarp/pagewarp/relocate"
 )
 
 // Names of the systems in the report.
@@ -61,184 +60,78 @@ func (o *Options) fill() {
 	}
 }
 
-const (
-	migratePort = 7999
-	settle      = 4 * time.Second // of throughput before the switch-over
-	moveLimit   = 3 * time.Minute
-)
+// nativeEngines are QEMU's own postcopy, the best first.
+var nativeEngines = []string{"qemu-postcopy-preempt", "qemu-postcopy"}
 
-// bench is a comparison under way.
-type bench struct {
-	Options
-	pair  *demo.Pair
-	guest guestapi.Config
-}
-
-// Run alternates relocations by pagewarp and by QEMU's own postcopy and returns
-// one Peer for each, in their order. It needs root, QEMU and the guest's image.
-func Run(ctx context.Context, o Options) (peers []report.Peer, err error) {
-	o.fill()
-	pair, err := demo.NewPair(ctx, o.Tools, o.LogDir)
+// engines returns pagewarp and the best postcopy that this machine's QEMU has.
+func engines(ctx context.Context) ([]engine.Engine, error) {
+	ours, err := engine.New(engine.Pagewarp, engine.Env{})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, pair.Close()) }()
-	if o.LinkBytesPerSec > 0 {
-		for _, s := range []*demo.Side{pair.A, pair.B} {
-			if err := s.Shape(rig.Shape{BytesPerSecond: o.LinkBytesPerSec}); err != nil {
-				return nil, err
-			}
+	var errs []error
+	for _, name := range nativeEngines {
+		e, err := engine.New(name, engine.Env{})
+		if err != nil {
+			return nil, err
 		}
-	}
-	b := &bench{Options: o, pair: pair, guest: demo.GuestConfig()}
-	b.guest.WorkingSetMiB, b.guest.ChurnRate, b.guest.Touch = o.TouchMiB, -1, true
-	for i := range o.Repeat {
-		for _, system := range []string{Pagewarp, QEMU} {
-			peer, err := b.one(ctx, system, i+1)
-			if err != nil {
-				return peers, fmt.Errorf("%s, run %d: %w", system, i+1, err)
-			}
-			peers = append(peers, peer)
+		_, err = e.Available(ctx)
+		if err == nil {
+			return []engine.Engine{ours, e}, nil
 		}
+		errs = append(errs, err)
 	}
-	return peers, nil
+	return nil, errors.Join(errs...)
 }
 
-// one boots a guest, moves it, watches it, and ends it.
-func (b *bench) one(ctx context.Context, system string, n int) (report.Peer, error) {
-	b.Step(fmt.Sprintf("run %d of %d: boot the guest for %s", n, b.Repeat, system))
-	name := fmt.Sprintf("peer%d", n)
-	c := rig.VMConfig{Name: name, RAM: b.RAM, Accel: b.Accel, CacheDir: b.CacheDir, VGA: true}
-	// QEMU's postcopy is at its best on private memory, pagewarp needs a file.
-	c.PrivateMemory = system == QEMU
-	vm, err := b.pair.Boot(ctx, b.pair.A, c, b.guest)
+// Run alternates relocations by pagewarp and by QEMU's own postcopy and returns
+// one Peer for each, in their order. It needs root, QEMU and the guest's image. A
+// relocation that fails is an error, beside the others' results.
+func Run(ctx context.Context, o Options) ([]report.Peer, error) {
+	o.fill()
+	es, err := engines(ctx)
 	if err != nil {
-		return report.Peer{}, err
+		return nil, err
 	}
-	defer vm.Kill()
-	if err := sleep(ctx, settle); err != nil {
-		return report.Peer{}, err
-	}
-	clock, err := b.clock(ctx)
+	load, err := workloads.Default(guestapi.LoadRandom)
 	if err != nil {
-		return report.Peer{}, err
+		return nil, err
 	}
-	move := b.byPagewarp
-	if system == QEMU {
-		move = b.byQEMU
-	}
-	b.Step(fmt.Sprintf("run %d of %d: %s", n, b.Repeat, system))
-	mctx, cancel := context.WithTimeoutCause(ctx, moveLimit, fmt.Errorf("the relocation took more than %v", moveLimit))
-	defer cancel()
-	m, settings, end, err := move(mctx, vm, c)
+	load.WorkingSetMiB = o.TouchMiB
+	r, err := engine.Run(ctx, engine.Options{
+		Tools: o.Tools, Engines: es, Load: load, LogDir: o.LogDir, RAM: o.RAM, Repeat: o.Repeat, Link: o.LinkBytesPerSec,
+		Codec: o.Codec, After: o.After, Accel: o.Accel, CacheDir: o.CacheDir, Step: o.Step,
+	})
 	if err != nil {
-		return report.Peer{}, err
+		return nil, err
 	}
-	defer end()
-	if err := sleep(ctx, b.After); err != nil {
-		return report.Peer{}, err
-	}
-	return b.evaluate(ctx, report.Peer{System: system, Run: n, SettingsNote: settings, BytesWire: m.bytesWire}, m, clock)
+	return peers(r)
 }
 
-// clock returns when, by the host's clock, the guest's read zero.
-func (b *bench) clock(ctx context.Context) (time.Time, error) {
-	var s guestapi.Stats
-	if err := demo.GetJSON(ctx, b.pair.Client, demo.URL(b.guest)+"/stats", &s); err != nil {
-		return time.Time{}, err
+// peers turns the rows of a comparison into ours.
+func peers(r *engine.Result) (ps []report.Peer, err error) {
+	for _, u := range r.Unavailable {
+		err = errors.Join(err, fmt.Errorf("%s cannot run here: %s", u.Engine, u.Reason))
 	}
-	return time.Now().Add(-time.Duration(s.UptimeNS)), nil
-}
-
-func (b *bench) byPagewarp(ctx context.Context, vm *rig.VM, _ rig.VMConfig) (m moved, settings string, end func(), err error) {
-	a, dst := b.pair.A, b.pair.B
-	if _, err := a.Daemon.Add(ctx, vm.Name, vm.QMPPath); err != nil {
-		return m, "", nil, err
-	}
-	m.started = time.Now()
-	leg, err := b.pair.Relocate(ctx, vm.Name, a, dst, relocate.Options{Codec: b.Codec}, nil)
-	if err != nil {
-		return m, "", nil, err
-	}
-	s := leg.Status
-	m.stopped, m.resumed, m.bytesWire = s.Stopped, s.Resumed, s.BytesWire
-	m.completed = m.started.Add(time.Duration(leg.TotalMS * float64(time.Millisecond)))
-	settings = "mutual TLS"
-	if b.Tools.Insecure {
-		settings = "no TLS"
-	}
-	if b.Codec != "" {
-		settings += ", codec " + b.Codec
-	}
-	return m, settings, func() {
-		if err := dst.Discard(context.WithoutCancel(ctx), vm.Name); err != nil {
-			b.Step(fmt.Sprintf("the relocated guest was not ended: %v", err))
+	for _, row := range r.Rows {
+		system := QEMU
+		if row.Engine == engine.Pagewarp {
+			system = Pagewarp
 		}
-	}, nil
-}
-
-func (b *bench) byQEMU(ctx context.Context, vm *rig.VM, c rig.VMConfig) (m moved, settings string, end func(), err error) {
-	c.Incoming, c.Accel = "defer", vm.Accel
-	dst, err := demo.StartGuest(ctx, b.pair.B.Host, c, b.guest)
-	if err != nil {
-		return m, "", nil, err
-	}
-	end = func() {
-		if err := dst.Kill(); err != nil {
-			b.Step(fmt.Sprintf("the migrated guest was not ended: %v", err))
+		if row.Error != "" {
+			err = errors.Join(err, fmt.Errorf("%s, run %d: %s", system, row.Run, row.Error))
+			continue
 		}
-	}
-	p, err := open(ctx, vm, dst, netip.AddrPortFrom(b.pair.B.Host.Addr, migratePort))
-	if err == nil {
-		defer p.close()
-		settings = p.settings
-		if err = p.prepare(ctx); err == nil {
-			settings = p.settings
-			m, err = p.migrate(ctx)
+		slow := 1e3 * row.ObservedAfterS // unless it recovered
+		if row.Warmup90MS != nil {
+			slow = *row.Warmup90MS
 		}
+		ps = append(ps, report.Peer{
+			System: system, Run: row.Run, TotalMS: row.TotalMS, DowntimeMS: row.DowntimeMS, SlowMS: slow, WorstGapMS: row.WorstGapMS,
+			BytesWire: row.Source.SentBytes, GuestErrors: row.BadPages, SettingsNote: row.Settings,
+		})
 	}
-	if err != nil {
-		end()
-		return m, "", nil, err
-	}
-	return m, settings, end, nil
-}
-
-// evaluate asks the guest what it has noticed, and for bad pages.
-func (b *bench) evaluate(ctx context.Context, p report.Peer, m moved, clock time.Time) (report.Peer, error) {
-	var bins []guestapi.TouchBin
-	if err := demo.GetJSON(ctx, b.pair.Client, demo.URL(b.guest)+"/touches", &bins); err != nil {
-		return p, err
-	}
-	downtime := m.resumed.Sub(m.stopped)
-	im, err := measure(bins, m.stopped.Sub(clock), downtime)
-	if err != nil {
-		return p, err
-	}
-	v, s, err := demo.CheckGuest(ctx, b.pair.Client, b.guest)
-	if err != nil {
-		return p, err
-	}
-	p.GuestErrors = v.Bad + s.BadPages
-	if v.TouchesMissing != 0 {
-		p.GuestErrors++
-	}
-	p.TotalMS, p.DowntimeMS = ms(m.completed.Sub(m.started)), ms(downtime)
-	p.SlowMS, p.WorstGapMS = ms(im.slow), ms(im.worst)
-	return p, nil
-}
-
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return ps, err
 }
 
 // Compare sums the runs of each system up: how many times faster pagewarp was.
