@@ -31,16 +31,32 @@ func (e *Engine) raisePriority(what string) {
 	if !e.cfg.Priority {
 		return
 	}
+	if err := RaisePriority(); err != nil {
+		e.cfg.Log.Info("thread keeps its priority", "thread", what, "err", err)
+	}
+}
+
+// RaisePriority gives the calling thread real-time scheduling (SCHED_RR, the
+// lowest priority of it), or where that is refused nice -10. The thread must be
+// locked and end with its goroutine, and must sleep most of the time: it is for
+// those that a fault passes through, at either end.
+func RaisePriority() error {
 	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: schedRR, Priority: 1}
 	err := unix.SchedSetAttr(0, &attr, 0)
 	if err == nil {
-		return
+		return nil
 	}
 	if nerr := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), faultNice); nerr != nil {
-		e.cfg.Log.Info("thread keeps its priority", "thread", what,
-			"err", fmt.Errorf("real-time: %w; nice %d: %w (CAP_SYS_NICE allows both)", err, faultNice, nerr))
+		return fmt.Errorf("raise a thread's priority: real-time: %w; nice %d: %w (CAP_SYS_NICE allows both)", err, faultNice, nerr)
 	}
+	return nil
 }
+
+// BulkNice is what precache threads add to their nice value, at both ends. The
+// scheduler then gives a thread on the fault path, or a vCPU, three times the
+// share of a precache thread: on two busy cores this halved the 99th percentile
+// of demand faults and left the drain's length as it was.
+const BulkNice = 5
 
 // LowerPriority has the kernel prefer every other thread over the calling one,
 // which must be locked and end with its goroutine. nice is added to what it has.

@@ -14,7 +14,7 @@ const maxIncoming = 64
 
 // tuning is how this host's channels behave, whichever side dials them.
 func (h *Host) tuning() tcp.Tuning {
-	return tcp.Tuning{Spin: h.cfg.Spin, DeadAfter: h.cfg.DeadAfter}
+	return tcp.Tuning{BlockingIO: true, Spin: h.cfg.Spin, DeadAfter: h.cfg.DeadAfter}
 }
 
 // admit decides on a HELLO. It runs in the connection's own goroutine.

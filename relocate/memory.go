@@ -16,12 +16,6 @@ import (
 	"github.com/pagewarp/pagewarp/transport"
 )
 
-// bulkNice is what precache threads add to their nice value, at both ends. The
-// scheduler then gives a demand thread or a vCPU that wakes up the CPU at once,
-// and three times the share of a precache thread: on two busy cores this halved
-// the 99th percentile of demand faults and left the drain's length as it was.
-const bulkNice = 5
-
 // guestMemory is the destination's hold on a VMM's memory: its userfaultfd, the
 // claims, and the engine.
 type guestMemory struct {
@@ -79,7 +73,7 @@ func holdMemory(in *incoming, fd *uffd.FD, fresh bool) (*guestMemory, error) {
 	g.engine, err = faultd.New(faultd.Config{
 		Regions: g.regions, Memory: g.shared.Memory(), Open: g.channel,
 		DemandChannels: o.DemandChannels, PrecacheChannels: o.PrecacheChannels,
-		Readers: in.host.cfg.FaultReaders, Priority: true, BulkNice: bulkNice,
+		Readers: in.host.cfg.FaultReaders, BlockingDemand: true, Priority: true, BulkNice: faultd.BulkNice,
 		PrecacheOff: true, Bandwidth: uint64(o.Bandwidth), Log: in.log,
 	})
 	if err == nil {

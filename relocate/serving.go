@@ -94,11 +94,13 @@ func (s *serving) each(f func(transport.Kind, int)) {
 
 // keep serves one channel over as many connections as it takes.
 func (s *serving) keep(kind transport.Kind, index int, conn *tcp.Conn) {
+	runtime.LockOSThread() // for good: the thread ends with the goroutine
+	prioritise := faultd.RaisePriority
 	if kind == transport.Precache {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		if err := faultd.LowerPriority(bulkNice); err != nil {
-			s.o.log.Info("a precache channel keeps its priority", "err", err)
-		}
+		prioritise = func() error { return faultd.LowerPriority(faultd.BulkNice) }
+	}
+	if err := prioritise(); err != nil {
+		s.o.log.Info("a channel keeps its priority", "kind", kind, "err", err)
 	}
 	wait := redialMin
 	for s.ctx.Err() == nil {

@@ -71,7 +71,7 @@ func (t *task) faultDaemon() error {
 			}
 		},
 		DemandChannels: t.Demand, PrecacheChannels: t.Precache,
-		BlockingDemand: true, Priority: true, PrecacheOff: true, Log: log,
+		BlockingDemand: true, Priority: true, BulkNice: faultd.BulkNice, PrecacheOff: true, Log: log,
 	})
 	if err != nil {
 		return err

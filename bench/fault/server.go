@@ -3,6 +3,8 @@ package fault
 import (
 	"context"
 	"fmt"
+	"os"
+	"runtime"
 
 	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/pageserver"
@@ -29,7 +31,15 @@ func (t *task) serve() error {
 			return err
 		}
 		go func() {
-			if err := pageserver.Serve(ctx, responder, image, pageserver.Options{Stats: &stats, LockThread: kind == transport.Demand}); err != nil {
+			runtime.LockOSThread() // for good, and with the priorities of pagewarpd
+			prioritise := faultd.RaisePriority
+			if kind == transport.Precache {
+				prioritise = func() error { return faultd.LowerPriority(faultd.BulkNice) }
+			}
+			if err := prioritise(); err != nil {
+				fmt.Fprintln(os.Stderr, "bench: the tail will be longer than pagewarpd's:", err)
+			}
+			if err := pageserver.Serve(ctx, responder, image, pageserver.Options{Stats: &stats}); err != nil {
 				// The daemon of the benchmark was ended: nothing to serve any more.
 				return
 			}
