@@ -51,12 +51,14 @@ func TestSummary(t *testing.T) {
 	at := time.Unix(1000, 0)
 	s := relocate.Status{
 		VM: "web1", Peer: "hostB:7070", Phase: relocate.PhaseDone, Started: at, Resumed: at.Add(time.Second), Drained: at.Add(9 * time.Second), Ended: at.Add(10 * time.Second),
-		DowntimeMS: 4.25, PagesTotal: 524288, PagesDemand: 1200, PagesPrecache: 400000, PagesZero: 123088,
+		DowntimeMS:    4.25,
+		DowntimeParts: map[string]float64{"freeze": 1, "save": 1.5, "load": 1.25, "commit": 0.25, "resume": 0.25},
+		PagesTotal:    524288, PagesDemand: 1200, PagesPrecache: 400000, PagesZero: 123088,
 		BytesGuest: 2 << 30, BytesWire: 1 << 30, Reconnects: 1,
 		FaultLatency: relocate.Latency{P50: 180, P99: 950, Max: 2_500_000, Count: 1200},
 	}
 	want := `web1 runs at hostB:7070
-  downtime  4.2 ms
+  downtime  4.2 ms (freeze 1.0, save 1.5, load 1.2, commit 0.2, resume 0.2)
   total     10 s
   pages     524 288: 1 200 on demand, 400 000 by precache, 123 088 zero
   wire      1 GiB for 2 GiB of guest memory (ratio 2.00)

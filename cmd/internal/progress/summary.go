@@ -34,7 +34,7 @@ func Summary(s relocate.Status) string {
 		row("reason", "%s", reason)
 	}
 	if s.DowntimeMS > 0 {
-		row("downtime", "%.1f ms", s.DowntimeMS)
+		row("downtime", "%.1f ms%s", s.DowntimeMS, parts(s.DowntimeParts))
 	}
 	if end := s.Ended; !end.IsZero() {
 		row("total", "%s", Seconds(end.Sub(s.Started).Seconds()))
@@ -55,6 +55,18 @@ func Summary(s relocate.Status) string {
 		row("cuts", "%d, each taken up again", s.Reconnects)
 	}
 	return b.String()
+}
+
+// parts says where the downtime went, in the order of time.
+func parts(ms map[string]float64) string {
+	if len(ms) == 0 {
+		return ""
+	}
+	var out []string
+	for _, name := range []string{"freeze", "save", "load", "commit", "resume"} {
+		out = append(out, fmt.Sprintf("%s %.1f", name, ms[name]))
+	}
+	return " (" + strings.Join(out, ", ") + ")"
 }
 
 // Age writes how long ago t was, "-" for never.
