@@ -35,6 +35,7 @@ func qemuRootFlag(c *cobra.Command, to *string) {
 
 func newBenchRelocate() *cobra.Command {
 	var f benchRelocateFlags
+	var done *engine.Result
 	c := benchmark("relocate", "The same guest under the same load moved by pagewarp and by its peers", &f.benchFlags,
 		func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
 			o, err := f.options(step)
@@ -45,8 +46,17 @@ func newBenchRelocate() *cobra.Command {
 			if err != nil {
 				return nil, nil, nil, err
 			}
+			done = r
 			return r, nil, func(w io.Writer) error { return f.finish(w, r) }, nil
 		})
+	measure := c.RunE
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		// After the report is written, which says why.
+		if err := measure(cmd, args); err != nil || succeeded(done) > 0 {
+			return err
+		}
+		return errNoneMoved
+	}
 	c.Long = `Boot a guest with a load, move it from one host to another on this machine, each
 a network namespace, and tell what the guest, its clients and the hosts had to
 bear; then the same with a new guest and the next engine, in alternation. Every
@@ -108,21 +118,25 @@ func (f *benchRelocateFlags) options(step func(string)) (o engine.Options, err e
 	return o, nil
 }
 
+// succeeded is the number of relocations that did.
+func succeeded(r *engine.Result) (n int) {
+	for _, s := range r.Engines {
+		n += s.Good
+	}
+	return n
+}
+
 // finish writes the tables and the plots.
 func (f *benchRelocateFlags) finish(w io.Writer, r *engine.Result) error {
 	if err := r.Text(w); err != nil {
 		return err
 	}
-	good := 0
-	for _, s := range r.Engines {
-		good += s.Good
+	if succeeded(r) == 0 {
+		return nil // there may be nothing to draw
 	}
 	base := filepath.Join(f.out, "relocate-"+r.Load.Kind)
-	if err := r.WritePlot(base+".svg", base+".png"); err != nil && good > 0 {
+	if err := r.WritePlot(base+".svg", base+".png"); err != nil {
 		return err
-	}
-	if good == 0 {
-		return errNoneMoved
 	}
 	_, err := fmt.Fprintf(w, "\n  %s.png\n", base)
 	return err

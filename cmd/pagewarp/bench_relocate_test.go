@@ -178,3 +178,34 @@ func TestBenchPeers(t *testing.T) {
 		t.Errorf("a root in a folder that is in use: exit code %d, %q", code, said.b.String())
 	}
 }
+
+// A peer that crashes is a row that says so, in the report as well.
+func TestBenchRelocateCrashedPeer(t *testing.T) {
+	buildDaemon(t)
+	dir := t.TempDir()
+	qemu := engine.RootQEMU(dir)
+	if err := os.MkdirAll(filepath.Dir(qemu), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	script := "#!/bin/sh\ncase $1 in -version) echo QEMU emulator version 11.1.3;; -machine) echo;; *) echo Segmentation fault >&2; exit 139;; esac\n"
+	if err := os.WriteFile(qemu, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "r.json")
+	said := &whenSaid{}
+	code, out := runBench(t, said, "relocate", "--engine", "qemu-precopy@root", "--qemu-root", dir, "--load", "idle:ws=16",
+		"--ram", "160M", "--repeat", "2", "--accel", "tcg", "--logs", dir, "--out", dir, "--json", file)
+	if code != exitFailed || !strings.Contains(said.b.String(), errNoneMoved.Error()) {
+		t.Errorf("exit code %d\n%s", code, said.b.String())
+	}
+	if !strings.Contains(out, "FAILED: qemu-precopy@root, run 1") || !strings.Contains(out, "Segmentation fault") {
+		t.Errorf("the crash is not told:\n%s", out)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil || !bytes.Contains(text, []byte("Segmentation fault")) {
+		t.Errorf("the report lacks it: %v\n%s", err, text)
+	}
+	if left := rigsLeft(t); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
