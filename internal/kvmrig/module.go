@@ -145,7 +145,7 @@ func unpack(ctx context.Context, from, root string) error {
 // folder below dir, and returns the path of name.ko. Any warning of the compiler
 // or of sparse is an error.
 func BuildModule(ctx context.Context, dir, src, kdir, name string) (string, error) {
-	work := filepath.Join(dir, "module-"+filepath.Base(kdir))
+	work := filepath.Join(dir, name+"-"+strings.TrimPrefix(filepath.Base(kdir), "linux-headers-"))
 	if err := os.MkdirAll(work, 0o755); err != nil {
 		return "", err
 	}

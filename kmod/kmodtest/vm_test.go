@@ -23,12 +23,22 @@ var programs = []struct {
 	{"faultd", "./faultd", "TestDevice"},
 }
 
-// TestInVM boots the VM once and reports every test that ran in it.
+// TestInVM boots the test guest's kernel, and the newest of a later series, with
+// the module, and reports every test that ran in it.
 func TestInVM(t *testing.T) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 170*time.Second, errors.New("the VM's deadline"))
+	t.Run("guest", func(t *testing.T) { runInVM(t, "") })
+	t.Run("6.12", func(t *testing.T) { runInVM(t, "6.12") })
+}
+
+// runInVM boots once; series is that of the kernel, or empty for the guest's.
+func runInVM(t *testing.T, series string) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 150*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
-	cfg, release := prepare(t, ctx)
+	cfg, release := prepare(t, ctx, series)
 	for _, p := range programs {
+		if series != "" && p.name != "vmtests" {
+			continue // the driver's own tests are enough for a second kernel
+		}
 		cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: p.name, Path: compile(t, ctx, p.name, p.pkg),
 			Args: []string{"-test.v", "-test.timeout=120s", "-test.run=" + p.run}})
 	}
@@ -65,7 +75,7 @@ func TestInVM(t *testing.T) {
 func BenchmarkInVM(b *testing.B) {
 	ctx, cancel := context.WithTimeoutCause(b.Context(), 170*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
-	cfg, release := prepare(b, ctx)
+	cfg, release := prepare(b, ctx, "")
 	cfg.Programs = []kvmrig.Program{{Name: "bench", Path: compile(b, ctx, "vmtests", "./kmod/vmtests"),
 		Args: []string{"-test.run=^$", "-test.bench=.", "-test.benchtime=1x", "-test.timeout=150s"}}}
 	o, err := kvmrig.Run(ctx, cfg)
@@ -81,8 +91,9 @@ func BenchmarkInVM(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// prepare builds the module; the programs are the caller's.
-func prepare(t testing.TB, ctx context.Context) (kvmrig.Config, string) {
+// prepare builds the modules for the guest's kernel, or the newest of a series;
+// the programs are the caller's.
+func prepare(t testing.TB, ctx context.Context, series string) (cfg kvmrig.Config, release string) {
 	t.Helper()
 	root, err := rig.Root()
 	if err != nil {
@@ -93,7 +104,11 @@ func prepare(t testing.TB, ctx context.Context) (kvmrig.Config, string) {
 		t.Fatal(err)
 	}
 	build := filepath.Join(root, "build", "kmod")
-	release, err := kvmrig.GuestRelease(filepath.Dir(kernel))
+	if series == "" {
+		release, err = kvmrig.GuestRelease(filepath.Dir(kernel))
+	} else if release, err = kvmrig.LatestRelease(ctx, series); err == nil {
+		kernel, err = kvmrig.Kernel(ctx, build, release)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,11 +116,15 @@ func prepare(t testing.TB, ctx context.Context) (kvmrig.Config, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	module, err := kvmrig.BuildModule(ctx, build, filepath.Join(root, "kmod", "driver"), kdir, "pagewarp")
-	if err != nil {
-		t.Fatal(err)
+	cfg = kvmrig.Config{Dir: filepath.Join(build, "vm-"+release), Kernel: kernel, CacheDir: filepath.Dir(kernel)}
+	for name, src := range map[string]string{"pagewarp": "kmod/driver", "pagewarp_gup": "kmod/kmodtest/gup"} {
+		module, err := kvmrig.BuildModule(ctx, build, filepath.Join(root, src), kdir, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Modules = append(cfg.Modules, module)
 	}
-	return kvmrig.Config{Dir: filepath.Join(build, "vm"), Kernel: kernel, CacheDir: filepath.Dir(kernel), Modules: []string{module}}, release
+	return cfg, release
 }
 
 // compile builds the tests of a package for the VM.

@@ -3,6 +3,7 @@
 package vmtests
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
@@ -363,4 +364,36 @@ func TestWaitingProcessIsKilled(t *testing.T) {
 	p.Kill()
 	wantErr(t, "the touch", o.await(done), touch.ErrDead)
 	o.until("the mapping is gone", func() bool { return o.c.Destroy(o.name) == nil })
+}
+
+// A fault that may not sleep, as KVM's asynchronous ones, is reported and returns
+// at once; the page is there when it is taken again.
+func TestNoWait(t *testing.T) {
+	const params = "/sys/module/pagewarp_gup/parameters/"
+	o := newObject(t, 8, nil)
+	d := o.attach(16)
+	mem := o.mmap(8, true)
+	take := func() string {
+		must(t, os.WriteFile(params+"address", fmt.Appendf(nil, "%#x", addressOf(mem)+3*pageSize), 0))
+		text, err := os.ReadFile(params + "result")
+		must(t, err)
+		return string(text)
+	}
+	for range 3 {
+		if got := take(); got != "0\n" {
+			t.Errorf("taking a missing page: %q, want 0 pages", got)
+		}
+	}
+	f := d.faults(o.ctx, 1)[0]
+	if f.Page != 3 || f.Flags != kmod.FaultNoWait|kmod.FaultWrite {
+		t.Errorf("fault %+v", f)
+	}
+	if st, _ := o.c.Stat(o.name); st.Posted != 1 {
+		t.Errorf("%d entries for one page", st.Posted)
+	}
+	d.fill(3, 1, 1)
+	if got := take(); got != "1\n" {
+		t.Errorf("taking a resident page: %q, want 1 page", got)
+	}
+	o.check(mem, 3, 1)
 }
