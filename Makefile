@@ -9,7 +9,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build guest kmod tools deps test test-kmod lint bench bench-qemu demo fuzz clean
+.PHONY: help build guest kmod tools deps test test-kmod lint bench bench-qemu bench-kmod demo fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ bench: build guest ## floors, faults, streams and downtime, each against its flo
 
 bench-qemu: build guest ## QEMU's own postcopy of the same guest, side by side
 	$(BIN)/pagewarp bench qemu
+
+bench-kmod: guest ## the character device against userfaultfd, in a virtual machine
+	$(GO) test -timeout 300s -run '^$$' -bench InVM -benchtime 1x ./kmod/kmodtest
 
 demo: deps ## a real relocation on this machine, and a report of it in build/demo
 	@$(MAKE) --no-print-directory build guest

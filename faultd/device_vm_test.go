@@ -20,6 +20,14 @@ import (
 // does nothing else for its pages to be served.
 func newDeviceMachine(t testing.TB, ctx context.Context, pages uint64) *machine {
 	t.Helper()
+	m, _, _ := newDeviceMachineAgain(t, ctx, pages)
+	return m
+}
+
+// newDeviceMachineAgain returns as well what detaches from the object and
+// attaches again.
+func newDeviceMachineAgain(t testing.TB, ctx context.Context, pages uint64) (m *machine, detach, attach func()) {
+	t.Helper()
 	c, err := kmod.Open()
 	must(t, err)
 	path, err := c.Create(kmod.Config{Name: "faultd", Bytes: pages * pageSize, Mode: 0o600})
@@ -28,7 +36,7 @@ func newDeviceMachine(t testing.TB, ctx context.Context, pages uint64) *machine 
 		must(t, c.Destroy("faultd"))
 		must(t, c.Close())
 	})
-	m := &machine{file: -1}
+	m = &machine{file: -1}
 	m.proc, err = touch.Start(ctx)
 	must(t, err)
 	t.Cleanup(m.proc.Kill)
@@ -37,18 +45,23 @@ func newDeviceMachine(t testing.TB, ctx context.Context, pages uint64) *machine 
 	m.reg, err = m.proc.MapShared(fd, int64(pages*pageSize))
 	must(t, err)
 	must(t, unix.Close(fd))
-	end, err := c.Attach("faultd", 256)
-	must(t, err)
-	d, err := faultd.NewDevice(faultd.DeviceConfig{Regions: []faultd.DeviceRegion{{Region: region(pages), Daemon: end}}})
-	must(t, err)
-	m.mem = d.Memory()
+	var d *faultd.Device
+	detach = func() { must(t, d.Close()) }
+	attach = func() {
+		end, err := c.Attach("faultd", 256)
+		must(t, err)
+		d, err = faultd.NewDevice(faultd.DeviceConfig{Regions: []faultd.DeviceRegion{{Region: region(pages), Daemon: end}}})
+		must(t, err)
+		m.mem = d.Memory()
+	}
+	attach()
 	m.res, err = pagecache.New(pages)
 	must(t, err)
 	t.Cleanup(func() {
-		must(t, d.Close())
+		detach()
 		m.res.Close()
 	})
-	return m
+	return m, detach, attach
 }
 
 func TestDeviceConformance(t *testing.T) {
@@ -96,4 +109,44 @@ func TestDeviceDrain(t *testing.T) {
 			t.Logf("demand faults, µs: %+v", s.Stages[faultd.StageTotal].Summary())
 		})
 	}
+}
+
+// An engine is gone with half of the memory brought and threads waiting; another
+// attaches, and nothing is fetched twice or lost.
+func TestDeviceTakeover(t *testing.T) {
+	const pages, half, waiters = 1 << 10, 400, 8
+	img := newImage(t, pages, 3)
+	ctx := withDeadline(t, 60*time.Second)
+	srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+	m, detach, attach := newDeviceMachineAgain(t, ctx, pages)
+	cfg := m.config(srv.open(pages))
+	cfg.PrecacheOff = true
+	first, err := faultd.New(cfg)
+	must(t, err)
+	must(t, first.Start())
+	if _, err := m.reg.TouchAll(0, half, false, 4); err != nil {
+		t.Fatal(err)
+	}
+	first.Detach()
+	brought := first.Stats().PagesDemand + first.Stats().PagesZero
+	detach()
+
+	done := make(chan error, 1)
+	go func() { // pages there and pages missing, while nobody serves
+		_, err := m.reg.TouchAll(half-waiters, 2*waiters, true, 2*waiters)
+		done <- err
+	}()
+	attach()
+	m.res.Recover()
+	cfg = m.config(srv.open(pages))
+	second := start(t, cfg)
+	must(t, <-done)
+	if err := second.Wait(ctx); err != nil {
+		t.Fatalf("drain: %v; %+v", err, second.Stats())
+	}
+	s := second.Stats()
+	if got := brought + s.PagesDemand + s.PagesPrecache + s.PagesZero; got != pages {
+		t.Errorf("%d pages by the first engine and %d by the second, want %d together", brought, got-brought, pages)
+	}
+	m.verify(t, img.sums)
 }

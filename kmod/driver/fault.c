@@ -31,6 +31,8 @@ static bool pw_dead(struct pw_object *o)
 	if (o->policy != PAGEWARP_POLICY_SIGBUS || !READ_ONCE(o->had_daemon) ||
 	    rcu_access_pointer(o->daemon))
 		return false;
+	/* The time belongs to the pointer: pw_daemon_release() stores it first. */
+	smp_rmb();
 	return time_after_eq(jiffies, READ_ONCE(o->died) +
 			     msecs_to_jiffies(o->deadline_ms));
 }

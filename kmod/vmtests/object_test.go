@@ -4,6 +4,7 @@ package vmtests
 
 import (
 	"errors"
+	"math/rand/v2"
 	"os"
 	"runtime"
 	"strings"
@@ -251,4 +252,57 @@ func TestUnloadAndReload(t *testing.T) {
 			o.check(o.mmap(8, true), 3, 1)
 		})
 	}
+}
+
+// Arguments at random, and good ones with a bit or two turned, on both kinds of
+// descriptor: whatever the answer, the device goes on.
+func TestRandomArguments(t *testing.T) {
+	o := newObject(t, 64, nil)
+	d := o.attach(16)
+	fd, err := unix.Open(kmod.ControlPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	rng := rand.New(rand.NewPCG(1, 2))
+	calls := []struct {
+		fd   int
+		nr   uint32
+		size int
+	}{
+		{fd, 3<<30 | 136<<16 | 0xBD01, 136}, {fd, 1<<30 | 80<<16 | 0xBD02, 80}, {fd, 3<<30 | 168<<16 | 0xBD03, 168},
+		{fd, 3<<30 | 168<<16 | 0xBD04, 168}, {fd, 3<<30 | 104<<16 | 0xBD05, 104}, {fd, 3<<30 | 80<<16 | 0xBD06, 80},
+		{fd, 1<<30 | 80<<16 | 0xBD07, 80}, {d.FD(), 3<<30 | 32<<16 | 0xBD12, 32}, {d.FD(), 0xBD13, 0},
+	}
+	good := map[string]bool{o.name: true}
+	for i := range 3000 {
+		c := calls[rng.IntN(len(calls))]
+		arg := make([]byte, 256)
+		if i%3 == 0 {
+			for j := range arg {
+				arg[j] = byte(rng.Uint32())
+			}
+		} else if c.fd == fd && c.nr&0xff != 2 && c.nr&0xff != 5 { // not this object's end, nor a second daemon
+			copy(arg, o.name)
+			for range rng.IntN(3) {
+				arg[64+rng.IntN(c.size-64)] ^= 1 << rng.IntN(8)
+			}
+		} else {
+			for range rng.IntN(4) {
+				arg[rng.IntN(32)] ^= 1 << rng.IntN(8)
+			}
+		}
+		ioctlBytes(c.fd, c.nr, arg)
+	}
+	list, err := o.c.List()
+	must(t, err)
+	for _, s := range list {
+		if !good[s.Name] {
+			must(t, o.c.Destroy(s.Name))
+		}
+	}
+	if _, err := o.c.Stat(o.name); err != nil {
+		t.Error(err)
+	}
+	mem := o.mmap(1, true)
+	d.fill(0, 1, 1)
+	o.check(mem, 0, 1)
 }
