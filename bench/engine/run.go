@@ -251,8 +251,8 @@ func (c *contest) move(ctx context.Context, vm *rig.VM, config rig.VMConfig) (Mo
 			return time.Now()
 		},
 	})
-	if err != nil && ctx.Err() != nil {
-		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", cause, err)
 	}
 	var costs [2]Cost
 	if mt != nil {
