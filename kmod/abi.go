@@ -132,6 +132,7 @@ const (
 	ioAttach    = iocRead | iocWrite | 104<<16 | magic<<8 | 0x05
 	ioFreeze    = iocRead | iocWrite | 80<<16 | magic<<8 | 0x06
 	ioShrink    = iocWrite | 80<<16 | magic<<8 | 0x07
+	ioReset     = iocWrite | 80<<16 | magic<<8 | 0x08
 	ioLayout    = iocRead | 112<<16 | magic<<8 | 0x10
 	ioAlias     = iocRead | iocWrite | 16<<16 | magic<<8 | 0x11
 	ioWake      = iocRead | iocWrite | 32<<16 | magic<<8 | 0x12

@@ -176,6 +176,21 @@ func (c *Control) Destroy(name string) error {
 	return nil
 }
 
+// Reset empties plain memory that has no daemon: every page is missing again, and
+// the object is new. It is for a VMM that must start before its memory comes:
+// create the object plain, start the VMM, pause it, reset, attach. EBUSY: the
+// object is frozen, not plain, or has a daemon.
+func (c *Control) Reset(name string) error {
+	var r rawName
+	if err := setName(&r.name, name); err != nil {
+		return err
+	}
+	if err := ioctl(c.fd, ioReset, &r); err != nil {
+		return fmt.Errorf("reset object %q: %w", name, err)
+	}
+	return nil
+}
+
 // Shrink gives the pages from bytes on back for good.
 func (c *Control) Shrink(name string, bytes uint64) error {
 	r := rawShrink{bytes: bytes}

@@ -55,6 +55,24 @@ static long pw_do_destroy(void __user *arg)
 	return pw_destroy(n.name);
 }
 
+static long pw_do_reset(void __user *arg)
+{
+	struct pagewarp_name n;
+	struct pw_object *o;
+	long ret;
+
+	if (copy_from_user(&n, arg, sizeof(n)))
+		return -EFAULT;
+	if (memchr_inv(n.reserved, 0, sizeof(n.reserved)))
+		return -EINVAL;
+	o = pw_find(n.name);
+	if (!o)
+		return -ENOENT;
+	ret = pw_reset(o);
+	pw_put(o);
+	return ret;
+}
+
 static long pw_do_stat(void __user *arg, bool list)
 {
 	struct pagewarp_stat s;
@@ -192,6 +210,8 @@ static long pw_control_ioctl(struct file *file, unsigned int cmd,
 		return pw_do_freeze(p);
 	case PAGEWARP_SHRINK:
 		return pw_do_shrink(p);
+	case PAGEWARP_RESET:
+		return pw_do_reset(p);
 	}
 	return -ENOTTY;
 }

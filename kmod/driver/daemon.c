@@ -66,7 +66,8 @@ static int pw_daemon_release(struct inode *inode, struct file *file)
 	mutex_lock(&o->lock);
 	if (rcu_access_pointer(o->daemon) == d) {
 		WRITE_ONCE(o->died, jiffies);
-		WRITE_ONCE(o->had_daemon, true);
+		/* The time first: see pw_dead(). */
+		smp_store_release(&o->had_daemon, true);
 		rcu_assign_pointer(o->daemon, NULL);
 		synchronize_rcu();
 		/* What found the ring full keeps its waiter bit: see E. */

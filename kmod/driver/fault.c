@@ -159,6 +159,12 @@ static vm_fault_t pw_map(struct pw_object *o, struct vm_fault *vmf)
 		put_page(vmf->page);
 		return VM_FAULT_SIGBUS;
 	}
+	/* A reset that comes later finds the page locked, and frees it. */
+	if (unlikely(!pw_present(o, vmf->pgoff))) {
+		unlock_page(vmf->page);
+		put_page(vmf->page);
+		return VM_FAULT_NOPAGE; /* and is taken again */
+	}
 	/*
 	 * A huge page would be mapped as a whole, with what is missing in it,
 	 * were there no table of small ones in its place.
@@ -237,13 +243,20 @@ static vm_fault_t pw_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t end)
 	struct file *node = vmf->vma->vm_private_data;
 	struct pw_object *o = node->private_data;
 	u64 pages = READ_ONCE(o->pages);
+	vm_fault_t ret;
 	pgoff_t lo, hi;
 
 	if (vmf->pgoff >= pages)
 		return 0;
 	end = min_t(u64, end, pages - 1);
-	if (smp_load_acquire(&o->plain))
-		return pw_shmem_ops->map_pages(vmf, start, end);
+	/* A reset waits for those who have seen the memory plain. */
+	rcu_read_lock();
+	if (smp_load_acquire(&o->plain)) {
+		ret = pw_shmem_ops->map_pages(vmf, start, end);
+		rcu_read_unlock();
+		return ret;
+	}
+	rcu_read_unlock();
 	/*
 	 * Where there is no page table yet a huge page would be mapped as a
 	 * whole; the fault proper makes one.

@@ -399,6 +399,30 @@ int pw_thaw(struct pw_object *o)
 }
 
 /*
+ * Empties plain memory: every page is missing again, mapped or not. Faults that
+ * have seen it plain are waited for, or see that it no longer is: pw_map() and
+ * pw_map_pages().
+ */
+int pw_reset(struct pw_object *o)
+{
+	int ret = -EBUSY;
+
+	mutex_lock(&o->lock);
+	if (o->plain && !o->frozen && !rcu_access_pointer(o->daemon)) {
+		memset(o->resident, 0, pw_bitmap_bytes(o));
+		memset(o->waiters, 0, pw_bitmap_bytes(o));
+		o->had_daemon = false;
+		smp_store_release(&o->plain, false);
+		synchronize_rcu();
+		ret = vfs_fallocate(o->shmem, FALLOC_FL_PUNCH_HOLE |
+				    FALLOC_FL_KEEP_SIZE, 0,
+				    o->max_pages << PAGE_SHIFT);
+	}
+	mutex_unlock(&o->lock);
+	return ret;
+}
+
+/*
  * Opens the memory anew, so that each user has a file position of its own.
  * Returns a descriptor to be installed, or an error.
  */

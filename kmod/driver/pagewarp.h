@@ -131,6 +131,7 @@ void pw_stat(struct pw_object *o, struct pagewarp_stat *s);
 int pw_shrink(struct pw_object *o, u64 bytes);
 int pw_freeze(struct pw_object *o);
 int pw_thaw(struct pw_object *o);
+int pw_reset(struct pw_object *o);
 int pw_open_memory(struct pw_object *o, int flags, struct file **file);
 
 static inline struct pw_object *pw_get(struct pw_object *o)

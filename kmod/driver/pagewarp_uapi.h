@@ -72,7 +72,7 @@ struct pagewarp_create {
 	__u64 reserved[4];
 };
 
-/* Names an object: DESTROY. */
+/* Names an object: DESTROY, RESET. */
 struct pagewarp_name {
 	char name[PAGEWARP_NAME_LEN];
 	__u64 reserved[2];
@@ -203,6 +203,7 @@ struct pagewarp_consumer {
 #define PAGEWARP_ATTACH _IOWR(PAGEWARP_IOC, 0x05, struct pagewarp_attach)
 #define PAGEWARP_FREEZE _IOWR(PAGEWARP_IOC, 0x06, struct pagewarp_freeze)
 #define PAGEWARP_SHRINK _IOW(PAGEWARP_IOC, 0x07, struct pagewarp_shrink)
+#define PAGEWARP_RESET _IOW(PAGEWARP_IOC, 0x08, struct pagewarp_name)
 /* The daemon's end. */
 #define PAGEWARP_LAYOUT _IOR(PAGEWARP_IOC, 0x10, struct pagewarp_layout)
 #define PAGEWARP_ALIAS _IOWR(PAGEWARP_IOC, 0x11, struct pagewarp_alias)

@@ -397,3 +397,54 @@ func TestNoWait(t *testing.T) {
 	}
 	o.check(mem, 3, 1)
 }
+
+// Memory that a VMM has used is empty after a reset, also while threads touch it.
+func TestReset(t *testing.T) {
+	const pages = 64
+	o := newObject(t, pages, func(c *kmod.Config) { c.Plain = true })
+	mem := o.mmap(pages, true)
+	for p := range uint64(pages) {
+		must(t, poke(mem, p, 1))
+	}
+	for round := range uint64(10) {
+		done := make(chan error, 3)
+		for k := range uint64(cap(done)) {
+			go func() { // ends when a page holds what the new daemon brought
+				for i := k; ; i++ {
+					b, err := peek(mem, i*5%pages)
+					if err != nil || b[0] != 1 {
+						done <- err
+						return
+					}
+				}
+			}()
+		}
+		must(t, o.c.Reset(o.name))
+		if s := o.state(); s != kmod.New {
+			t.Fatalf("state %v after a reset", s)
+		}
+		wantErr(t, "second reset", o.c.Reset(o.name), unix.EBUSY)
+		d := o.attach(16)
+		wantErr(t, "reset with a daemon", o.c.Reset(o.name), unix.EBUSY)
+		for p := range uint64(pages) {
+			if d.alias[p*pageSize] != 0 {
+				t.Fatalf("round %d: page %d has its old content", round, p)
+			}
+		}
+		o.until("all threads wait", func() bool { st, err := o.c.Stat(o.name); must(t, err); return st.Faults >= 3*(round+1) })
+		end := d.serve(round + 7)
+		for range cap(done) {
+			must(t, o.await(done))
+		}
+		for p := range uint64(pages) {
+			o.check(mem, p, round+7)
+		}
+		end()
+		must(t, d.Release())
+		d.close()
+		for p := range uint64(pages) {
+			must(t, poke(mem, p, 1))
+		}
+	}
+	wantErr(t, "reset nothing", o.c.Reset("nothing"), unix.ENOENT)
+}
