@@ -154,8 +154,8 @@ type Config struct {
 	// most, within an aligned group of that size; a power of two. Default 1: the
 	// page alone.
 	ReadAround uint32
-	// Priority asks for real-time scheduling of the threads on the fault path
-	// (SCHED_RR, lowest priority; then nice -10). Refusal is logged, not fatal.
+	// Priority raises the priority of the threads on the fault path (nice -10).
+	// Refusal is logged, not fatal.
 	Priority bool
 
 	// BulkNice is added to the nice value of the precache workers, which then

@@ -7,10 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	schedRR   = 2   // SCHED_RR, sched(7)
-	faultNice = -10 // where real-time scheduling is refused
-)
+// faultNice is the nice value of threads on the fault path.
+const faultNice = -10
 
 // Tune sets GOMAXPROCS to the number of CPUs and blocking on top, the number of
 // threads that sleep in system calls on the fault path (readers, blocking demand
@@ -36,18 +34,13 @@ func (e *Engine) raisePriority(what string) {
 	}
 }
 
-// RaisePriority gives the calling thread real-time scheduling (SCHED_RR, the
-// lowest priority of it), or where that is refused nice -10. The thread must be
-// locked and end with its goroutine, and must sleep most of the time: it is for
-// those that a fault passes through, at either end.
+// RaisePriority takes faultNice from the nice value of the calling thread, which
+// must be locked and end with its goroutine: it is for those that a fault passes
+// through, at either end. Real-time scheduling had shorter tails, but a fault
+// path that is busy by mistake or malice then stops the whole host.
 func RaisePriority() error {
-	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: schedRR, Priority: 1}
-	err := unix.SchedSetAttr(0, &attr, 0)
-	if err == nil {
-		return nil
-	}
-	if nerr := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), faultNice); nerr != nil {
-		return fmt.Errorf("raise a thread's priority: real-time: %w; nice %d: %w (CAP_SYS_NICE allows both)", err, faultNice, nerr)
+	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), faultNice); err != nil {
+		return fmt.Errorf("raise a thread's priority to nice %d: %w (CAP_SYS_NICE allows it)", faultNice, err)
 	}
 	return nil
 }

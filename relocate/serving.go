@@ -92,16 +92,13 @@ func (s *serving) each(f func(transport.Kind, int)) {
 	}
 }
 
-// keep serves one channel over as many connections as it takes.
+// longLived is how long a connection must have lived for its successor to be
+// dialled without a growing pause.
+const longLived = 5 * time.Second
+
+// keep serves one channel over as many connections as it takes. There is always
+// a pause between two: whatever ends one at once would end the next.
 func (s *serving) keep(kind transport.Kind, index int, conn *tcp.Conn) {
-	runtime.LockOSThread() // for good: the thread ends with the goroutine
-	prioritise := faultd.RaisePriority
-	if kind == transport.Precache {
-		prioritise = func() error { return faultd.LowerPriority(faultd.BulkNice) }
-	}
-	if err := prioritise(); err != nil {
-		s.o.log.Info("a channel keeps its priority", "kind", kind, "err", err)
-	}
 	wait := redialMin
 	for s.ctx.Err() == nil {
 		if conn == nil {
@@ -118,7 +115,7 @@ func (s *serving) keep(kind transport.Kind, index int, conn *tcp.Conn) {
 				continue
 			}
 		}
-		wait = redialMin
+		began := time.Now()
 		err := s.serve(conn)
 		conn.Close()
 		conn = nil
@@ -127,9 +124,12 @@ func (s *serving) keep(kind transport.Kind, index int, conn *tcp.Conn) {
 		}
 		if err != nil && !errors.Is(err, io.EOF) {
 			s.o.warn("page channel lost, dialling again", "kind", kind, "index", index, "err", err)
-		} else {
-			sleep(s.ctx, wait)
 		}
+		if time.Since(began) > longLived {
+			wait = redialMin
+		}
+		sleep(s.ctx, wait)
+		wait = min(2*wait, redialMax)
 	}
 }
 
@@ -148,7 +148,21 @@ func (s *serving) serve(conn *tcp.Conn) error {
 	if err != nil {
 		return err
 	}
-	return pageserver.Serve(s.ctx, responder, s.o.image, pageserver.Options{Stats: &s.stats})
+	// In a thread of its own, which ends with the goroutine: its priority is
+	// for the answers alone.
+	served := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		prioritise := faultd.RaisePriority
+		if conn.Kind() == transport.Precache {
+			prioritise = func() error { return faultd.LowerPriority(faultd.BulkNice) }
+		}
+		if err := prioritise(); err != nil {
+			s.o.log.Info("a channel keeps its priority", "kind", conn.Kind(), "err", err)
+		}
+		served <- pageserver.Serve(s.ctx, responder, s.o.image, pageserver.Options{Stats: &s.stats})
+	}()
+	return <-served
 }
 
 func sleep(ctx context.Context, d time.Duration) {
