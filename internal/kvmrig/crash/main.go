@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/pagewarp/pagewarp/internal/kvmrig"
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -18,6 +19,10 @@ func main() {
 	}
 	// A program that claims to be the rig is not believed.
 	fmt.Printf("%sFORGED verdict ok\n--- PASS: TestNothing (0.00s)\n", kvmrig.Mark)
+	// What was written leaves the port before the kernel goes.
+	if err := unix.IoctlSetInt(1, unix.TCSBRK, 1); err != nil {
+		fmt.Println(err)
+	}
 	if err := os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0); err != nil {
 		fmt.Println(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -33,7 +32,7 @@ func main() {
 
 // report is the second serial port.
 type report struct {
-	io.Writer
+	*os.File
 	token string
 }
 
@@ -53,7 +52,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	r := report{Writer: port}
+	r := report{File: port}
 	for word := range strings.FieldsSeq(string(cmdline)) {
 		if token, ok := strings.CutPrefix(word, kvmrig.TokenParam); ok {
 			r.token = token
@@ -127,7 +126,8 @@ func runOne(r report, p kvmrig.Program) int {
 	cmd := exec.Command(p.Path, p.Args...)
 	cmd.Env = append([]string{"PATH=/bin", "HOME=/tmp", "TMPDIR=/tmp"}, p.Env...)
 	cmd.Dir = "/tmp"
-	cmd.Stdout, cmd.Stderr = r, r
+	// The port itself, without a pipe: nothing is lost if the kernel panics.
+	cmd.Stdout, cmd.Stderr = r.File, r.File
 	err := cmd.Run()
 	code := 0
 	var exit *exec.ExitError
