@@ -78,7 +78,21 @@ func TestNetworkCutInEachPhase(t *testing.T) {
 			}
 			m := hold(t, role, p, cut)
 			m.proxy.Restore()
-			m.stayed()
+			if p != relocate.PhaseFrozen {
+				m.stayed()
+				return
+			}
+			// The destination loads on while the source is held: LOADED may
+			// have come before the cut, and then the source may commit.
+			vmtest.Wait(t, "the source to decide", func() bool {
+				now := m.a.status(relocate.RoleSource).Phase
+				return now.Final() || now == relocate.PhaseDraining
+			})
+			if m.a.status(relocate.RoleSource).Phase == relocate.PhaseRolledBack {
+				m.stayed()
+			} else {
+				m.arrived()
+			}
 		})
 	}
 	for _, p := range []relocate.Phase{relocate.PhaseCommitted, relocate.PhaseDraining} {

@@ -39,7 +39,9 @@ func NewClient(socket string, timeout time.Duration) *Client {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return d.DialContext(ctx, "unix", socket)
 		},
-		MaxIdleConns: 4, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
+		// A connection for each request: it costs nothing on a unix socket, and
+		// one that is kept may be closed under the next request.
+		DisableKeepAlives: true, DisableCompression: true,
 	}}}
 }
 
