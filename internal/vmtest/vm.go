@@ -98,13 +98,13 @@ func (v *VM) Kill() {
 	<-v.Done
 }
 
-// Wait polls, more and more rarely and for 30 s, what has no event to wait for.
+// Wait polls, more and more rarely and for a minute, what has no event to wait for.
 func Wait(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	pause := time.Millisecond
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(pause) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(pause) {
 		if time.Now().After(end) {
-			t.Fatalf("waited 30 s for %s", what)
+			t.Fatalf("waited a minute for %s", what)
 		}
 		pause = min(2*pause, 50*time.Millisecond)
 	}

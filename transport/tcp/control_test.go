@@ -156,7 +156,7 @@ func TestKeepalive(t *testing.T) {
 		t.Fatal(d.Err())
 	case <-s.Done():
 		t.Fatal(s.Err())
-	case <-time.After(time.Second): // the claim is about time
+	case <-time.After(3 * time.Second): // the claim is about time
 	}
 	if d.RTT() == 0 {
 		t.Error("no round trip was measured")
@@ -175,7 +175,7 @@ func TestKeepalive(t *testing.T) {
 // TestBackpressureIsNotDeath leaves state unread for longer than DeadAfter: the
 // channel must live, since its peer does.
 func TestBackpressureIsNotDeath(t *testing.T) {
-	d, s := controls(t, nil, Tuning{PingAfter: 20 * time.Millisecond, DeadAfter: 250 * time.Millisecond})
+	d, s := controls(t, nil, Tuning{PingAfter: 20 * time.Millisecond, DeadAfter: time.Second})
 	state := make([]byte, 32<<20)
 	sent := make(chan error, 1)
 	go func() { sent <- control(t, s).SendState(state, true) }()
@@ -184,7 +184,7 @@ func TestBackpressureIsNotDeath(t *testing.T) {
 		t.Fatal(d.Err())
 	case <-s.Done():
 		t.Fatal(s.Err())
-	case <-time.After(time.Second): // the claim is about time
+	case <-time.After(3 * time.Second): // the claim is about time
 	}
 	if n, err := io.Copy(io.Discard, control(t, d).StateReader()); err != nil || n != int64(len(state)) {
 		t.Fatalf("%d, %v", n, err)
