@@ -53,6 +53,10 @@ bench-qemu: build guest ## QEMU's own postcopy of the same guest, side by side
 bench-kmod: guest ## the character device against userfaultfd, in a virtual machine
 	$(GO) test -timeout 300s -run '^$$' -bench InVM -benchtime 1x ./kmod/kmodtest
 
+bench-peers: build guest ## relocations by pagewarp and by QEMU's own engines, of Debian's newest QEMU too
+	$(BIN)/pagewarp bench peers --make-root
+	$(BIN)/pagewarp bench relocate --engine pagewarp,qemu-postcopy,qemu-precopy,pagewarp@root,qemu-postcopy-preempt@root --load touch
+
 demo: deps ## a real relocation on this machine, and a report of it in build/demo
 	@$(MAKE) --no-print-directory build guest
 	$(BIN)/pagewarp demo
