@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -28,7 +27,6 @@ func pagewarp(t *testing.T, n *node, args ...string) *cli {
 	c := &cli{t: t, out: new(lockedBuffer), done: make(chan struct{})}
 	c.cmd = exec.Command(program(t, "pagewarp"), append([]string{"--socket", filepath.Join(n.stateDir(), "api.sock")}, args...)...)
 	c.cmd.Stdout, c.cmd.Stderr = c.out, c.out
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

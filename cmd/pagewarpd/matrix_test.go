@@ -149,7 +149,6 @@ func (n *node) start(crash string) {
 	}
 	n.cmd.Env = append(os.Environ(), "PAGEWARP_CRASH_AT="+crash)
 	n.cmd.Stderr, n.cmd.Stdout = n.log, n.log
-	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatal(err)
 	}
