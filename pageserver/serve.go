@@ -38,10 +38,8 @@ type Options struct {
 	// Stats, if not nil, counts what this channel does. Several channels may
 	// share one.
 	Stats *Stats
-	// LockThread keeps the channel on an operating-system thread of its own, and
-	// Thread, if not nil, is called there first (to set a priority).
+	// LockThread keeps the channel on an operating-system thread of its own.
 	LockThread bool
-	Thread     func()
 }
 
 // Serve answers the fetches of one channel from im until the peer closes it
@@ -52,9 +50,6 @@ func Serve(ctx context.Context, ch transport.Responder, im *Image, o Options) er
 	if o.LockThread {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-	}
-	if o.Thread != nil {
-		o.Thread()
 	}
 	if o.Stats == nil {
 		o.Stats = new(Stats)
