@@ -3,11 +3,11 @@ package faultd
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/sched"
 	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/transport"
 )
@@ -99,12 +99,12 @@ type demandChannel struct {
 	posted atomic.Int32      // slots that are on this channel
 	ready  bool              // guarded by Engine.sendMu; may be posted to
 	f      transport.Fetcher // guarded by Engine.sendMu
+	thread *sched.Fault      // of run; nil if it has none of its own
 }
 
 func (c *demandChannel) run() {
 	if c.e.cfg.BlockingDemand {
-		runtime.LockOSThread() // for good: see readFaults
-		c.e.raisePriority("demand receiver")
+		c.thread = c.e.faultThread("demand receiver")
 	}
 	c.serveLoop(c.serve)
 }
@@ -117,7 +117,7 @@ func (c *demandChannel) serve(f transport.Fetcher) error {
 	e.sendMu.Unlock()
 	e.flush()
 
-	sink := newSink(e, transport.Demand)
+	sink := newSink(e, transport.Demand, f)
 	defer sink.close()
 	rec := e.stats.recorders()
 	defer e.stats.retire(rec)
@@ -135,6 +135,7 @@ func (c *demandChannel) serve(f transport.Fetcher) error {
 		}
 		e.stats.damage.Store(0)
 		c.answered(&comp, rec)
+		c.thread.Tick()
 	}
 }
 

@@ -3,7 +3,6 @@ package faultd
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"time"
 
 	"github.com/pagewarp/pagewarp/internal/hist"
@@ -16,10 +15,7 @@ const busyPause = 20 * time.Microsecond
 
 // readFaults is a fault reader's thread.
 func (e *Engine) readFaults(r FaultReader) {
-	runtime.LockOSThread()
-	e.raisePriority("fault reader")
-	// The thread ends with the goroutine, since it may have a priority that no
-	// other goroutine should inherit: there is no UnlockOSThread.
+	thread := e.faultThread("fault reader")
 	w := &faultWorker{e: e, local: e.stats.local.Recorder()}
 	defer e.stats.local.Retire(w.local)
 	var buf [faultBatch]Event
@@ -34,6 +30,7 @@ func (e *Engine) readFaults(r FaultReader) {
 		}
 		e.stats.reads.Add(1)
 		w.handle(buf[:n], time.Now())
+		thread.Tick()
 	}
 }
 

@@ -16,3 +16,10 @@ func addressOf(b []byte) uint64 {
 // closeChild closes the userfaultfd of a forked child, which is not served: the
 // child then finds zeroes where pages were absent.
 func closeChild(fd int32) error { return unix.Close(int(fd)) }
+
+// joined returns the n bytes of pages that lie side by side in memory.
+func joined(pages [][]byte, n int) []byte {
+	// SAFETY: the caller's pages are consecutive parts of one staging buffer and
+	// have n bytes together.
+	return unsafe.Slice(unsafe.SliceData(pages[0]), n)
+}

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/sched"
 	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/transport"
 )
@@ -54,7 +55,7 @@ func newPrecacheChannel(e *Engine, index int) *precacheChannel {
 func (c *precacheChannel) run() {
 	if n := c.e.cfg.BulkNice; n > 0 {
 		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		if err := LowerPriority(n); err != nil {
+		if err := sched.Lower(n); err != nil {
 			c.e.cfg.Log.Info("precache keeps its priority", "err", err)
 		}
 	}
@@ -65,7 +66,7 @@ func (c *precacheChannel) run() {
 
 func (c *precacheChannel) serve(f transport.Fetcher) error {
 	e := c.e
-	sink := newSink(e, transport.Precache)
+	sink := newSink(e, transport.Precache, f)
 	defer sink.close()
 	defer c.giveBack()
 	rec := e.stats.recorders()

@@ -150,7 +150,7 @@ func (s *server) accept() {
 		s.mu.Unlock()
 		s.wg.Go(func() {
 			pageserver.Serve(context.Background(), r, s.im, pageserver.Options{Stats: &s.stats,
-				LockThread: s.tune.BlockingIO && c.Kind() == transport.Demand})
+				Demand: s.tune.BlockingIO && c.Kind() == transport.Demand})
 			s.mu.Lock()
 			delete(s.conns, c)
 			s.mu.Unlock()

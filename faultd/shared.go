@@ -13,14 +13,15 @@ import (
 
 // Shared is memory in a shared file (memfd, tmpfs, hugetlbfs) that the
 // machine's process has mapped and registered with a userfaultfd, and that we
-// map a second time: the alias. It implements [FaultSource], [Installer] and
-// [Placer].
+// map a second time: the alias. It implements [FaultSource], [Installer],
+// [Placer] and, on tmpfs, [Writer].
 //
 // Nothing here touches the registered mapping, which is in another process; the
 // alias is not registered, so that a write to it cannot fault into ourselves.
 type Shared struct {
 	cfg   UFFDConfig
 	as    areas
+	huge  bool     // an area is of hugetlbfs, which takes no write(2)
 	alias [][]byte // by the index in as.list
 	can   uffd.Ioctls
 }
@@ -53,6 +54,7 @@ func (s *Shared) open() error {
 		switch fs.Kind {
 		case sysmem.FSHugetlbfs:
 			features |= uffd.FeatureMissingHugetlbfs | uffd.FeatureMinorHugetlbfs
+			s.huge = true
 		case sysmem.FSOther:
 			return fmt.Errorf("region %d (%q): its file is on a file system of type %#x; userfaultfd needs tmpfs, memfd or hugetlbfs",
 				a.ID, a.Name, fs.Magic)
@@ -77,7 +79,13 @@ func (s *Shared) open() error {
 }
 
 // Memory returns what [Config] wants.
-func (s *Shared) Memory() Memory { return Memory{Faults: s, Install: s, Place: s} }
+func (s *Shared) Memory() Memory {
+	m := Memory{Faults: s, Install: s, Place: s}
+	if !s.huge {
+		m.Write = s
+	}
+	return m
+}
 
 func (s *Shared) unmap() error {
 	var err error
@@ -169,6 +177,25 @@ func (s *Shared) Place(r transport.Range, dst [][]byte) {
 			dst[j], mem = mem[:size:size], mem[size:]
 		}
 	}
+}
+
+// Write implements [Writer].
+func (s *Shared) Write(r transport.Range, src [][]byte) error {
+	a, _, length, err := s.as.span(r)
+	if err != nil {
+		return err
+	}
+	if len(src) != int(r.Count) {
+		return fmt.Errorf("write %d pages of region %d: %d pages of content", r.Count, r.Region, len(src))
+	}
+	err = sysmem.WriteAt(a.FD, joined(src, int(length)), a.Offset+int64(r.First)*int64(a.PageSize))
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM) {
+		err = fmt.Errorf("%w: %w", transport.ErrNoMemory, err)
+	}
+	if err != nil {
+		return fmt.Errorf("write pages %d+%d of region %d (%q): %w", r.First, r.Count, a.ID, a.Name, err)
+	}
+	return nil
 }
 
 // Discard implements [Placer].

@@ -16,15 +16,20 @@ const maxInstallBytes = 2 << 20
 // sink is where one channel's pages land. It belongs to the goroutine that
 // receives on the channel.
 type sink struct {
-	e     *Engine
-	mask  pagecache.Mask
-	stage []byte // private memory: staging buffer, off-heap
-	used  int    // bytes of stage given out since the last reset
-	pre   bool   // of a precache channel
+	e      *Engine
+	mask   pagecache.Mask
+	stage  []byte // private memory: staging buffer, off-heap
+	used   int    // bytes of stage given out since the last reset
+	pre    bool   // of a precache channel
+	stages bool   // pages are received into stage
 }
 
-func newSink(e *Engine, kind transport.Kind) *sink {
-	return &sink{e: e, pre: kind == transport.Precache}
+func newSink(e *Engine, kind transport.Kind, f transport.Fetcher) *sink {
+	m, pre, inPlace := &e.cfg.Memory, kind == transport.Precache, false
+	if p, ok := f.(transport.InPlace); ok {
+		inPlace = p.InPlace()
+	}
+	return &sink{e: e, pre: pre, stages: m.Place == nil || pre && m.Write != nil && !inPlace}
 }
 
 func (s *sink) close() {
@@ -71,7 +76,7 @@ func (s *sink) Reserve(r transport.Range, dst [][]byte) {
 		clear(dst)
 		return
 	}
-	if s.e.cfg.Memory.Place != nil {
+	if !s.stages {
 		s.e.cfg.Memory.Place.Place(r, dst)
 	} else if err := s.staging(reg, dst); err != nil {
 		s.e.fail(err)
@@ -131,6 +136,8 @@ func (s *sink) Commit(r transport.Range, dst [][]byte) error {
 		run := transport.Range{Region: r.Region, First: r.First + uint64(i), Count: uint32(j - i)}
 		if err := s.install(reg, run, dst[i:j]); err != nil {
 			s.giveUp(reg, r, dst[i:], i)
+			s.e.afterClaims()
+			s.e.wake(r)
 			return err
 		}
 		i = j
@@ -153,6 +160,11 @@ func (s *sink) install(reg *Region, run transport.Range, src [][]byte) error {
 	e.showing.RLock()
 	defer e.showing.RUnlock()
 	if e.cfg.Memory.Place != nil {
+		if s.stages {
+			if err := s.write(run, src); err != nil {
+				return err
+			}
+		}
 		if err := reg.Residency.Commit(run.First, uint64(run.Count), nil); err != nil {
 			return err
 		}
@@ -165,6 +177,24 @@ func (s *sink) install(reg *Region, run transport.Range, src [][]byte) error {
 		return err
 	}
 	return e.cfg.Memory.Install.Wake(run)
+}
+
+// write puts staged pages behind a run. Without room for them the claims are
+// given up by the caller, as after a store that found no memory, and whoever met
+// them faults again.
+func (s *sink) write(run transport.Range, src [][]byte) error {
+	m := &s.e.cfg.Memory
+	err := m.Write.Write(run, src)
+	if err == nil {
+		return nil
+	}
+	if derr := m.Place.Discard(run); derr != nil {
+		err = errors.Join(err, derr)
+	}
+	if !errors.Is(err, transport.ErrNoMemory) {
+		s.e.fail(err)
+	}
+	return err
 }
 
 // retry repeats f while the layout is changing: the readers take the events.
@@ -205,7 +235,7 @@ func (s *sink) Abort(r transport.Range, dst [][]byte) {
 		return
 	}
 	s.e.stats.aborts.Add(1)
-	if p := s.e.cfg.Memory.Place; p != nil {
+	if p := s.e.cfg.Memory.Place; p != nil && !s.stages {
 		// While the claims are still ours: nobody may find the damaged bytes.
 		for i := range dst {
 			if dst[i] == nil {

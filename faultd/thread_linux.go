@@ -1,48 +1,25 @@
 package faultd
 
 import (
-	"fmt"
 	"runtime"
 
-	"golang.org/x/sys/unix"
+	"github.com/pagewarp/pagewarp/internal/sched"
+	"github.com/pagewarp/pagewarp/internal/syspoll"
 )
 
-// faultNice is the nice value of threads on the fault path.
-const faultNice = -10
-
 // Tune sets GOMAXPROCS to the number of CPUs and blocking on top, the number of
-// threads that sleep in system calls on the fault path (readers, blocking demand
-// channels), and returns the new value. After such a call a goroutine needs a P
-// again; with every P held by a worker that decodes, it would wait for a
-// scheduler slice of 10 ms, which is where a latency tail comes from. With Ps in
-// reserve it goes on at once, and the kernel decides who gets the CPU. It never
-// lowers the value. Call it once in a process, with the sum over all engines.
+// threads that sleep in system calls (fault readers, channels), and returns the
+// new value. After such a call a goroutine needs a P again; with every P held by
+// a worker that decodes, it would wait for a scheduler slice of 10 ms, which is
+// where a latency tail comes from. With Ps in reserve it goes on at once, and the
+// kernel decides who gets the CPU; and as many threads as there are Ps in reserve
+// sleep without a word to Go's scheduler (internal/syspoll). It never lowers
+// GOMAXPROCS. Call it once in a process, with the sum over all engines.
 func Tune(blocking int) int {
 	n := max(runtime.NumCPU()+blocking, runtime.GOMAXPROCS(0))
 	runtime.GOMAXPROCS(n)
+	syspoll.Allow(min(blocking, n-runtime.NumCPU()))
 	return n
-}
-
-// raisePriority has the kernel prefer the calling thread, which must be locked
-// and end with its goroutine, over the workers. What is refused is logged.
-func (e *Engine) raisePriority(what string) {
-	if !e.cfg.Priority {
-		return
-	}
-	if err := RaisePriority(); err != nil {
-		e.cfg.Log.Info("thread keeps its priority", "thread", what, "err", err)
-	}
-}
-
-// RaisePriority takes faultNice from the nice value of the calling thread, which
-// must be locked and end with its goroutine: it is for those that a fault passes
-// through, at either end. Real-time scheduling had shorter tails, but a fault
-// path that is busy by mistake or malice then stops the whole host.
-func RaisePriority() error {
-	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), faultNice); err != nil {
-		return fmt.Errorf("raise a thread's priority to nice %d: %w (CAP_SYS_NICE allows it)", faultNice, err)
-	}
-	return nil
 }
 
 // BulkNice is what precache threads add to their nice value, at both ends. The
@@ -51,16 +28,16 @@ func RaisePriority() error {
 // of demand faults and left the drain's length as it was.
 const BulkNice = 5
 
-// LowerPriority has the kernel prefer every other thread over the calling one,
-// which must be locked and end with its goroutine. nice is added to what it has.
-func LowerPriority(nice int) error {
-	have, err := unix.Getpriority(unix.PRIO_PROCESS, unix.Gettid())
-	if err != nil {
-		return fmt.Errorf("priority of a thread: %w", err)
+// faultThread makes the calling goroutine's thread one that faults pass through,
+// for as long as both live. What is refused is logged.
+func (e *Engine) faultThread(what string) *sched.Fault {
+	runtime.LockOSThread() // for good: no other goroutine may inherit its scheduling
+	if !e.cfg.Priority {
+		return nil
 	}
-	have = 20 - have // getpriority(2): the raw system call returns 20 - nice
-	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), min(have+nice, 19)); err != nil {
-		return fmt.Errorf("lower a thread's priority to nice %d: %w", have+nice, err)
+	t := sched.Raise()
+	if err := t.Refused(); err != nil {
+		e.cfg.Log.Info("thread keeps a lower priority", "thread", what, "err", err)
 	}
-	return nil
+	return t
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/internal/hist"
+	"github.com/pagewarp/pagewarp/internal/sched"
 	"github.com/pagewarp/pagewarp/transport"
 )
 
@@ -38,8 +39,28 @@ type Options struct {
 	// Stats, if not nil, counts what this channel does. Several channels may
 	// share one.
 	Stats *Stats
-	// LockThread keeps the channel on an operating-system thread of its own.
-	LockThread bool
+	// Demand says that faults wait for the answers: the thread is scheduled as
+	// those of package faultd are. Nice is added to the nice value of one that
+	// sends in bulk. Either locks the calling goroutine to its thread for good: it
+	// should end after Serve.
+	Demand bool
+	Nice   int
+	// Refused, if not nil, is told what the kernel does not permit of these.
+	Refused func(error)
+}
+
+// schedule sets the calling thread's scheduling.
+func (o *Options) schedule() (*sched.Fault, error) {
+	switch {
+	case o.Demand:
+		runtime.LockOSThread()
+		t := sched.Raise()
+		return t, t.Refused()
+	case o.Nice != 0:
+		runtime.LockOSThread()
+		return nil, sched.Lower(o.Nice)
+	}
+	return nil, nil
 }
 
 // Serve answers the fetches of one channel from im until the peer closes it
@@ -47,9 +68,9 @@ type Options struct {
 // cannot be answered is refused, and the channel lives on. Serve closes the
 // channel, and leaves the image open.
 func Serve(ctx context.Context, ch transport.Responder, im *Image, o Options) error {
-	if o.LockThread {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
+	thread, err := o.schedule()
+	if err != nil && o.Refused != nil {
+		o.Refused(err)
 	}
 	if o.Stats == nil {
 		o.Stats = new(Stats)
@@ -57,10 +78,10 @@ func Serve(ctx context.Context, ch transport.Responder, im *Image, o Options) er
 	stop := context.AfterFunc(ctx, func() { ch.Close() })
 	defer stop()
 
-	c := &channel{ch: ch, im: im, stats: o.Stats, service: o.Stats.Service.Recorder()}
+	c := &channel{ch: ch, im: im, stats: o.Stats, service: o.Stats.Service.Recorder(), thread: thread}
 	defer o.Stats.Service.Retire(c.service)
 	defer c.scratch.close()
-	err := c.loop()
+	err = c.loop()
 	cerr := ch.Close()
 	switch {
 	case ctx.Err() != nil:
@@ -79,6 +100,7 @@ type channel struct {
 	im      *Image
 	stats   *Stats
 	service *hist.Recorder
+	thread  *sched.Fault // nil unless faults pass through it
 	scratch scratch
 	ans     transport.Answer
 	buf     [nextBatch]transport.Fetch
@@ -100,6 +122,7 @@ func (c *channel) loop() error {
 			c.service.Record(now.Sub(start))
 			start = now
 		}
+		c.thread.Tick()
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -152,15 +151,13 @@ func (s *serving) serve(conn *tcp.Conn) error {
 	// for the answers alone.
 	served := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread()
-		prioritise := faultd.RaisePriority
-		if conn.Kind() == transport.Precache {
-			prioritise = func() error { return faultd.LowerPriority(faultd.BulkNice) }
+		o := pageserver.Options{Stats: &s.stats, Demand: conn.Kind() == transport.Demand, Refused: func(err error) {
+			s.o.log.Info("a channel keeps a lower priority", "kind", conn.Kind(), "err", err)
+		}}
+		if !o.Demand {
+			o.Nice = faultd.BulkNice
 		}
-		if err := prioritise(); err != nil {
-			s.o.log.Info("a channel keeps its priority", "kind", conn.Kind(), "err", err)
-		}
-		served <- pageserver.Serve(s.ctx, responder, s.o.image, pageserver.Options{Stats: &s.stats})
+		served <- pageserver.Serve(s.ctx, responder, s.o.image, o)
 	}()
 	return <-served
 }

@@ -30,7 +30,7 @@ type Stats struct {
 // faultDaemon is the fault daemon's process: its descriptor 3 is the touching
 // process's userfaultfd, 4 the memory.
 func (t *task) faultDaemon() error {
-	faultd.Tune(1 + t.Demand)
+	faultd.Tune(1 + t.Demand + t.Precache)
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	u, err := uffd.Open(3)
 	if err != nil {

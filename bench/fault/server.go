@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"runtime"
 
 	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/pageserver"
@@ -14,7 +13,7 @@ import (
 
 // serve is the page server's process: its descriptor 3 is the image.
 func (t *task) serve() error {
-	faultd.Tune(t.Demand) // as pagewarpd does, for both roles
+	faultd.Tune(t.Demand + t.Precache) // as pagewarpd does, for both roles
 	image, err := pageserver.Open([]pageserver.Source{{Region: t.region(), FD: 3}})
 	if err != nil {
 		return err
@@ -31,15 +30,14 @@ func (t *task) serve() error {
 			return err
 		}
 		go func() {
-			runtime.LockOSThread() // for good, and with the priorities of pagewarpd
-			prioritise := faultd.RaisePriority
-			if kind == transport.Precache {
-				prioritise = func() error { return faultd.LowerPriority(faultd.BulkNice) }
-			}
-			if err := prioritise(); err != nil {
+			// With the priorities of pagewarpd.
+			o := pageserver.Options{Stats: &stats, Demand: kind == transport.Demand, Refused: func(err error) {
 				fmt.Fprintln(os.Stderr, "bench: the tail will be longer than pagewarpd's:", err)
+			}}
+			if !o.Demand {
+				o.Nice = faultd.BulkNice
 			}
-			if err := pageserver.Serve(ctx, responder, image, pageserver.Options{Stats: &stats}); err != nil {
+			if err := pageserver.Serve(ctx, responder, image, o); err != nil {
 				// The daemon of the benchmark was ended: nothing to serve any more.
 				return
 			}

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/pagewarp/pagewarp/faultd"
 )
 
 // Exit codes, in the help of the command, too.
@@ -55,12 +56,15 @@ func notify(state string) {
 	daemon.SdNotify(false, state)
 }
 
-// parallelism raises GOMAXPROCS above the core count: a goroutine that comes
-// back from a blocking read needs a P at once, and with every P decompressing
-// it would wait for a scheduler slice of 10 ms.
+// spareProcessors is how far GOMAXPROCS is raised above the core count: the
+// fault reader and two demand and two precache channels of one relocation, and
+// one in hand. More relocations at a time share them, see faultd.Tune.
+const spareProcessors = 6
+
 func parallelism(configured int) {
 	if configured == 0 {
-		configured = runtime.NumCPU() + 4
+		configured = runtime.NumCPU() + spareProcessors
 	}
 	runtime.GOMAXPROCS(configured)
+	faultd.Tune(max(0, configured-runtime.NumCPU()))
 }

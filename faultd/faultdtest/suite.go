@@ -43,6 +43,7 @@ func Run(t *testing.T, make Factory) {
 		{"a wake-up without a page faults again", wakeFaultsAgain},
 		{"discarded content is gone", discard},
 		{"data is found", nextData},
+		{"written content is shown", written},
 		{"a reader is stopped", stopReader},
 		{"each fault goes to one reader", twoReaders},
 		{"release lets all go on", release},
@@ -280,6 +281,45 @@ func nextData(r *rig) {
 	}
 	if _, _, ok, err := place.NextData(r.Region.ID, 22); ok || err != nil {
 		r.Fatalf("data after the last (%v)", err)
+	}
+}
+
+// written puts content behind pages by a call: it is not visible before it is
+// installed, and a page outside is refused.
+func written(r *rig) {
+	w := r.Memory.Write
+	if w == nil {
+		return // pages are written in place
+	}
+	evs := r.events()
+	const first, count = 30, 5
+	size := int(r.Region.PageSize)
+	stage, err := sysmem.MapAnonymous(count * int64(size))
+	r.must(err)
+	defer sysmem.Unmap(stage)
+	src := make([][]byte, count)
+	for i := range src {
+		src[i] = stage[i*size : (i+1)*size]
+		touch.Fill(src[i], first+uint64(i), 8)
+	}
+	done := r.touching(first+1, false)
+	r.next(evs, first+1)
+	r.must(w.Write(r.pages(first, count), src))
+	select {
+	case err := <-done:
+		r.Fatalf("a page that was written and not installed was read (%v)", err)
+	default:
+	}
+	r.must(r.Memory.Install.Install(r.pages(first, count), nil))
+	r.must(<-done)
+	for p := uint64(first); p < first+count; p++ {
+		r.check(p, r.sumOf(p, 8))
+	}
+	if err := w.Write(r.pages(r.Region.Pages-1, count), src); err == nil {
+		r.Error("pages past the region's end were written")
+	}
+	if err := w.Write(r.pages(first, count), src[:1]); err == nil {
+		r.Error("five pages were written with the content of one")
 	}
 }
 

@@ -82,3 +82,20 @@ func NextData(fd int, off int64) (start, end int64, err error) {
 	}
 	return start, end, nil
 }
+
+// WriteAt writes all of p to the file fd at off.
+func WriteAt(fd int, p []byte, off int64) error {
+	for len(p) > 0 {
+		n, err := unix.Pwrite(fd, p, off)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return fmt.Errorf("write %d bytes at %#x to descriptor %d: %w", len(p), off, fd, err)
+		case n == 0:
+			return fmt.Errorf("write %d bytes at %#x to descriptor %d: %w", len(p), off, fd, io.ErrShortWrite)
+		default:
+			p, off = p[n:], off+int64(n)
+		}
+	}
+	return nil
+}

@@ -36,8 +36,11 @@ func (u *FD) ioctlCopy(arg *rawCopy) unix.Errno {
 	return errno
 }
 
+// ioctlFill is on the path of every fault and takes microseconds: a raw call,
+// see internal/syspoll. (It can sleep for the lock of the process's address
+// space, which is held for as long as one of its own calls needs it.)
 func (u *FD) ioctlFill(req uintptr, arg *rawFill) unix.Errno {
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(u.fd), req, uintptr(unsafe.Pointer(arg)))
+	_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(u.fd), req, uintptr(unsafe.Pointer(arg)))
 	return errno
 }
 
@@ -50,11 +53,4 @@ func readMsgs(fd int, msgs *[Batch]rawMsg, n int) (int, unix.Errno) {
 		return 0, errno
 	}
 	return int(r) / sizeMsg, 0
-}
-
-// ppoll waits for one of fds; timeout nil is for ever.
-func ppoll(fds []unix.PollFd, timeout *unix.Timespec) (int, unix.Errno) {
-	n, _, errno := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))),
-		uintptr(len(fds)), uintptr(unsafe.Pointer(timeout)), 0, 0, 0)
-	return int(n), errno
 }

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/syspoll"
 	"golang.org/x/sys/unix"
 )
 
@@ -109,6 +110,7 @@ type Reader struct {
 	nfds    int
 	spin    time.Duration
 	stopped atomic.Bool
+	dry     bool           // the last read took all that there was; used by the reading goroutine
 	fds     [3]unix.PollFd // used by the reading goroutine
 	msgs    [Batch]rawMsg  // used by the reading goroutine
 }
@@ -150,13 +152,16 @@ func (r *Reader) Wait(buf []Event, timeout time.Duration) (int, error) {
 	if timeout >= 0 {
 		deadline = time.Now().Add(timeout)
 	}
-	for {
+	for dry := r.dry && r.spin == 0; ; dry = false {
 		if r.stopped.Load() {
 			return 0, ErrStopped
 		}
-		n, err := r.TryRead(buf)
-		if n > 0 || err != nil {
-			return n, err
+		if !dry {
+			n, err := r.TryRead(buf)
+			if n > 0 || err != nil {
+				r.dry = n < min(len(buf), Batch)
+				return n, err
+			}
 		}
 		if r.spin > 0 && time.Now().Before(spinUntil) {
 			continue
@@ -187,17 +192,13 @@ func (r *Reader) TryRead(buf []Event) (int, error) {
 
 // sleep waits for an event, and tells the reasons to give up.
 func (r *Reader) sleep(deadline time.Time) error {
-	var ts unix.Timespec
-	var tsp *unix.Timespec
+	left := time.Duration(-1)
 	if !deadline.IsZero() {
-		left := time.Until(deadline)
-		if left <= 0 {
+		if left = time.Until(deadline); left <= 0 {
 			return ErrTimeout
 		}
-		ts = unix.NsecToTimespec(int64(left))
-		tsp = &ts
 	}
-	n, errno := ppoll(r.fds[:r.nfds], tsp)
+	n, errno := syspoll.Wait(r.fds[:r.nfds], left)
 	switch {
 	case errno == unix.EINTR:
 		return nil

@@ -21,8 +21,9 @@ type Tuning struct {
 	PingAfter time.Duration
 	// DeadAfter is the silence after which a channel is closed. Default 5 s.
 	DeadAfter time.Duration
-	// BlockingIO makes demand channels wait in the system call rather than in
-	// Go's poller. Each such channel occupies an OS thread while it waits.
+	// BlockingIO makes page channels wait in the system call rather than in Go's
+	// poller: the goroutine that reads, locked to a thread, is woken directly and
+	// not by the thread that polls. Each such channel occupies an OS thread.
 	BlockingIO bool
 	// Spin is how long a blocking demand channel polls its socket before it
 	// sleeps. It burns a core for that time after every answer. Default 0.

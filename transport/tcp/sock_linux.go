@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/syspoll"
 	"golang.org/x/sys/unix"
 )
 
@@ -50,22 +51,40 @@ func newSock(nc net.Conn) (*sock, error) {
 }
 
 func (s *sock) doRecv(fd uintptr) bool {
-	if s.file != nil && s.spin > 0 {
-		for end := time.Now().Add(s.spin); ; {
-			s.rn, s.rerr = msgIO(unix.SYS_RECVMSG, fd, s.riov, unix.MSG_DONTWAIT, false)
-			if s.rerr != unix.EAGAIN {
+	if s.file == nil {
+		s.rn, s.rerr = msgIO(unix.SYS_RECVMSG, fd, s.riov, 0, true)
+		return s.rerr != unix.EAGAIN
+	}
+	if s.tryRecv(fd) {
+		return true
+	}
+	if s.spin > 0 {
+		for end := time.Now().Add(s.spin); time.Now().Before(end); {
+			if s.tryRecv(fd) {
 				return true
-			}
-			if time.Now().After(end) {
-				break
 			}
 		}
 	}
-	s.rn, s.rerr = msgIO(unix.SYS_RECVMSG, fd, s.riov, 0, true)
-	return s.rerr != unix.EAGAIN || s.file != nil
+	syspoll.Readable(int(fd))
+	if !s.tryRecv(fd) {
+		s.rn, s.rerr = msgIO(unix.SYS_RECVMSG, fd, s.riov, 0, true)
+	}
+	return true
+}
+
+// tryRecv takes what is there without sleeping. It reports false for nothing.
+func (s *sock) tryRecv(fd uintptr) bool {
+	s.rn, s.rerr = msgIO(unix.SYS_RECVMSG, fd, s.riov, unix.MSG_DONTWAIT, false)
+	return s.rerr != unix.EAGAIN
 }
 
 func (s *sock) doSend(fd uintptr) bool {
+	if s.file != nil {
+		s.wn, s.werr = msgIO(unix.SYS_SENDMSG, fd, s.wiov, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, false)
+		if s.werr != unix.EAGAIN {
+			return true
+		}
+	}
 	s.wn, s.werr = msgIO(unix.SYS_SENDMSG, fd, s.wiov, unix.MSG_NOSIGNAL, true)
 	return s.werr != unix.EAGAIN || s.file != nil
 }

@@ -13,10 +13,26 @@ const notSentLow = 64 << 10
 // socket yet.
 func (c *Conn) tuneSocket() error {
 	s := c.w.sock
-	if s == nil || c.Kind() != transport.Demand {
-		return nil // Go sets TCP_NODELAY; the kernel tunes the buffers of streams
+	if s == nil || c.Kind() == transport.Control {
+		return nil // Go sets TCP_NODELAY
 	}
-	err := s.control("set options of the socket", func(fd int) error {
+	if c.Kind() == transport.Demand {
+		if err := c.tuneDemand(s); err != nil {
+			return err
+		}
+	} // of a stream the kernel tunes the buffers
+	if c.tune.BlockingIO {
+		spin := c.tune.Spin
+		if c.Kind() != transport.Demand {
+			spin = 0
+		}
+		return s.setBlocking(spin)
+	}
+	return nil
+}
+
+func (c *Conn) tuneDemand(s *sock) error {
+	return s.control("set options of the socket", func(fd int) error {
 		if n := c.tune.SocketBuffer; n > 0 {
 			for _, opt := range []int{unix.SO_SNDBUF, unix.SO_RCVBUF} {
 				if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, opt, n); err != nil {
@@ -29,8 +45,4 @@ func (c *Conn) tuneSocket() error {
 		}
 		return nil
 	})
-	if err == nil && c.tune.BlockingIO {
-		err = s.setBlocking(c.tune.Spin)
-	}
-	return err
 }

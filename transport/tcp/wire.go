@@ -12,11 +12,11 @@ import (
 )
 
 const (
-	readBuffer  = 32 << 10  // of the reader; a header and small bodies in one call
-	copyBuffer  = 64 << 10  // of the writer, where it must gather by copying
-	maxIovecs   = 64        // in one system call
-	maxReadCall = 256 << 10 // bytes asked for by one call, so that the CRC finds them in the cache
-	maxSendCall = 1 << 20   // bytes given to one call, so that progress can be seen
+	readBuffer  = 32 << 10 // of the reader; a header and small bodies in one call
+	copyBuffer  = 64 << 10 // of the writer, where it must gather by copying
+	maxIovecs   = 64       // in one system call
+	maxReadCall = 64 << 10 // bytes asked for by one call, so that the CRC finds them in the cache
+	maxSendCall = 64 << 10 // bytes given to one call, so that progress can be seen
 )
 
 // wire moves bytes. The reading methods belong to one goroutine, the writing
