@@ -112,8 +112,11 @@ type rawConsumer struct {
 // ringPending: faults wait outside the full ring.
 const ringPending = 1
 
-// freezeThaw undoes a freeze.
-const freezeThaw = 1
+// Flags of a freeze: one undoes it, the other opens the memory without it.
+const (
+	freezeThaw = 1
+	freezeOpen = 2
+)
 
 // createPlain makes an object with no page missing.
 const createPlain = 1

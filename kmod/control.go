@@ -206,26 +206,30 @@ func (c *Control) Shrink(name string, bytes uint64) error {
 // Freeze stops all writes through the node of plain memory and returns the
 // memory, read-only; the caller closes the descriptor.
 func (c *Control) Freeze(name string) (fd int, err error) {
-	var r rawFreeze
+	return c.freeze(name, 0, "freeze")
+}
+
+// OpenMemory returns plain memory, read-only, and lets its users go on writing; the
+// caller closes the descriptor.
+func (c *Control) OpenMemory(name string) (fd int, err error) {
+	return c.freeze(name, freezeOpen, "open the memory of")
+}
+
+func (c *Control) freeze(name string, flags uint32, what string) (fd int, err error) {
+	r := rawFreeze{flags: flags}
 	if err := setName(&r.name, name); err != nil {
 		return -1, err
 	}
 	if err := ioctl(c.fd, ioFreeze, &r); err != nil {
-		return -1, fmt.Errorf("freeze object %q: %w", name, err)
+		return -1, fmt.Errorf("%s object %q: %w", what, name, err)
 	}
 	return int(r.fd), nil
 }
 
 // Thaw allows writes again.
 func (c *Control) Thaw(name string) error {
-	r := rawFreeze{flags: freezeThaw}
-	if err := setName(&r.name, name); err != nil {
-		return err
-	}
-	if err := ioctl(c.fd, ioFreeze, &r); err != nil {
-		return fmt.Errorf("thaw object %q: %w", name, err)
-	}
-	return nil
+	_, err := c.freeze(name, freezeThaw, "thaw")
+	return err
 }
 
 // Stat tells of one object.

@@ -138,7 +138,9 @@ static long pw_do_freeze(void __user *arg)
 
 	if (copy_from_user(&f, arg, sizeof(f)))
 		return -EFAULT;
-	if (f.flags & ~PAGEWARP_FREEZE_THAW || f.reserved)
+	if (f.flags & ~(PAGEWARP_FREEZE_THAW | PAGEWARP_FREEZE_OPEN) ||
+	    f.flags == (PAGEWARP_FREEZE_THAW | PAGEWARP_FREEZE_OPEN) ||
+	    f.reserved)
 		return -EINVAL;
 	o = pw_find(f.name);
 	if (!o)
@@ -150,7 +152,10 @@ static long pw_do_freeze(void __user *arg)
 			ret = -EFAULT;
 		goto put;
 	}
-	ret = pw_freeze(o);
+	if (f.flags & PAGEWARP_FREEZE_OPEN)
+		ret = pw_check_plain(o);
+	else
+		ret = pw_freeze(o);
 	if (ret)
 		goto put;
 	ret = pw_open_memory(o, O_RDONLY, &file);

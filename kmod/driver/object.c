@@ -385,6 +385,12 @@ int pw_freeze(struct pw_object *o)
 	return ret;
 }
 
+/* Whether all of the memory is there to be read: 0 or an error. */
+int pw_check_plain(struct pw_object *o)
+{
+	return smp_load_acquire(&o->plain) ? 0 : -EBUSY;
+}
+
 int pw_thaw(struct pw_object *o)
 {
 	int ret = 0;

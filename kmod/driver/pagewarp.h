@@ -129,6 +129,7 @@ struct pw_object *pw_find_id(u32 from);
 u32 pw_objects(void);
 void pw_stat(struct pw_object *o, struct pagewarp_stat *s);
 int pw_shrink(struct pw_object *o, u64 bytes);
+int pw_check_plain(struct pw_object *o);
 int pw_freeze(struct pw_object *o);
 int pw_thaw(struct pw_object *o);
 int pw_reset(struct pw_object *o);

@@ -86,7 +86,8 @@ struct pagewarp_shrink {
 };
 
 /* Undo a freeze. */
-#define PAGEWARP_FREEZE_THAW (1U << 0)
+#define PAGEWARP_FREEZE_THAW (1U << 0) /* allows writes again; no descriptor */
+#define PAGEWARP_FREEZE_OPEN (1U << 1) /* only the descriptor: writes go on */
 
 struct pagewarp_freeze {
 	char name[PAGEWARP_NAME_LEN];
