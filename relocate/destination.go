@@ -154,7 +154,7 @@ func (in *incoming) load(ctl *control) error {
 	}
 	stop := context.AfterFunc(ctx, func() { state.Close() })
 	defer stop()
-	if err := in.enter(PhaseReady, "the VMM is up and its faults are caught"); err != nil {
+	if err := in.enter(PhaseReady, "the VMM is up and its faults are caught by "+in.faultSource()); err != nil {
 		return err
 	}
 	if err := ctl.send(msgReady, struct{}{}); err != nil {
@@ -342,6 +342,9 @@ func (in *incoming) discard() {
 		if err := freeMemory(in.rec.Memory); err != nil {
 			in.warn("memory was not freed", "err", err)
 		}
+	} else if err := freeObjects(in.rec.Memory); err != nil {
+		// Without a VMM a file is not known to be ours; an object is.
+		in.warn("memory was not freed", "err", err)
 	}
 	in.removeFiles()
 	in.host.journal.removeResidency(in.rec)

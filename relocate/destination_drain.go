@@ -50,7 +50,7 @@ func (in *incoming) drain(ctl *control) {
 		if ctl := follow.take(); ctl != nil {
 			ctl.close()
 		}
-		in.memory.close() // the VMM keeps its userfaultfd; the next daemon takes it up
+		in.memory.close() // the VMM keeps its userfaultfd or object; the next daemon takes it up
 		in.memory = nil
 		in.mu.Lock()
 		in.fill, in.limit = nil, nil
@@ -111,7 +111,7 @@ func (in *incoming) adopt() error {
 	if err != nil {
 		return err
 	}
-	m := &machine{name: in.rec.VM, qmp: in.rec.QMP, vm: in.vm, last: machineOf(in.rec.VM, in.rec.QMP, desc)}
+	m := &machine{name: in.rec.VM, qmp: in.rec.QMP, vm: in.vm, last: machineOf(in.rec.VM, in.rec.QMP, desc), objects: in.rec.objects()}
 	if err := in.host.register(m); err != nil {
 		return err
 	}

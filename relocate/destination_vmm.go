@@ -77,12 +77,8 @@ func (in *incoming) startVMM(ctx context.Context, o *offer) error {
 	base := filepath.Join(dir, "vm-"+sessionName(in.rec.Token))
 	in.rec.QMP = base + ".qmp"
 	log := base + ".log"
-	for i, b := range o.Description.Backends {
-		path := qemu.RewritePath(t.Rewrite, b.Path)
-		if err := in.clearMemory(path, o.Allocated); err != nil {
-			return err
-		}
-		in.rec.Memory = append(in.rec.Memory, memoryRecord{ID: o.Regions[i].Name, Path: path, Size: b.Size})
+	if err := in.chooseSource(o, &t); err != nil {
+		return err
 	}
 	argv, err := qemu.DestinationArgv(o.Description, t, in.rec.QMP)
 	if err != nil {
@@ -113,6 +109,9 @@ func (in *incoming) startVMM(ctx context.Context, o *offer) error {
 	// Written before the VMM starts: should this daemon be killed between
 	// here and the next record, its successor finds the files, at least.
 	if err := in.enter(PhasePreparing, "starting "+argv[0]); err != nil {
+		return err
+	}
+	if err := in.createObjects(); err != nil {
 		return err
 	}
 	vm, proc, err := qemu.Spawn(ctx, qemu.SpawnConfig{Argv: argv, Dir: workDir, Env: t.Env, LogPath: log, QMPPath: in.rec.QMP})

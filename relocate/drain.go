@@ -178,6 +178,7 @@ func (s *Status) copyCounters(d *Status) {
 	s.RateBytes, s.ETASec = d.RateBytes, d.ETASec
 	s.ChannelsUp, s.ChannelsTotal, s.ChannelReopens = d.ChannelsUp, d.ChannelsTotal, d.ChannelReopens
 	s.FaultLatency, s.Stages = d.FaultLatency, d.Stages
+	s.FaultSource = d.FaultSource
 	s.Drained = d.Drained
 	s.Options.Bandwidth = d.Options.Bandwidth
 }
@@ -207,7 +208,7 @@ func (o *outgoing) release(ctl *control, s *serving) {
 
 func (o *outgoing) doneText() string {
 	if o.rec.Options.KeepSource {
-		return fmt.Sprintf("relocated to %s; kept as asked: QEMU pid %d, stopped, and its RAM file", o.rec.Peer, o.rec.PID)
+		return fmt.Sprintf("relocated to %s; kept as asked: QEMU pid %d, stopped, and its memory %s", o.rec.Peer, o.rec.PID, describe(o.rec.Memory))
 	}
 	return "relocated to " + o.rec.Peer + "; the source is released"
 }
@@ -265,7 +266,7 @@ func (o *outgoing) lose(ctl *control, err error) {
 	o.image.Release()
 	o.rec.Error = err.Error()
 	o.setError(err)
-	text := fmt.Sprintf("%v; the source never runs it again, but its memory is still in %s and its stopped QEMU is pid %d", err, o.rec.Memory[0].Path, o.rec.PID)
+	text := fmt.Sprintf("%v; the source never runs it again, but its memory is still in %s and its stopped QEMU is pid %d", err, describe(o.rec.Memory), o.rec.PID)
 	if err := o.enter(PhaseLost, text); err != nil {
 		o.warn("journal not written", "err", err)
 	}

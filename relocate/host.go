@@ -1,6 +1,7 @@
 package relocate
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -62,10 +64,13 @@ type HostConfig struct {
 	Template func(vm string) qemu.Template
 	Log      *slog.Logger
 
-	DemandChannels   int           // per session; 0: DefaultDemandChannels
-	PrecacheChannels int           // per session; 0: DefaultPrecacheChannels
-	FaultReaders     int           // threads per machine; 0: DefaultFaultReaders
-	Spin             time.Duration // busy wait before a fault thread sleeps; 0: none
+	DemandChannels   int // per session; 0: DefaultDemandChannels
+	PrecacheChannels int // per session; 0: DefaultPrecacheChannels
+	FaultReaders     int // threads per machine; 0: DefaultFaultReaders
+	// FaultSource is how the faults of machines that arrive are caught, where the
+	// relocation does not say: one of FaultSources; empty is FaultAuto.
+	FaultSource string
+	Spin        time.Duration // busy wait before a fault thread sleeps; 0: none
 	// DeadAfter is the silence after which a peer is taken for gone; 0: the
 	// transport's default.
 	DeadAfter time.Duration
@@ -109,6 +114,10 @@ func NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	setDefault(&cfg.DemandChannels, DefaultDemandChannels)
 	setDefault(&cfg.PrecacheChannels, DefaultPrecacheChannels)
 	setDefault(&cfg.FaultReaders, DefaultFaultReaders)
+	cfg.FaultSource = cmp.Or(cfg.FaultSource, FaultAuto)
+	if !slices.Contains(FaultSources, cfg.FaultSource) {
+		return nil, fmt.Errorf("fault source %q: choose one of %q", cfg.FaultSource, FaultSources)
+	}
 	if cfg.deadlines == (deadlines{}) {
 		cfg.deadlines = defaultDeadlines
 	}
@@ -132,6 +141,7 @@ func NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 		}
 		h.listeners = append(h.listeners, l)
 	}
+	h.sayFaultSource()
 	h.recover(ctx)
 	return h, nil
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/relocate/qemu"
-	"golang.org/x/sys/unix"
 )
 
 // availableMemory is MemAvailable of /proc/meminfo, in bytes.
@@ -33,15 +32,6 @@ func availableMemory() (int64, error) {
 		return kib << 10, nil
 	}
 	return 0, errors.New("available memory: /proc/meminfo has no MemAvailable")
-}
-
-// allocatedBytes is what a file really takes, holes left out.
-func allocatedBytes(path string) (int64, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return 0, fmt.Errorf("RAM file %s: %w", path, err)
-	}
-	return st.Blocks * 512, nil // stat(2): st_blocks counts 512-byte units
 }
 
 func exists(path string) bool {

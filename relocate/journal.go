@@ -55,6 +55,22 @@ type memoryRecord struct {
 	ID   string `json:"id"` // of the memory backend
 	Path string `json:"path"`
 	Size int64  `json:"size"` // bytes
+	// Object is the object of the character device whose node Path is, if it is one.
+	Object string `json:"object,omitempty"`
+}
+
+// onDevice tells whether the machine's memory is on the character device.
+func (r *record) onDevice() bool { return len(r.Memory) > 0 && r.Memory[0].Object != "" }
+
+// objects are those of the character device that hold the machine's memory.
+func (r *record) objects() []string {
+	var out []string
+	for _, m := range r.Memory {
+		if m.Object != "" {
+			out = append(out, m.Object)
+		}
+	}
+	return out
 }
 
 // sessionName is the printable name of a token: it identifies the session in

@@ -3,10 +3,10 @@ package relocate
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"regexp"
 	"sort"
+	"strings"
 	"time"
 
 	"github.com/pagewarp/pagewarp/relocate/qemu"
@@ -19,6 +19,9 @@ type machine struct {
 	vm   *qemu.VM
 	last Machine   // guarded by Host.mu; as it was seen last
 	busy *outgoing // guarded by Host.mu
+	// objects of the character device that were made here for it, and go with it;
+	// guarded by Host.mu.
+	objects []string
 }
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -26,6 +29,11 @@ var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 // Adopt takes a running VMM into the host's set, by its QMP socket. The host
 // holds the monitor from then on, so the socket must be its own.
 func (h *Host) Adopt(ctx context.Context, name, qmpPath string) (Machine, error) {
+	return h.adopt(ctx, savedMachine{Name: name, QMP: qmpPath})
+}
+
+func (h *Host) adopt(ctx context.Context, saved savedMachine) (Machine, error) {
+	name, qmpPath := saved.Name, saved.QMP
 	if !validName.MatchString(name) {
 		return Machine{}, fmt.Errorf("machine name %q: use up to 64 letters, digits, dots, dashes and underscores", name)
 	}
@@ -48,7 +56,7 @@ func (h *Host) Adopt(ctx context.Context, name, qmpPath string) (Machine, error)
 		vm.Close()
 		return Machine{}, fmt.Errorf("adopt %s: %w", name, err)
 	}
-	m := &machine{name: name, qmp: abs, vm: vm, last: machineOf(name, abs, desc)}
+	m := &machine{name: name, qmp: abs, vm: vm, last: machineOf(name, abs, desc), objects: saved.Objects}
 	if err := h.register(m); err != nil {
 		vm.Close()
 		return Machine{}, fmt.Errorf("adopt %s: %w", name, err)
@@ -101,6 +109,7 @@ func (h *Host) watch(m *machine) {
 	h.log.Warn("the VMM has ended or closed its monitor", "vm", m.name, "pid", m.last.PID)
 	h.events.add(Event{VM: m.name, Kind: "machine",
 		Text: fmt.Sprintf("QEMU (pid %d) has ended or closed its monitor; `pagewarp vm rm %s` forgets it", m.last.PID, m.name)})
+	h.reap(m.name, m.objects)
 }
 
 // gone makes sense of an error of a VMM that has died.
@@ -129,9 +138,14 @@ func (h *Host) Forget(name string) error {
 	}
 	delete(h.machines, name)
 	err := h.saveMachinesLocked()
+	text := "forgotten"
+	if len(m.objects) > 0 {
+		text += fmt.Sprintf("; its memory on the device, %s, is to be freed by `pagewarp device destroy` when it has ended", strings.Join(m.objects, " "))
+	}
 	h.mu.Unlock()
 	m.vm.Close()
-	h.events.add(Event{VM: name, Kind: "machine", Text: "forgotten"})
+	h.log.Info(text, "vm", name)
+	h.events.add(Event{VM: name, Kind: "machine", Text: text})
 	return err
 }
 
@@ -168,6 +182,18 @@ func (h *Host) Machines(ctx context.Context) []Machine {
 type savedMachine struct {
 	Name string `json:"name"`
 	QMP  string `json:"qmp"`
+	// Objects of the character device that go with the machine.
+	Objects []string `json:"objects,omitempty"`
+}
+
+// madeHere are the objects of a machine in a list.
+func madeHere(list []savedMachine, name string) []string {
+	for _, m := range list {
+		if m.Name == name {
+			return m.Objects
+		}
+	}
+	return nil
 }
 
 func (h *Host) machinesFile() string { return filepath.Join(h.cfg.StateDir, "machines.json") }
@@ -175,7 +201,7 @@ func (h *Host) machinesFile() string { return filepath.Join(h.cfg.StateDir, "mac
 func (h *Host) saveMachinesLocked() error {
 	saved := make([]savedMachine, 0, len(h.machines))
 	for _, m := range h.machines {
-		saved = append(saved, savedMachine{m.name, m.qmp})
+		saved = append(saved, savedMachine{m.name, m.qmp, m.objects})
 	}
 	sort.Slice(saved, func(i, j int) bool { return saved[i].Name < saved[j].Name })
 	if err := writeFileAtomic(h.machinesFile(), saved); err != nil {
@@ -185,12 +211,7 @@ func (h *Host) saveMachinesLocked() error {
 }
 
 // restoreMachines adopts again what an earlier daemon had adopted.
-func (h *Host) restoreMachines(ctx context.Context) {
-	var saved []savedMachine
-	if err := readJSON(h.machinesFile(), &saved); err != nil {
-		h.log.Error("the list of machines cannot be read; adopt them again", "err", err)
-		return
-	}
+func (h *Host) restoreMachines(ctx context.Context, saved []savedMachine) {
 	for _, s := range saved {
 		h.mu.Lock()
 		_, known := h.machines[s.Name]
@@ -199,22 +220,12 @@ func (h *Host) restoreMachines(ctx context.Context) {
 			continue
 		}
 		actx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		_, err := h.Adopt(actx, s.Name, s.QMP)
+		_, err := h.adopt(actx, s)
 		cancel()
 		if err != nil {
 			h.log.Warn("a machine of the last run is not there any more", "vm", s.Name, "qmp", s.QMP, "err", err)
 			h.events.add(Event{VM: s.Name, Kind: "machine", Text: fmt.Sprintf("not adopted again: %v", err)})
+			h.wg.Go(func() { h.reap(s.Name, s.Objects) })
 		}
 	}
-}
-
-// freeMemory removes a RAM file. QEMU leaves the files of its file backends in
-// place, and on tmpfs they are memory.
-func freeMemory(files []memoryRecord) error {
-	for _, f := range files {
-		if err := os.Remove(f.Path); err != nil && !os.IsNotExist(err) {
-			return fmt.Errorf("remove RAM file: %w", err)
-		}
-	}
-	return nil
 }

@@ -16,28 +16,31 @@ import (
 	"github.com/pagewarp/pagewarp/transport"
 )
 
-// guestMemory is the destination's hold on a VMM's memory: its userfaultfd, the
-// claims, and the engine.
+// guestMemory is the destination's hold on a VMM's memory: what catches its faults,
+// the claims, and the engine.
 type guestMemory struct {
 	in      *incoming
 	engine  *faultd.Engine
-	shared  *faultd.Shared
+	source  memorySource
 	regions []faultd.Region
 	files   []*os.File    // the RAM files
 	tables  [][]byte      // the mapped residency files
 	begun   chan struct{} // closed when the source's image is frozen
 }
 
-// catchFaults takes a userfaultfd from a VMM that was just started, and has
-// every touch of its RAM fault into the engine. What the VMM has written there
-// before is thrown away by the engine as it starts.
+// catchFaults has every touch of the RAM of a VMM that was just started fault into
+// the engine: by the character device if the RAM is on it, else by a userfaultfd
+// taken from the VMM. What the VMM has written there before is thrown away.
 func catchFaults(in *incoming) (*guestMemory, error) {
+	if in.rec.onDevice() {
+		return holdMemory(in, true, (*guestMemory).catchByDevice)
+	}
 	taken, err := inject.Userfaultfd(in.rec.PID, inject.Options{KeepRemote: true})
 	if err != nil {
 		return nil, fmt.Errorf("catch the faults of QEMU: %w", err)
 	}
 	in.rec.RemoteFD = taken.Remote
-	g, err := holdMemory(in, taken.FD, true)
+	g, err := holdMemory(in, true, byUserfaultfd(taken.FD))
 	if err != nil {
 		return nil, err
 	}
@@ -49,29 +52,47 @@ func catchFaults(in *incoming) (*guestMemory, error) {
 }
 
 // takeOverFaults does the same for a VMM that runs already, in the place of a
-// daemon that died: the userfaultfd and its registrations are still there.
+// daemon that died: the object, or the userfaultfd and its registrations, are
+// still there.
 func takeOverFaults(in *incoming) (*guestMemory, error) {
+	if in.rec.onDevice() {
+		return holdMemory(in, false, (*guestMemory).catchByDevice)
+	}
 	fd, err := inject.Retake(in.rec.PID, in.rec.RemoteFD)
 	if err != nil {
 		return nil, err
 	}
-	return holdMemory(in, fd, false)
+	return holdMemory(in, false, byUserfaultfd(fd))
 }
 
-// holdMemory starts the engine on a userfaultfd, which it owns from then on.
-func holdMemory(in *incoming, fd *uffd.FD, fresh bool) (*guestMemory, error) {
+// byUserfaultfd returns what opens the memory with a userfaultfd, which is closed
+// on an error.
+func byUserfaultfd(fd *uffd.FD) func(*guestMemory, bool) (memorySource, error) {
+	return func(g *guestMemory, fresh bool) (memorySource, error) {
+		areas, err := g.open(fresh)
+		var shared *faultd.Shared
+		if err == nil {
+			shared, err = faultd.NewShared(faultd.UFFDConfig{FD: fd, Areas: areas, Spin: g.in.host.cfg.Spin})
+		}
+		if err != nil {
+			return nil, errors.Join(err, fd.Close())
+		}
+		return shared, nil
+	}
+}
+
+// holdMemory starts the engine on the memory that open opens.
+func holdMemory(in *incoming, fresh bool, open func(g *guestMemory, fresh bool) (memorySource, error)) (*guestMemory, error) {
 	g := &guestMemory{in: in, begun: make(chan struct{})}
-	areas, err := g.open(fresh)
-	if err == nil {
-		g.shared, err = faultd.NewShared(faultd.UFFDConfig{FD: fd, Areas: areas, Spin: in.host.cfg.Spin})
-	}
-	if err != nil {
+	var err error
+	if g.source, err = open(g, fresh); err != nil {
 		g.close()
-		return nil, errors.Join(err, fd.Close())
+		return nil, err
 	}
+	in.update(func(s *Status) { s.FaultSource = in.faultSource() })
 	o := in.rec.Options
 	g.engine, err = faultd.New(faultd.Config{
-		Regions: g.regions, Memory: g.shared.Memory(), Open: g.channel,
+		Regions: g.regions, Memory: g.source.Memory(), Open: g.channel,
 		DemandChannels: o.DemandChannels, PrecacheChannels: o.PrecacheChannels,
 		Readers: in.host.cfg.FaultReaders, BlockingDemand: true, Priority: true, BulkNice: faultd.BulkNice,
 		PrecacheOff: true, Bandwidth: uint64(o.Bandwidth), Log: in.log,
@@ -105,14 +126,22 @@ func (g *guestMemory) open(fresh bool) ([]faultd.Area, error) {
 			return nil, fmt.Errorf("RAM file: %w", err)
 		}
 		g.files = append(g.files, file)
-		residency, err := g.residency(region, fresh)
-		if err != nil {
+		if err := g.claim(i, fresh); err != nil {
 			return nil, err
 		}
-		g.regions = append(g.regions, faultd.Region{Region: region, Residency: residency})
 		areas = append(areas, faultd.Area{Region: region, Addr: maps[0].Start, FD: int(file.Fd())})
 	}
 	return areas, nil
+}
+
+// claim adds region i to those of the engine.
+func (g *guestMemory) claim(i int, fresh bool) error {
+	region := g.in.rec.Regions[i]
+	residency, err := g.residency(region, fresh)
+	if err == nil {
+		g.regions = append(g.regions, faultd.Region{Region: region, Residency: residency})
+	}
+	return err
 }
 
 // residency opens the claims of a region, in a file that outlives this daemon.
@@ -181,22 +210,22 @@ func (g *guestMemory) failure() string {
 // abandon lets go of memory whose machine will never run: who waits for a page
 // goes on, with garbage, so that the VMM can end in an orderly way.
 func (g *guestMemory) abandon() {
-	if g.shared != nil {
-		g.shared.Release() // if it fails the VMM is ended by signal
+	if g.source != nil {
+		g.source.Release() // if it fails the VMM is ended by signal
 	}
 	g.close()
 }
 
 // close stops the engine and frees what it had. Threads that wait for a page
 // wait on, unless the memory was drained or abandoned: QEMU's own descriptor
-// keeps the userfaultfd alive.
+// keeps the userfaultfd alive, and the device its object.
 func (g *guestMemory) close() {
 	if g.engine != nil {
 		g.engine.Detach()
 	}
 	var err error
-	if g.shared != nil {
-		err = g.shared.Close()
+	if g.source != nil {
+		err = g.source.Close()
 	}
 	for _, t := range g.tables {
 		err = errors.Join(err, sysmem.Unmap(t))

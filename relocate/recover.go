@@ -15,6 +15,11 @@ const recoverTimeout = 30 * time.Second
 // recover takes up what an earlier daemon left. What cannot be taken up is said
 // and left as it is: a journal is never thrown away with its machine in doubt.
 func (h *Host) recover(ctx context.Context) {
+	// Read before a machine is registered, which writes the list anew.
+	var machines []savedMachine
+	if err := readJSON(h.machinesFile(), &machines); err != nil {
+		h.log.Error("the list of machines cannot be read; adopt them again", "err", err)
+	}
 	recs, err := h.journal.load(time.Now())
 	if err != nil {
 		h.log.Error("some journals cannot be read", "err", err)
@@ -25,12 +30,12 @@ func (h *Host) recover(ctx context.Context) {
 		case rec.Phase.Final():
 			h.recall(rec)
 		case rec.Role == RoleSource:
-			h.recoverSource(ctx, rec)
+			h.recoverSource(ctx, rec, madeHere(machines, rec.VM))
 		default:
 			h.recoverDestination(ctx, rec)
 		}
 	}
-	h.restoreMachines(ctx)
+	h.restoreMachines(ctx, machines)
 }
 
 // recall remembers a relocation that has ended.
@@ -51,8 +56,8 @@ func (h *Host) recall(rec *record) {
 }
 
 // recoverSource rolls back before the point of no return, and serves pages
-// after it.
-func (h *Host) recoverSource(ctx context.Context, rec *record) {
+// after it. objects are those that were made here for the machine.
+func (h *Host) recoverSource(ctx context.Context, rec *record, objects []string) {
 	o := &outgoing{transfer: newTransfer(h, rec), frozen: make(chan struct{})}
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
@@ -65,7 +70,7 @@ func (h *Host) recoverSource(ctx context.Context, rec *record) {
 		o.vm = vm
 		if desc, ierr := vm.Inspect(ctx); ierr == nil {
 			o.desc = desc
-			o.m = &machine{name: rec.VM, qmp: rec.QMP, vm: vm, last: machineOf(rec.VM, rec.QMP, desc)}
+			o.m = &machine{name: rec.VM, qmp: rec.QMP, vm: vm, last: machineOf(rec.VM, rec.QMP, desc), objects: objects}
 			if rerr := h.register(o.m); rerr != nil {
 				o.warn("the machine was not adopted again", "err", rerr)
 			}
@@ -85,6 +90,7 @@ func (h *Host) recoverSource(ctx context.Context, rec *record) {
 		return
 	}
 	o.image = image
+	o.freezeObjects()
 	o.committed = true
 	close(o.frozen)
 	h.mu.Lock()

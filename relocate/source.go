@@ -58,7 +58,7 @@ func (h *Host) Relocate(ctx context.Context, name, to string, opts Options) (Sta
 		QMP: m.qmp, PID: desc.PID, StartTime: desc.Start, WasRun: desc.Running, Started: time.Now(),
 	}
 	for i, b := range desc.Backends {
-		rec.Memory = append(rec.Memory, memoryRecord{ID: b.ID, Path: b.Path, Size: b.Size})
+		rec.Memory = append(rec.Memory, memoryRecord{ID: b.ID, Path: b.Path, Size: b.Size, Object: b.Object})
 		rec.Regions = append(rec.Regions, transport.Region{
 			ID: uint32(i), Name: b.ID, PageSize: uint32(b.PageSize), Pages: uint64(b.Size) / uint64(b.PageSize),
 		})
@@ -264,7 +264,11 @@ func (o *outgoing) handOver(ctl *control) error {
 		return err
 	}
 	o.goAt = time.Now()
-	return ctl.send(msgGo, goMsg{Run: o.rec.WasRun && !o.rec.Options.Paused})
+	if err := ctl.send(msgGo, goMsg{Run: o.rec.WasRun && !o.rec.Options.Paused}); err != nil {
+		return err
+	}
+	o.freezeObjects()
+	return nil
 }
 
 // downtimeParts splits the time from stop to resume (both of the VMMs' clocks).
@@ -352,6 +356,9 @@ func (o *outgoing) rollback(ctl *control, s *serving, cause error) {
 	if o.image != nil {
 		o.image.Release()
 	}
+	if err := thaw(o.rec.Memory); err != nil {
+		o.warn("the memory stays frozen, the guest ends when it writes", "err", err)
+	}
 	if o.mig != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(o.ctx), rollbackTimeout)
 		defer cancel()
@@ -379,7 +386,16 @@ func (o *outgoing) rollback(ctl *control, s *serving, cause error) {
 func (o *outgoing) openImage() (*pageserver.Image, error) {
 	var sources []pageserver.Source
 	for i, m := range o.rec.Memory {
-		sources = append(sources, pageserver.Source{Region: o.rec.Regions[i], Path: m.Path})
+		if m.Object == "" {
+			sources = append(sources, pageserver.Source{Region: o.rec.Regions[i], Path: m.Path})
+			continue
+		}
+		f, err := m.open()
+		if err != nil {
+			return nil, fmt.Errorf("open the memory of %s: %w", o.rec.VM, err)
+		}
+		defer f.Close() // the image opens it anew
+		sources = append(sources, pageserver.Source{Region: o.rec.Regions[i], FD: int(f.Fd())})
 	}
 	image, err := pageserver.Open(sources)
 	if err != nil {
@@ -392,7 +408,7 @@ func (o *outgoing) openImage() (*pageserver.Image, error) {
 func allocated(files []memoryRecord) (int64, error) {
 	var sum int64
 	for _, f := range files {
-		n, err := allocatedBytes(f.Path)
+		n, err := f.allocated()
 		if err != nil {
 			return 0, err
 		}

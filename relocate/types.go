@@ -57,6 +57,16 @@ func (p Phase) Final() bool {
 	return p == PhaseDone || p == PhaseRolledBack || p == PhaseLost
 }
 
+// Ways to catch the faults of a machine that arrives; see HostConfig.FaultSource.
+const (
+	FaultAuto        = "auto"        // the device where it is there, else userfaultfd
+	FaultDevice      = "device"      // the character device of the pagewarp module
+	FaultUserfaultfd = "userfaultfd" // taken from QEMU
+)
+
+// FaultSources are the names that can be asked for.
+var FaultSources = []string{FaultAuto, FaultDevice, FaultUserfaultfd}
+
 // Options of one relocation, chosen by the operator.
 type Options struct {
 	// Paused leaves the machine paused at the destination. A machine that was
@@ -71,6 +81,9 @@ type Options struct {
 	// DemandChannels and PrecacheChannels are connections; 0 is the default.
 	DemandChannels   int `json:"demand_channels,omitempty"`
 	PrecacheChannels int `json:"precache_channels,omitempty"`
+	// FaultSource says how the destination catches the faults: "auto", "device",
+	// "userfaultfd", or "" for what the destination's configuration says.
+	FaultSource string `json:"fault_source,omitempty"`
 	// KeepSource leaves the stopped source VMM and its memory file in place
 	// after the drain instead of ending it (for comparison and forensics).
 	KeepSource bool `json:"keep_source,omitempty"`
@@ -134,6 +147,10 @@ type Status struct {
 	// RateBytes is guest bytes made resident per second, of the last second.
 	RateBytes float64 `json:"rate_bytes"`
 	ETASec    float64 `json:"eta_s,omitempty"`
+
+	// FaultSource is what catches the faults: "device" or "userfaultfd"; empty
+	// while the destination has not chosen.
+	FaultSource string `json:"fault_source,omitempty"`
 
 	ChannelsUp    int `json:"channels_up"`
 	ChannelsTotal int `json:"channels_total"`

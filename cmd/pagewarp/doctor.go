@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagewarp/pagewarp/cmd/internal/units"
+	"github.com/pagewarp/pagewarp/kmod"
+	"github.com/pagewarp/pagewarp/relocate"
 )
 
 // Levels of a finding.
@@ -42,7 +44,7 @@ func newDoctor(a *app) *cobra.Command {
 		Long: `Check whether this host can send and receive machines, as the user that runs
 this; run it as the daemon's user (root). Exit code 1 if something is missing.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			fs := []finding{checkKernel(), checkUserfault(), checkPtrace(), checkShm("/dev/shm"), checkQEMU(cmd.Context(), qemu), checkKVM(), checkClock(), a.checkDaemon(cmd.Context())}
+			fs := []finding{checkKernel(), checkUserfault(), checkDevice(), checkPtrace(), checkShm("/dev/shm"), checkQEMU(cmd.Context(), qemu), checkKVM(), checkClock(), a.checkDaemon(cmd.Context())}
 			err := a.print(fs, func(w io.Writer) {
 				for _, f := range fs {
 					fmt.Fprintf(w, "%-4s  %-12s %s\n", f.Level, f.Check, f.Found)
@@ -101,6 +103,38 @@ func checkUserfault() finding {
 		f.Remedy = "run as root (CAP_SYS_PTRACE), or `sysctl -w vm.unprivileged_userfaultfd=1`"
 	case unix.ENOSYS:
 		f.Remedy = "the kernel has no userfaultfd (CONFIG_USERFAULTFD=y), or a container's seccomp profile hides it"
+	}
+	return f
+}
+
+// checkDevice: a host without the module works as well, so its absence is fine.
+func checkDevice() finding {
+	f := finding{Check: "device", Level: fine}
+	c, err := kmod.Open()
+	if errors.Is(err, kmod.ErrNoDevice) {
+		f.Found = "not there, userfaultfd does its work: " + err.Error()
+		return f
+	}
+	var list []kmod.Stat
+	if err == nil {
+		defer c.Close()
+		list, err = c.List()
+	}
+	if err != nil {
+		f.Level, f.Found, f.Remedy = warn, err.Error(), "without it machines arrive by userfaultfd"
+		return f
+	}
+	f.Found = fmt.Sprintf("loaded, %d objects", len(list))
+	var idle []string
+	for _, s := range list {
+		if pid, err := relocate.ObjectMapper(s.Name); err == nil && pid == 0 {
+			idle = append(idle, s.Name)
+		}
+	}
+	if len(idle) > 0 {
+		f.Level = warn
+		f.Found += ", not mapped by any process: " + strings.Join(idle, " ")
+		f.Remedy = "they hold memory; `pagewarp device destroy NAME` frees it, if no machine is about to start on it"
 	}
 	return f
 }
@@ -203,6 +237,15 @@ func (a *app) checkDaemon(ctx context.Context) finding {
 		return f
 	}
 	f.Found = fmt.Sprintf("%s, pid %d, peers at %s, %s", v.Version, v.PID, strings.Join(v.Listen, " "), v.Security)
+	if v.FaultSource != "" {
+		f.Found += ", faults by " + v.FaultSource
+		if v.FaultReason != "" {
+			f.Found += " (" + v.FaultReason + ")"
+		}
+		if v.FaultSource == "none" {
+			f.Level, f.Remedy = fail, "load the module, or set fault_source = \"auto\""
+		}
+	}
 	if v.Warning != "" {
 		f.Level, f.Remedy = warn, v.Warning
 	}

@@ -78,7 +78,7 @@ func TestDoctor(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 	}
-	if failed != (r.code == exitFailed) || len(fs) != 8 {
+	if failed != (r.code == exitFailed) || len(fs) != 9 {
 		t.Errorf("exit code %d for %+v", r.code, fs)
 	}
 	r = pagewarp(t, "doctor", "--socket", sock+"x", "--qemu", "/nonexistent/qemu")

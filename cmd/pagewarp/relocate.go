@@ -66,11 +66,13 @@ unreachable, 130 interrupted.`,
 	p.StringVar(&f.opts.Codec, "codec", "", "compression of the background stream: auto, none, s2, zstd (default: the daemon's)")
 	p.IntVar(&f.opts.DemandChannels, "demand-channels", 0, "connections for demand faults (default: the daemon's)")
 	p.IntVar(&f.opts.PrecacheChannels, "precache-channels", 0, "connections for the background stream (default: the daemon's)")
+	p.StringVar(&f.opts.FaultSource, "fault-source", "", "how the destination catches faults: auto, device (the kernel module), userfaultfd (default: its configuration)")
 	p.BoolVar(&f.opts.KeepSource, "keep-source", false, "leave the stopped source QEMU and its memory file in place")
 	p.StringVar(&f.report, "json", "", "write the final status as JSON to `FILE`, \"-\" for standard output")
 	p.BoolVar(&f.detach, "detach", false, "return as soon as it has started")
 	p.BoolVar(&f.wait, "wait", true, "wait until every page has arrived; --wait=false is --detach")
 	c.RegisterFlagCompletionFunc("codec", cobra.FixedCompletions(config.Codecs, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
+	c.RegisterFlagCompletionFunc("fault-source", cobra.FixedCompletions(relocate.FaultSources, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 
@@ -88,6 +90,9 @@ func (f *relocateFlags) request(cmd *cobra.Command) (api.RelocateRequest, error)
 	}
 	if f.opts.Codec != "" && !slices.Contains(config.Codecs, f.opts.Codec) {
 		return r, usagef("--codec %q: choose one of %s", f.opts.Codec, strings.Join(config.Codecs, ", "))
+	}
+	if f.opts.FaultSource != "" && !slices.Contains(relocate.FaultSources, f.opts.FaultSource) {
+		return r, usagef("--fault-source %q: choose one of %s", f.opts.FaultSource, strings.Join(relocate.FaultSources, ", "))
 	}
 	for name, n := range map[string]int{"demand-channels": f.opts.DemandChannels, "precache-channels": f.opts.PrecacheChannels} {
 		if n < 0 || n > config.MaxChannels {

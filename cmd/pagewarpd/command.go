@@ -17,9 +17,9 @@ import (
 
 // flags override the file.
 type flags struct {
-	config, stateDir, socket, level, format, metrics string
-	listen                                           []string
-	insecure                                         bool
+	config, stateDir, socket, level, format, metrics, source string
+	listen                                                   []string
+	insecure                                                 bool
 }
 
 func newRoot(errOut io.Writer, signals <-chan os.Signal) *cobra.Command {
@@ -54,6 +54,7 @@ Exit codes: 0 stopped by a signal, 1 failed, 2 usage.`,
 	p.StringVar(&f.level, "log-level", "", "debug, info, warn or error (default info)")
 	p.StringVar(&f.format, "log-format", "", "text, json or auto (default auto)")
 	p.StringVar(&f.metrics, "metrics-listen", "", "`HOST:PORT` for Prometheus, besides the API socket")
+	p.StringVar(&f.source, "fault-source", "", "how faults are caught: auto, device (the kernel module) or userfaultfd (default auto)")
 	addProfileFlags(root.Flags())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w; see `%s --help`", err, cmd.CommandPath())
@@ -88,6 +89,7 @@ func (f flags) load(cmd *cobra.Command) (config.Config, error) {
 	set("socket", &c.API.Socket, f.socket)
 	set("log-level", &c.Log.Level, f.level)
 	set("log-format", &c.Log.Format, f.format)
+	set("fault-source", &c.Engine.FaultSource, f.source)
 	set("metrics-listen", &c.Metrics.Listen, f.metrics)
 	if cmd.Flags().Changed("listen") {
 		c.Listen = f.listen

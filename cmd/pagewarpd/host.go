@@ -20,6 +20,7 @@ func newEngine(ctx context.Context, c daemon.EngineConfig) (daemon.Engine, error
 		DemandChannels:   c.Relocate.DemandChannels,
 		PrecacheChannels: c.Relocate.PrecacheChannels,
 		FaultReaders:     c.Engine.FaultReaders,
+		FaultSource:      c.Engine.FaultSource,
 		Spin:             time.Duration(c.Engine.Spin),
 	})
 	if err != nil {

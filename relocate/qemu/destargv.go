@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -31,6 +32,17 @@ type Template struct {
 	RemoveArgs []string `toml:"remove_args" json:"remove_args,omitempty"`
 	// Env are "NAME=value" words added to the daemon's own environment.
 	Env []string `toml:"env" json:"env,omitempty"`
+}
+
+// WithMemory returns the template with another file for a memory backend.
+func (t Template) WithMemory(id, path string) Template {
+	set := maps.Clone(t.Set)
+	if set == nil {
+		set = make(map[string]string, 1)
+	}
+	set["object."+id+".mem-path"] = path
+	t.Set = set
+	return t
 }
 
 // ids of the daemon's own monitor, by which the next relocation finds it.

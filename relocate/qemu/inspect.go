@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/pagewarp/pagewarp/internal/sysmem"
+	"github.com/pagewarp/pagewarp/kmod"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,6 +50,8 @@ type Backend struct {
 	Prealloc bool   `json:"prealloc,omitempty"`
 	PageSize int64  `json:"page_size,omitempty"` // bytes, of the file's file system
 	Used     bool   `json:"used"`                // holds RAM of the machine
+	// Object is the object of pagewarp's character device that Path leads to, if it does.
+	Object string `json:"object,omitempty"`
 	// FileProblem is empty when the file at Path is the one that QEMU maps.
 	FileProblem string `json:"file_problem,omitempty"`
 }
@@ -240,11 +244,55 @@ func (b *Backend) inspectFile(pid int) {
 		b.FileProblem = err.Error()
 		return
 	}
-	if st.Mode()&os.ModeDevice == 0 && b.Share {
+	if st.Mode()&os.ModeDevice != 0 {
+		b.inspectDevice(pid, file)
+	} else if b.Share {
 		if _, err := MemoryMapping(pid, b.Path); err != nil {
 			b.FileProblem = err.Error()
 		}
 	}
+}
+
+// inspectDevice sets Object, or says why the device is of no use.
+func (b *Backend) inspectDevice(pid int, node string) {
+	object, err := kmod.ObjectOf(node)
+	switch {
+	case err != nil:
+		b.FileProblem = err.Error()
+	case object == "":
+		b.FileProblem = "is a device that is not pagewarp's, whose memory cannot be read from outside QEMU"
+	default:
+		b.Object = object
+		if err := MapsObject(pid, object, b.Size); err != nil {
+			b.FileProblem = err.Error()
+		}
+	}
+}
+
+// MapsObject returns nil if the process maps the first size bytes of an object of
+// the character device, shared.
+func MapsObject(pid int, object string, size int64) error {
+	maps, err := sysmem.Maps(pid)
+	if err != nil {
+		return err
+	}
+	var at uint64
+	for _, m := range maps {
+		// Its file has no name in any directory, so the kernel calls it deleted.
+		if strings.TrimSuffix(m.Path, " (deleted)") != kmod.MapsName(object) {
+			continue
+		}
+		if !m.Shared() {
+			return detailed(ErrNoSharedFile, "pid %d maps object %s privately at %#x: set share=on on its memory backend", pid, object, m.Start)
+		}
+		if m.Offset == at {
+			at += m.Len()
+		}
+	}
+	if at < uint64(size) {
+		return detailed(ErrRAMFileLost, "pid %d maps %#x of %#x bytes of object %s of the pagewarp device", pid, at, size, object)
+	}
+	return nil
 }
 
 // filePageSize is the huge page size on hugetlbfs, else the system's.

@@ -26,9 +26,14 @@ type VersionReply struct {
 	PID      int       `json:"pid"`
 	Started  time.Time `json:"started"`
 	StateDir string    `json:"state_dir"`
-	Listen   []string  `json:"listen"`            // addresses for peers
-	Security string    `json:"security"`          // "mtls", "local" (no certificates, loopback only), "insecure"
-	Warning  string    `json:"warning,omitempty"` // what the operator should know, e.g. an expiring certificate
+	Listen   []string  `json:"listen"`   // addresses for peers
+	Security string    `json:"security"` // "mtls", "local" (no certificates, loopback only), "insecure"
+	// FaultSource catches the faults of machines that arrive: "device",
+	// "userfaultfd", or "none".
+	FaultSource string `json:"fault_source,omitempty"`
+	// FaultReason says why it is not the device, or why it is none.
+	FaultReason string `json:"fault_reason,omitempty"`
+	Warning     string `json:"warning,omitempty"` // what the operator should know, e.g. an expiring certificate
 }
 
 // The values of VersionReply.Security.

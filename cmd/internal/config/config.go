@@ -86,6 +86,7 @@ type Engine struct {
 	GOMAXPROCS   int      `toml:"gomaxprocs"`
 	FaultReaders int      `toml:"fault_readers"`
 	Spin         Duration `toml:"spin"`
+	FaultSource  string   `toml:"fault_source"` // one of relocate.FaultSources
 }
 
 // Duration is a time.Duration written like "20s" in TOML.
@@ -112,6 +113,7 @@ func Default() Config {
 		TLS:             TLS{Peers: []string{}},
 		Log:             Log{Level: "info", Format: "auto"},
 		Relocate:        Relocate{Codec: "auto"},
+		Engine:          Engine{FaultSource: "auto"},
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/pagewarp/pagewarp/relocate"
 )
 
 // Name is what machines may be called: the name becomes part of file names and
@@ -84,6 +86,9 @@ func (c Config) Validate() error {
 	}
 	if c.ShutdownTimeout <= 0 {
 		bad("shutdown_timeout must be positive")
+	}
+	if !slices.Contains(relocate.FaultSources, c.Engine.FaultSource) {
+		bad("engine.fault_source %q; choose one of %s", c.Engine.FaultSource, strings.Join(relocate.FaultSources, ", "))
 	}
 	if c.Engine.Spin < 0 {
 		bad("engine.spin must not be negative")

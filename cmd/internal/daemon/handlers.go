@@ -115,6 +115,9 @@ func checkRequest(cfg config.Config, q *api.RelocateRequest) error {
 	if !slices.Contains(config.Codecs, o.Codec) {
 		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(config.Codecs, ", "), "codec %q is unknown", clip(o.Codec))
 	}
+	if o.FaultSource != "" && !slices.Contains(relocate.FaultSources, o.FaultSource) {
+		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(relocate.FaultSources, ", "), "fault_source %q is unknown", clip(o.FaultSource))
+	}
 	switch {
 	case q.NoCap && o.Bandwidth != 0:
 		return api.Errorf(api.CodeBadRequest, "", "no_cap and a bandwidth of %d exclude each other", o.Bandwidth)

@@ -51,6 +51,9 @@ type Host interface {
 // Engine is a Host with its life cycle.
 type Engine interface {
 	Host
+	// FaultSource says what would catch the faults of a machine that arrived now,
+	// and why it is not the device; the error says why nothing can.
+	FaultSource() (source, reason string, err error)
 	// Addrs returns the addresses for peers, ports resolved.
 	Addrs() []string
 	// Serve accepts peers until Close and then returns nil.

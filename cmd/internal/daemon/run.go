@@ -313,6 +313,11 @@ func (p *process) info() api.VersionReply {
 		API: api.Version, Info: version.Get(), PID: os.Getpid(), Started: p.started,
 		StateDir: c.StateDir, Listen: p.engine.Addrs(), Security: api.SecurityTLS, Warning: p.certificateWarning(),
 	}
+	source, reason, err := p.engine.FaultSource()
+	if err != nil {
+		source, reason = "none", err.Error()
+	}
+	v.FaultSource, v.FaultReason = source, reason
 	if p.store == nil {
 		v.Security = api.SecurityLocal
 		if c.Insecure {

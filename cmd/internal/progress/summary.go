@@ -49,7 +49,11 @@ func Summary(s relocate.Status) string {
 		row("drain", "%s, %s on average", Seconds(drain.Seconds()), units.FormatBits(float64(s.BytesGuest)/drain.Seconds()))
 	}
 	if f := s.FaultLatency; f.Count > 0 {
-		row("faults", "p50 %s, p99 %s, max %s (%s)", Micros(f.P50), Micros(f.P99), Micros(f.Max), count(uint64(f.Count)))
+		by := ""
+		if s.FaultSource != "" {
+			by = ", caught by " + s.FaultSource
+		}
+		row("faults", "p50 %s, p99 %s, max %s (%s)%s", Micros(f.P50), Micros(f.P99), Micros(f.Max), count(uint64(f.Count)), by)
 	}
 	if s.Reconnects > 0 {
 		row("cuts", "%d, each taken up again", s.Reconnects)

@@ -213,6 +213,11 @@ func (h *Host) Subscribe(after uint64) (<-chan relocate.Event, func()) {
 	return out, sync.OnceFunc(func() { close(stop); <-done })
 }
 
+// FaultSource implements daemon.Engine.
+func (h *Host) FaultSource() (source, reason string, err error) {
+	return relocate.FaultUserfaultfd, "as configured", nil
+}
+
 // Addrs implements daemon.Engine.
 func (h *Host) Addrs() []string { return []string{"127.0.0.1:7070"} }
 

@@ -1,0 +1,201 @@
+package relocate
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/pagewarp/pagewarp/faultd"
+	"github.com/pagewarp/pagewarp/kmod"
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"golang.org/x/sys/unix"
+)
+
+// ringEntries is the size of an object's fault ring: more than a machine has
+// threads that fault, so that it is never full.
+const ringEntries = 1024
+
+// attachWait is how long a daemon that died may take to be gone from an object.
+const attachWait = 5 * time.Second
+
+// memorySource catches the faults of a VMM: *faultd.Shared by userfaultfd,
+// *faultd.Device by the character device.
+type memorySource interface {
+	Memory() faultd.Memory
+	// Release leaves the memory as it is to the VMM: nobody waits any more.
+	Release() error
+	// Close lets go of it; who waits for a page waits on.
+	Close() error
+}
+
+// deviceState is nil where the character device can be used here.
+func deviceState() error {
+	c, err := kmod.Open()
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// FaultSource says how faults of a machine that arrived now would be caught, and
+// why not by the device if it could have been. The error says that they could not.
+func (h *Host) FaultSource() (source, reason string, err error) {
+	if h.cfg.FaultSource == FaultUserfaultfd {
+		return FaultUserfaultfd, "as configured", nil
+	}
+	switch err := deviceState(); {
+	case err == nil:
+		return FaultDevice, "", nil
+	case h.cfg.FaultSource == FaultDevice:
+		return "", "", fmt.Errorf("the configured fault source is the device: %w", err)
+	default:
+		return FaultUserfaultfd, err.Error(), nil
+	}
+}
+
+// sayFaultSource tells once, at the start, what was found.
+func (h *Host) sayFaultSource() {
+	switch source, reason, err := h.FaultSource(); {
+	case err != nil:
+		h.log.Error("no machine can arrive here", "err", err)
+		h.events.add(Event{Kind: "warning", Text: "no machine can arrive here: " + err.Error()})
+	case reason != "":
+		h.log.Info("faults of machines that arrive are caught by "+source, "reason", reason)
+	default:
+		h.log.Info("faults of machines that arrive are caught by the character device")
+	}
+}
+
+// chooseSource decides whether the machine's memory is on the character device,
+// and fills in where it is; the template gets what the decision changes.
+func (in *incoming) chooseSource(o *offer, t *qemu.Template) error {
+	want := cmp.Or(o.Options.FaultSource, in.host.cfg.FaultSource)
+	if !slices.Contains(FaultSources, want) {
+		return fmt.Errorf("fault source %q in the offer: this host knows %q", want, FaultSources)
+	}
+	source := FaultUserfaultfd
+	if want != FaultUserfaultfd {
+		with, err := in.onDevice(o, *t)
+		switch {
+		case err == nil:
+			source, *t = FaultDevice, with
+		case want == FaultDevice:
+			return fmt.Errorf("catch faults by the character device: %w", err)
+		case !errors.Is(err, kmod.ErrNoDevice): // that was said at the start
+			in.note("machine", "faults are caught by userfaultfd, the device cannot be used: "+err.Error())
+		}
+	}
+	if source == FaultDevice {
+		return nil
+	}
+	for i, b := range o.Description.Backends {
+		path := qemu.RewritePath(t.Rewrite, b.Path)
+		if b.Object != "" && path == b.Path {
+			// It was on the source's device, and no rewrite says where else.
+			path = "/dev/shm/" + b.Object
+			*t = t.WithMemory(b.ID, path)
+		}
+		if err := in.clearMemory(path, o.Allocated); err != nil {
+			return err
+		}
+		in.rec.Memory = append(in.rec.Memory, memoryRecord{ID: o.Regions[i].Name, Path: path, Size: b.Size})
+	}
+	return nil
+}
+
+// faultSource is what catches the faults.
+func (in *incoming) faultSource() string {
+	if in.rec.onDevice() {
+		return FaultDevice
+	}
+	return FaultUserfaultfd
+}
+
+// onDevice plans the machine's memory as objects, and returns the template for it.
+func (in *incoming) onDevice(o *offer, t qemu.Template) (qemu.Template, error) {
+	if err := deviceState(); err != nil {
+		return t, err
+	}
+	var memory []memoryRecord
+	for i, b := range o.Description.Backends {
+		if o.Regions[i].PageSize != 4096 {
+			return t, fmt.Errorf("backend %s has pages of %d bytes, the device's have 4096", b.ID, o.Regions[i].PageSize)
+		}
+		// Its own name: the source's object may be in the same kernel.
+		name := fmt.Sprintf("%.40s-%s", o.VM, in.session)
+		if i > 0 {
+			name += fmt.Sprintf("-%d", i)
+		}
+		m := memoryRecord{ID: o.Regions[i].Name, Path: kmod.NodeDir + name, Size: b.Size, Object: name}
+		memory, t = append(memory, m), t.WithMemory(b.ID, m.Path)
+	}
+	// A backend that is not on the command line (-readconfig) cannot be moved.
+	if _, err := qemu.DestinationArgv(o.Description, t, "x"); err != nil {
+		return t, err
+	}
+	in.rec.Memory = memory
+	return t, nil
+}
+
+// createObjects makes the objects of a machine about to be started. They are plain
+// memory until it waits for its state, since QEMU writes into it as it starts.
+func (in *incoming) createObjects() error {
+	return eachObject(in.rec.Memory, func(c *kmod.Control, m memoryRecord) error {
+		_, err := c.Create(kmod.Config{Name: m.Object, Bytes: uint64(m.Size), Mode: 0o600, Plain: true})
+		return err
+	})
+}
+
+// catchByDevice attaches to the objects of a VMM, and empties them first if it was
+// just started: what it has written there is thrown away.
+func (g *guestMemory) catchByDevice(fresh bool) (memorySource, error) {
+	var ends []faultd.DeviceRegion
+	fail := func(err error) (memorySource, error) {
+		for _, e := range ends {
+			err = errors.Join(err, e.Daemon.Close())
+		}
+		return nil, err
+	}
+	c, err := kmod.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	for i, m := range g.in.rec.Memory {
+		if fresh {
+			if err := qemu.MapsObject(g.in.rec.PID, m.Object, m.Size); err != nil {
+				return fail(err)
+			}
+			if err := c.Reset(m.Object); err != nil {
+				return fail(err)
+			}
+		}
+		end, err := attach(c, m.Object)
+		if err != nil {
+			return fail(err)
+		}
+		ends = append(ends, faultd.DeviceRegion{Region: g.in.rec.Regions[i], Daemon: end})
+		if err := g.claim(i, fresh); err != nil {
+			return fail(err)
+		}
+	}
+	d, err := faultd.NewDevice(faultd.DeviceConfig{Regions: ends, Spin: g.in.host.cfg.Spin})
+	if err != nil {
+		return fail(err)
+	}
+	return d, nil
+}
+
+// attach waits, for a while, for the daemon before us to be gone.
+func attach(c *kmod.Control, object string) (*kmod.Daemon, error) {
+	pause := time.Millisecond
+	for end := time.Now().Add(attachWait); ; time.Sleep(pause) {
+		d, err := c.Attach(object, ringEntries)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return d, err
+		}
+		pause = min(2*pause, 50*time.Millisecond)
+	}
+}
