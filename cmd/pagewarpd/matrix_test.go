@@ -25,6 +25,9 @@ import (
 
 // binaries are built once, with the crash points, and removed by TestMain.
 var binaries = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv(binariesEnv); dir != "" {
+		return dir, nil
+	}
 	dir, err := os.MkdirTemp("", "pagewarpd-crash-")
 	if err != nil {
 		return "", err
@@ -36,6 +39,9 @@ var binaries = sync.OnceValues(func() (string, error) {
 	}
 	return dir, nil
 })
+
+// binariesEnv names where the binaries are already, for a machine without Go.
+const binariesEnv = "PAGEWARP_TEST_BINARIES"
 
 // binariesDir is set by binaries, and read when all tests have ended.
 var binariesDir string
@@ -238,10 +244,16 @@ func newMatrix(t *testing.T, crashA, crashB string) *matrix {
 // makeMatrix starts nothing but the machine.
 func makeMatrix(t *testing.T, root string, a, b place, vmArgs ...string) *matrix {
 	t.Helper()
+	return makeMatrixOn(t, root, filepath.Join(root, "a", "vm.mem"), a, b, vmArgs...)
+}
+
+// makeMatrixOn does so with the machine's memory at a place of its own.
+func makeMatrixOn(t *testing.T, root, ram string, a, b place, vmArgs ...string) *matrix {
+	t.Helper()
 	m := &matrix{t: t, root: root, a: newNode(t, root, "a", a), b: newNode(t, root, "b", b), want: vmtest.Pattern(11)}
 	m.to = m.b.addr
 	t.Cleanup(m.killIncoming)
-	m.vm = vmtest.Start(t, m.a.dir, vmArgs...)
+	m.vm = vmtest.StartOn(t, m.a.dir, ram, vmArgs...)
 	vmtest.WritePattern(t, m.vm.RAM, m.want)
 	return m
 }

@@ -9,13 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/cavaliergopher/cpio"
 )
 
 // writeImage writes the initramfs: vminit as /init, the modules, the programs
 // and the plan.
-func writeImage(ctx context.Context, dir, path string, modules []string, programs []Program) error {
+func writeImage(ctx context.Context, dir, path string, modules []string, programs []Program, files []File) error {
 	init := filepath.Join(dir, "init")
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", init,
 		"github.com/pagewarp/pagewarp/internal/kvmrig/vminit")
@@ -35,8 +36,8 @@ func writeImage(ctx context.Context, dir, path string, modules []string, program
 		return err
 	}
 	a := &archive{w: cpio.NewWriter(z)}
-	for _, d := range []string{"dev", "proc", "sys", "tmp", "lib", "bin"} {
-		a.add(d, cpio.TypeDir|0o755, nil)
+	for _, d := range []string{"dev", "proc", "sys", "tmp", "run", "lib", "bin"} {
+		a.addDir(d)
 	}
 	a.addFile("init", init, 0o755)
 	var plan Plan
@@ -50,6 +51,11 @@ func writeImage(ctx context.Context, dir, path string, modules []string, program
 		a.addFile(to, p.Path, 0o755)
 		p.Path = "/" + to
 		plan.Programs = append(plan.Programs, p)
+	}
+	for _, f := range files {
+		to := strings.TrimPrefix(f.Path, "/")
+		a.addDir(filepath.Dir(to))
+		a.addFile(to, f.From, 0o755)
 	}
 	text, err := json.Marshal(plan)
 	if err != nil {
@@ -76,6 +82,7 @@ func writeImage(ctx context.Context, dir, path string, modules []string, program
 type archive struct {
 	w     *cpio.Writer
 	inode int64
+	dirs  map[string]bool
 	err   error
 }
 
@@ -88,6 +95,19 @@ func (a *archive) add(name string, mode cpio.FileMode, content []byte) {
 	if a.err == nil {
 		_, a.err = a.w.Write(content)
 	}
+}
+
+// addDir adds a directory and those above it, once.
+func (a *archive) addDir(name string) {
+	if name == "." || a.dirs[name] {
+		return
+	}
+	a.addDir(filepath.Dir(name))
+	if a.dirs == nil {
+		a.dirs = make(map[string]bool)
+	}
+	a.dirs[name] = true
+	a.add(name, cpio.TypeDir|0o755, nil)
 }
 
 func (a *archive) addFile(name, from string, mode cpio.FileMode) {

@@ -23,20 +23,29 @@ func Kernel(ctx context.Context, dir, release string) (string, error) {
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
+	err = withKernelPackage(ctx, dir, release, func(root string) error {
+		return os.Rename(filepath.Join(root, "boot", "vmlinuz-"+release), path)
+	})
+	return path, err
+}
+
+// withKernelPackage downloads the package of a kernel release and calls f with the
+// folder into which it was unpacked, which goes afterwards.
+func withKernelPackage(ctx context.Context, dir, release string, f func(root string) error) error {
 	tmp, err := os.MkdirTemp(dir, "kernel-*.tmp")
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer os.RemoveAll(tmp)
 	download := exec.CommandContext(ctx, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3",
 		"download", "linux-image-"+release)
 	download.Dir = tmp
 	if _, err := output(download); err != nil {
-		return "", fmt.Errorf("download kernel %s: %w", release, err)
+		return fmt.Errorf("download kernel %s: %w", release, err)
 	}
 	root := filepath.Join(tmp, "root")
 	if err := unpack(ctx, tmp, root); err != nil {
-		return "", err
+		return err
 	}
-	return path, os.Rename(filepath.Join(root, "boot", "vmlinuz-"+release), path)
+	return f(root)
 }

@@ -24,8 +24,9 @@ type Config struct {
 	CacheDir string // keeps the choice of accelerator
 	Modules  []string
 	Programs []Program
-	MemMiB   int // default 1024
-	CPUs     int // default 2
+	Files    []File // more of what the programs need
+	MemMiB   int    // default 1024
+	CPUs     int    // default 2
 	// Append goes to the end of the kernel's command line.
 	Append string
 }
@@ -76,7 +77,7 @@ func Run(ctx context.Context, c Config) (*Outcome, error) {
 		return nil, err
 	}
 	initrd := filepath.Join(c.Dir, "initramfs.cpio.gz")
-	if err := writeImage(ctx, c.Dir, initrd, c.Modules, c.Programs); err != nil {
+	if err := writeImage(ctx, c.Dir, initrd, c.Modules, c.Programs, c.Files); err != nil {
 		return nil, fmt.Errorf("write %s: %w", initrd, err)
 	}
 	token := rand.Text()

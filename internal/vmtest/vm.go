@@ -51,7 +51,13 @@ func Dir(t testing.TB) string {
 // Start starts a machine with shared memory in dir; it ends with the test.
 func Start(t testing.TB, dir string, extra ...string) *VM {
 	t.Helper()
-	v := &VM{Dir: dir, RAM: filepath.Join(dir, "vm.mem")}
+	return StartOn(t, dir, filepath.Join(dir, "vm.mem"), extra...)
+}
+
+// StartOn does so with the memory in a file elsewhere, or in a device.
+func StartOn(t testing.TB, dir, ram string, extra ...string) *VM {
+	t.Helper()
+	v := &VM{Dir: dir, RAM: ram}
 	return v.start(t, append([]string{
 		"-name", "test", "-vga", "none", "-machine", "pc,memory-backend=mem", "-m", fmt.Sprint(RAMBytes >> 20),
 		"-object", fmt.Sprintf("memory-backend-file,id=mem,size=%d,mem-path=%s,share=on", RAMBytes, v.RAM),
@@ -87,7 +93,7 @@ func (v *VM) start(t testing.TB, args []string) *VM {
 			return err == nil
 		}
 		st, err := os.Stat(v.RAM)
-		return err == nil && st.Size() == RAMBytes
+		return err == nil && (st.Size() == RAMBytes || st.Mode()&os.ModeDevice != 0)
 	})
 	return v
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +31,60 @@ func TestInVM(t *testing.T) {
 	t.Run("6.12", func(t *testing.T) { runInVM(t, "6.12") })
 }
 
+// TestQEMUInVM relocates a machine on the device between two daemons, all inside a
+// VM: QEMU in QEMU.
+func TestQEMUInVM(t *testing.T) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 400*time.Second, errors.New("the VM's deadline"))
+	defer cancel()
+	cfg, release := prepare(t, ctx, "")
+	// The hosts of the test are joined by a bridge.
+	modules, err := kvmrig.KernelModules(ctx, filepath.Dir(cfg.Dir), release, "llc", "stp", "bridge", "veth")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Dir += "-qemu"
+	cfg.MemMiB = 1536
+	cfg.Modules = append(modules, cfg.Modules...)
+	if cfg.Files, err = kvmrig.QEMU(ctx); err != nil {
+		t.Fatal(err)
+	}
+	enter, err := kvmrig.Installed(ctx, "/usr/bin/nsenter")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range enter {
+		if !slices.ContainsFunc(cfg.Files, func(g kvmrig.File) bool { return g.Path == f.Path }) {
+			cfg.Files = append(cfg.Files, f)
+		}
+	}
+	for _, name := range []string{"pagewarp", "pagewarpd"} {
+		cfg.Files = append(cfg.Files, kvmrig.File{Path: "/opt/" + name, From: build(t, ctx, name, "./cmd/"+name, "build", "-tags", "crashtest", "-ldflags=-s -w")})
+	}
+	cfg.Programs = []kvmrig.Program{{
+		Name: "relocate", Path: build(t, ctx, "pagewarpd.test", "./cmd/pagewarpd", "test", "-c", "-tags", "kmodvm", "-ldflags=-s -w"),
+		Args: []string{"-test.v", "-test.timeout=380s", "-test.run=^TestDevice"},
+		Env:  []string{"PAGEWARP_TEST_BINARIES=/opt"},
+	}}
+	report(t, ctx, cfg, release)
+}
+
+// build builds a package's command or tests for the VM.
+func build(t testing.TB, ctx context.Context, name, pkg string, args ...string) string {
+	t.Helper()
+	root, err := rig.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(root, "build", "kmod", name)
+	cmd := exec.CommandContext(ctx, "go", append(args, "-trimpath", "-o", path, pkg)...)
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, out)
+	}
+	return path
+}
+
 // runInVM boots once; series is that of the kernel, or empty for the guest's.
 func runInVM(t *testing.T, series string) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 150*time.Second, errors.New("the VM's deadline"))
@@ -39,9 +94,15 @@ func runInVM(t *testing.T, series string) {
 		if series != "" && p.name != "vmtests" {
 			continue // the driver's own tests are enough for a second kernel
 		}
-		cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: p.name, Path: compile(t, ctx, p.name, p.pkg),
+		cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: p.name, Path: build(t, ctx, p.name+".test", p.pkg, "test", "-c", "-tags", "kmodvm"),
 			Args: []string{"-test.v", "-test.timeout=120s", "-test.run=" + p.run}})
 	}
+	report(t, ctx, cfg, release)
+}
+
+// report boots the VM and reports every test that ran in it.
+func report(t *testing.T, ctx context.Context, cfg kvmrig.Config, release string) {
+	t.Helper()
 	o, err := kvmrig.Run(ctx, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -76,7 +137,7 @@ func BenchmarkInVM(b *testing.B) {
 	ctx, cancel := context.WithTimeoutCause(b.Context(), 170*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(b, ctx, "")
-	cfg.Programs = []kvmrig.Program{{Name: "bench", Path: compile(b, ctx, "vmtests", "./kmod/vmtests"),
+	cfg.Programs = []kvmrig.Program{{Name: "bench", Path: build(b, ctx, "vmtests.test", "./kmod/vmtests", "test", "-c", "-tags", "kmodvm"),
 		Args: []string{"-test.run=^$", "-test.bench=.", "-test.benchtime=1x", "-test.timeout=150s"}}}
 	o, err := kvmrig.Run(ctx, cfg)
 	if err != nil {
@@ -125,23 +186,6 @@ func prepare(t testing.TB, ctx context.Context, series string) (cfg kvmrig.Confi
 		cfg.Modules = append(cfg.Modules, module)
 	}
 	return cfg, release
-}
-
-// compile builds the tests of a package for the VM.
-func compile(t testing.TB, ctx context.Context, name, pkg string) string {
-	t.Helper()
-	root, err := rig.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(root, "build", "kmod", name+".test")
-	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-tags", "kmodvm", "-trimpath", "-o", path, pkg)
-	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the tests of %s: %v\n%s", pkg, err, out)
-	}
-	return path
 }
 
 // tail returns the last lines of a text.

@@ -69,8 +69,12 @@ func run() error {
 
 func mountAll() error {
 	for _, m := range []struct{ kind, path string }{
-		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"},
+		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}, {"tmpfs", "/run"},
+		{"tmpfs", "/dev/shm"},
 	} {
+		if err := os.MkdirAll(m.path, 0o755); err != nil {
+			return err
+		}
 		err := unix.Mount(m.kind, m.path, m.kind, 0, "")
 		if err != nil && !errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("mount %s: %w", m.path, err)
@@ -124,7 +128,7 @@ func load(path string) error {
 func runOne(r report, p kvmrig.Program) int {
 	r.say("begin %s", p.Name)
 	cmd := exec.Command(p.Path, p.Args...)
-	cmd.Env = append([]string{"PATH=/bin", "HOME=/tmp", "TMPDIR=/tmp"}, p.Env...)
+	cmd.Env = append([]string{"PATH=/bin:/usr/bin", "HOME=/tmp", "TMPDIR=/tmp"}, p.Env...)
 	cmd.Dir = "/tmp"
 	// The port itself, without a pipe: nothing is lost if the kernel panics.
 	cmd.Stdout, cmd.Stderr = r.File, r.File
