@@ -66,6 +66,7 @@ type Chooser struct {
 	speed    [3]float64 // bytes of guest memory encoded per second, by codec
 	ratio    [3]float64 // encoded bytes per guest byte, by codec
 	link     float64    // bytes per second the socket takes; 0: not known
+	told     bool       // link comes from Link, not from Wrote
 	batches  uint64
 	probe    Codec // the codec tried last
 }
@@ -146,11 +147,19 @@ func (ch *Chooser) Encoded(c Codec, in, out int, d time.Duration) {
 	ewma(&ch.ratio[c], float64(out)/float64(in))
 }
 
+// Link records the rate that the transport itself has measured, in bytes per
+// second; 0 is not known. It then counts instead of what Wrote sees.
+func (ch *Chooser) Link(rate float64) {
+	if rate > 0 {
+		ch.link, ch.told = rate, true
+	}
+}
+
 // Wrote records that n bytes were handed to the socket in write, and that total
 // passed since the last such moment. Only a write that waited tells the link's
 // rate; one that did not is a lower bound.
 func (ch *Chooser) Wrote(n int, write, total time.Duration) {
-	if n == 0 || total <= 0 {
+	if n == 0 || total <= 0 || ch.told {
 		return
 	}
 	r := float64(n) / total.Seconds()

@@ -250,6 +250,23 @@ func TestChooserAuto(t *testing.T) {
 	}
 }
 
+// TestChooserIsTold: what the transport has measured counts, and not a burst that
+// the socket's buffer took.
+func TestChooserIsTold(t *testing.T) {
+	ch := NewChooser(ModeAuto, AllFeatures)
+	ch.Link(0) // not known
+	if got := ch.wanted(); got != CodecNone {
+		t.Errorf("link not known: %v", got)
+	}
+	ch.Link(300e6)
+	for range 20 {
+		ch.Wrote(1<<20, time.Microsecond, 10*time.Microsecond) // 100 GB/s
+		if got := ch.wanted(); got != CodecS2 {
+			t.Fatalf("link of 300 MB/s and a burst: %v, want %v", got, CodecS2)
+		}
+	}
+}
+
 func TestParseCodecMode(t *testing.T) {
 	for m := ModeNone; m <= ModeAuto; m++ {
 		if got, err := ParseCodecMode(m.String()); err != nil || got != m {

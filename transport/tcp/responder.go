@@ -23,7 +23,11 @@ type Responder struct {
 	gather  scratch // data pages side by side, for the encoder
 	encoded scratch
 	wrote   time.Time // when the last answer was with the socket
+	answers uint64
 }
+
+// linkEvery is how many answers apart the link's rate is asked for.
+const linkEvery = 16
 
 var _ transport.Responder = (*Responder)(nil)
 
@@ -127,6 +131,10 @@ func (r *Responder) Answer(a *transport.Answer) error {
 		return r.c.fail(err)
 	}
 	end := time.Now()
+	if r.answers%linkEvery == linkEvery-1 {
+		r.chooser.Link(r.c.w.deliveryRate())
+	}
+	r.answers++
 	if !r.wrote.IsZero() {
 		r.chooser.Wrote(size, end.Sub(start), end.Sub(r.wrote))
 	}

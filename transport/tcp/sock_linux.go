@@ -217,6 +217,27 @@ func (s *sock) timeout(opt int, t time.Time) error {
 	})
 }
 
+// deliveryRate is the rate at which the peer has acknowledged data of late, in
+// bytes per second, by the kernel's estimate (tcpi_delivery_rate of tcp_info:
+// samples in which we were the slow ones only ever raise it; Cheng and Cardwell,
+// draft-cheng-iccrg-delivery-rate-estimation). 0 is not known, as of unix sockets.
+func (w *wire) deliveryRate() float64 {
+	if w.sock == nil || w.base.LocalAddr().Network() != "tcp" {
+		return 0
+	}
+	var rate uint64
+	if err := w.sock.control("read tcp_info", func(fd int) error {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil {
+			rate = info.Delivery_rate
+		}
+		return err
+	}); err != nil {
+		return 0 // a socket that has ended; its writer will see that
+	}
+	return float64(rate)
+}
+
 func (s *sock) control(what string, f func(fd int) error) error {
 	var ferr error
 	err := s.rc.Control(func(fd uintptr) { ferr = f(int(fd)) })
