@@ -1,13 +1,10 @@
 package engine
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"image/color"
 	"math"
-	"os"
-	"path/filepath"
 
 	"github.com/dustin/go-humanize"
 	"gonum.org/v1/plot"
@@ -16,8 +13,6 @@ import (
 	"gonum.org/v1/plot/text"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgimg"
-	"gonum.org/v1/plot/vg/vgsvg"
 
 	"github.com/pagewarp/pagewarp/bench/report"
 )
@@ -42,7 +37,6 @@ var (
 const (
 	plotWidth  = 10 * vg.Inch
 	plotHeight = 5.6 * vg.Inch
-	plotDPI    = 120
 	// maxSteps is how many values of a line can be told apart.
 	maxSteps = 300
 )
@@ -50,30 +44,7 @@ const (
 // WritePlot draws the throughput over time of each engine's typical run, on one
 // axis, as an SVG and a PNG file. A dot marks each switch-over.
 func (r *Result) WritePlot(svgPath, pngPath string) error {
-	svg := vgsvg.New(plotWidth, plotHeight)
-	img := vgimg.NewWith(vgimg.UseWH(plotWidth, plotHeight), vgimg.UseDPI(plotDPI), vgimg.UseBackgroundColor(color.White))
-	if err := errors.Join(r.draw(draw.New(svg)), r.draw(draw.New(img))); err != nil {
-		return fmt.Errorf("draw the throughput: %w", err)
-	}
-	var svgBytes, pngBytes bytes.Buffer
-	if _, err := svg.WriteTo(&svgBytes); err != nil {
-		return fmt.Errorf("encode the plot as SVG: %w", err)
-	}
-	if _, err := (vgimg.PngCanvas{Canvas: img}).WriteTo(&pngBytes); err != nil {
-		return fmt.Errorf("encode the plot as PNG: %w", err)
-	}
-	for _, f := range []struct {
-		path string
-		b    []byte
-	}{{svgPath, svgBytes.Bytes()}, {pngPath, pngBytes.Bytes()}} {
-		if err := os.MkdirAll(filepath.Dir(f.path), 0o755); err != nil {
-			return fmt.Errorf("make the plot's folder: %w", err)
-		}
-		if err := os.WriteFile(f.path, f.b, 0o644); err != nil {
-			return fmt.Errorf("write the plot: %w", err)
-		}
-	}
-	return nil
+	return report.WriteFigure(plotWidth, plotHeight, r.draw, svgPath, pngPath)
 }
 
 func (r *Result) draw(c draw.Canvas) error {

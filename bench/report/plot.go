@@ -1,7 +1,6 @@
 package report
 
 import (
-	"bytes"
 	"fmt"
 	"image/color"
 	"math"
@@ -13,8 +12,6 @@ import (
 	"gonum.org/v1/plot/text"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgimg"
-	"gonum.org/v1/plot/vg/vgsvg"
 )
 
 // Colours of Okabe and Ito, "Color Universal Design" (2008): distinguishable
@@ -38,26 +35,7 @@ const (
 // axis: the client's requests, the demand faults, and the share of memory that
 // has arrived; a vertical line marks the switch-over.
 func WriteTimeline(t *Timeline, svgPath, pngPath string) error {
-	svg := vgsvg.New(plotWidth, plotHeight)
-	if err := t.draw(draw.New(svg)); err != nil {
-		return fmt.Errorf("draw timeline: %w", err)
-	}
-	var b bytes.Buffer
-	if _, err := svg.WriteTo(&b); err != nil {
-		return fmt.Errorf("encode timeline as SVG: %w", err)
-	}
-	if err := writeFile(svgPath, b.Bytes()); err != nil {
-		return err
-	}
-	img := vgimg.NewWith(vgimg.UseWH(plotWidth, plotHeight), vgimg.UseDPI(plotDPI), vgimg.UseBackgroundColor(color.White))
-	if err := t.draw(draw.New(img)); err != nil {
-		return fmt.Errorf("draw timeline: %w", err)
-	}
-	b.Reset()
-	if _, err := (vgimg.PngCanvas{Canvas: img}).WriteTo(&b); err != nil {
-		return fmt.Errorf("encode timeline as PNG: %w", err)
-	}
-	return writeFile(pngPath, b.Bytes())
+	return WriteFigure(plotWidth, plotHeight, t.draw, svgPath, pngPath)
 }
 
 func (t *Timeline) draw(c draw.Canvas) error {

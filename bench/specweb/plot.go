@@ -1,13 +1,10 @@
 package specweb
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"image/color"
 	"math"
-	"os"
-	"path/filepath"
 	"strconv"
 
 	"gonum.org/v1/plot"
@@ -16,8 +13,8 @@ import (
 	"gonum.org/v1/plot/text"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgimg"
-	"gonum.org/v1/plot/vg/vgsvg"
+
+	"github.com/pagewarp/pagewarp/bench/report"
 )
 
 // Colours of Okabe and Ito, "Color Universal Design" (2008): distinguishable
@@ -34,7 +31,6 @@ var (
 const (
 	plotWidth  = 9 * vg.Inch
 	plotHeight = 6 * vg.Inch
-	plotDPI    = 120
 	// maxColumns is how many columns of bins can be told apart.
 	maxColumns = 150
 )
@@ -69,27 +65,7 @@ func (r Result) columns() (cs []column, width float64) {
 // WritePlot draws the run as an SVG and a PNG file: the pages per second, by
 // what they were to their visitors, and the longest time of a page.
 func (r Result) WritePlot(svgPath, pngPath string) error {
-	svg := vgsvg.New(plotWidth, plotHeight)
-	img := vgimg.NewWith(vgimg.UseWH(plotWidth, plotHeight), vgimg.UseDPI(plotDPI), vgimg.UseBackgroundColor(color.White))
-	var svgBytes, pngBytes bytes.Buffer
-	if err := errors.Join(r.draw(draw.New(svg)), r.draw(draw.New(img))); err != nil {
-		return fmt.Errorf("draw the load: %w", err)
-	}
-	if _, err := svg.WriteTo(&svgBytes); err != nil {
-		return fmt.Errorf("encode the plot as SVG: %w", err)
-	}
-	if _, err := (vgimg.PngCanvas{Canvas: img}).WriteTo(&pngBytes); err != nil {
-		return fmt.Errorf("encode the plot as PNG: %w", err)
-	}
-	for path, b := range map[string][]byte{svgPath: svgBytes.Bytes(), pngPath: pngBytes.Bytes()} {
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return fmt.Errorf("make the plot's folder: %w", err)
-		}
-		if err := os.WriteFile(path, b, 0o644); err != nil {
-			return fmt.Errorf("write the plot: %w", err)
-		}
-	}
-	return nil
+	return report.WriteFigure(plotWidth, plotHeight, r.draw, svgPath, pngPath)
 }
 
 func (r Result) draw(c draw.Canvas) error {
