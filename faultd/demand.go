@@ -202,7 +202,7 @@ func (e *Engine) send() bool {
 		for _, i := range e.batch[:n] {
 			s := &e.out.slots[i]
 			s.state, s.ch = slotPosted, c
-			e.fbuf = append(e.fbuf, transport.Fetch{ID: uint64(s.gen)<<16 | uint64(i), Range: s.rng})
+			e.fbuf = append(e.fbuf, transport.Fetch{ID: uint64(s.gen)<<16 | uint64(i), Range: s.rng, Plain: e.plain(s.rng)})
 		}
 		e.out.mu.Unlock()
 		c.posted.Add(int32(n))

@@ -60,6 +60,7 @@ type Engine struct {
 	stopOnce sync.Once
 	stopped  chan struct{} // closed when every goroutine has ended
 
+	warm  atomic.Pointer[Warm]
 	stats engineStats
 }
 

@@ -236,6 +236,11 @@ func (e *Engine) remove(r transport.Range) {
 		return
 	}
 	n := min(uint64(r.Count), reg.Pages-r.First)
+	if w := e.warm.Load(); w != nil { // what was to be a candidate must not show
+		e.emptyCandidates(reg, w.indexes[r.Region], r.First, r.First+n, func(n uint32) pagecache.Mask {
+			return make(pagecache.Mask, pagecache.MaskWords(uint64(n)))
+		}) // an error ends the session
+	}
 	_, installing := reg.Residency.Remove(r.First, n)
 	if installing == 0 {
 		return

@@ -122,7 +122,7 @@ func (c *precacheChannel) post(f transport.Fetcher) (pause time.Duration, err er
 			break
 		}
 		fl := c.takeOff(c.runs[0], now)
-		c.fetches[n] = transport.Fetch{ID: fl.id, Range: transport.Range(fl.run)}
+		c.fetches[n] = transport.Fetch{ID: fl.id, Range: transport.Range(fl.run), Plain: e.plain(transport.Range(fl.run))}
 		n++
 	}
 	if n == 0 {

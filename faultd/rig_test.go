@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -101,6 +102,7 @@ type server struct {
 	wg    sync.WaitGroup
 	token transport.Token
 	tune  tcp.Tuning
+	warm  atomic.Pointer[pageserver.Warm] // what the destination has
 
 	mu    sync.Mutex
 	conns map[*tcp.Conn]bool // guarded by mu
@@ -149,7 +151,7 @@ func (s *server) accept() {
 		s.conns[c] = true
 		s.mu.Unlock()
 		s.wg.Go(func() {
-			pageserver.Serve(context.Background(), r, s.im, pageserver.Options{Stats: &s.stats,
+			pageserver.Serve(context.Background(), r, s.im, pageserver.Options{Stats: &s.stats, Warm: s.warm.Load(),
 				Demand: s.tune.BlockingIO && c.Kind() == transport.Demand})
 			s.mu.Lock()
 			delete(s.conns, c)

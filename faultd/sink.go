@@ -22,6 +22,7 @@ type sink struct {
 	used   int    // bytes of stage given out since the last reset
 	pre    bool   // of a precache channel
 	stages bool   // pages are received into stage
+	warm   *candidates
 }
 
 func newSink(e *Engine, kind transport.Kind, f transport.Fetcher) *sink {
@@ -147,7 +148,8 @@ func (s *sink) Commit(r transport.Range, dst [][]byte) error {
 	return nil
 }
 
-// install shows a run of pages and ends their claims, in the order that keeps a
+// install shows a run of pages (with src nil: that are in place) and ends their
+// claims, in the order that keeps a
 // killed daemon's residency true and leaves no thread asleep: see doc.go.
 func (s *sink) install(reg *Region, run transport.Range, src [][]byte) error {
 	e := s.e
@@ -160,7 +162,7 @@ func (s *sink) install(reg *Region, run transport.Range, src [][]byte) error {
 	e.showing.RLock()
 	defer e.showing.RUnlock()
 	if e.cfg.Memory.Place != nil {
-		if s.stages {
+		if s.stages && src != nil {
 			if err := s.write(run, src); err != nil {
 				return err
 			}
@@ -260,8 +262,8 @@ func (s *sink) Zero(r transport.Range) error {
 	if reg == nil {
 		return nil
 	}
-	n := reg.Residency.Zero(r.First, uint64(r.Count))
+	n, err := s.e.zero(reg, r, s.maskFor)
 	s.e.stats.pagesZero.Add(n)
 	s.e.checkFull()
-	return nil
+	return err
 }

@@ -16,6 +16,7 @@ type engineStats struct {
 	installed, pagesDemand, pagesPrecache, pagesZero           atomic.Uint64
 	duplicates, aborts, refused, retries, damage               atomic.Uint64
 	demandWire, precacheWire                                   atomic.Uint64
+	pagesSame, candidatesBad                                   atomic.Uint64
 	drain                                                      atomic.Int64
 
 	local, queue, wire, decode, install, total hist.Histogram
@@ -63,6 +64,7 @@ type Stats struct {
 	PagesDemand   uint64 `json:"pages_demand"`   // installed from demand answers
 	PagesPrecache uint64 `json:"pages_precache"` // installed from precache answers
 	PagesZero     uint64 `json:"pages_zero"`     // learnt to be zero
+	PagesSame     uint64 `json:"pages_same"`     // of those installed, taken from the candidates
 	BytesTotal    uint64 `json:"bytes_total"`
 	BytesLeft     uint64 `json:"bytes_left"`
 
@@ -79,11 +81,12 @@ type Stats struct {
 	DemandFetches   uint64 `json:"demand_fetches"`
 	DemandSends     uint64 `json:"demand_sends"` // writes in which they went
 	PrecacheFetches uint64 `json:"precache_fetches"`
-	Gated           uint64 `json:"gated"`      // precache fetches held back by demand
-	Duplicates      uint64 `json:"duplicates"` // pages received and dropped
-	Aborts          uint64 `json:"aborts"`     // claims given up
-	Refused         uint64 `json:"refused"`    // fetches the source refused
-	Retries         uint64 `json:"retries"`    // fetches sent again
+	Gated           uint64 `json:"gated"`          // precache fetches held back by demand
+	Duplicates      uint64 `json:"duplicates"`     // pages received and dropped
+	Aborts          uint64 `json:"aborts"`         // claims given up
+	Refused         uint64 `json:"refused"`        // fetches the source refused
+	CandidatesBad   uint64 `json:"candidates_bad"` // confirmed, but not what was offered any more
+	Retries         uint64 `json:"retries"`        // fetches sent again
 	Outstanding     int    `json:"outstanding"`
 	DemandBytes     uint64 `json:"demand_bytes"`   // on the wire
 	PrecacheBytes   uint64 `json:"precache_bytes"` // on the wire
@@ -125,6 +128,7 @@ func (e *Engine) Stats() Stats {
 		DemandFetches: s.demandFetches.Load(), DemandSends: s.sends.Load(), PrecacheFetches: s.precacheFetches.Load(),
 		Gated: s.gated.Load(), Duplicates: s.duplicates.Load(), Aborts: s.aborts.Load(), Refused: s.refused.Load(),
 		Retries: s.retries.Load(), Outstanding: e.out.inUse(),
+		PagesSame: s.pagesSame.Load(), CandidatesBad: s.candidatesBad.Load(),
 		DemandBytes: s.demandWire.Load(), PrecacheBytes: s.precacheWire.Load(),
 		Planner: e.planner.Stats(), Elapsed: e.elapsed(), Drain: time.Duration(s.drain.Load()),
 		Stages: map[Stage]hist.Snapshot{

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/pagewarp/pagewarp/internal/pagehash"
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/transport"
 	"golang.org/x/sys/unix"
@@ -18,7 +19,11 @@ const maxAhead = 1<<32 - 1
 type scratch struct {
 	extents []transport.Extent
 	incore  []byte // of mincore(2): bit 0 of byte i is set for a page in memory
-	buf     []byte // off-heap, for byRead
+	buf     []byte // off-heap, for byRead and for copies
+	copies  bool   // the image is live
+
+	warm    *comparer       // what the destination may have already; nil: nothing
+	indexed *pagehash.Index // of the region at hand; nil: do not compare
 }
 
 func (s *scratch) close() error {
@@ -33,9 +38,10 @@ func (s *scratch) close() error {
 func (r *region) answer(f transport.Fetch, s *scratch, a *transport.Answer) error {
 	s.extents = s.extents[:0]
 	*a = transport.Answer{Fetch: f}
+	s.indexed = s.warm.index(f)
 	from, length := int64(f.First)<<r.shift, int64(f.Count)<<r.shift
 	var err error
-	if r.how == byRead {
+	if r.how == byRead || s.copies {
 		err = r.read(from, length, s, a)
 	} else {
 		a.Memory = r.mem[from : from+length]
@@ -65,10 +71,12 @@ func (s *scratch) add(n uint32, kind transport.ExtentKind, word uint64) {
 }
 
 // addPage looks at a page while it is about to be in cache anyway: what is one
-// repeated word is not sent.
-func (s *scratch) addPage(page []byte) {
-	if word, same := sysmem.SameFill(page); same {
+// repeated word is not sent, nor what the destination has.
+func (s *scratch) addPage(page uint64, mem []byte) {
+	if word, same := sysmem.SameFill(mem); same {
 		s.add(1, transport.Fill, word)
+	} else if s.indexed != nil && s.warm.same(s.indexed, page, mem) {
+		s.add(1, transport.Same, 0)
 	} else {
 		s.add(1, transport.Data, 0)
 	}
@@ -86,7 +94,7 @@ func (r *region) scanMapped(f transport.Fetch, s *scratch, mem []byte) error {
 	n := int(f.Count)
 	for i := 0; i < n; {
 		if r.how == byMincore && s.allIncore(i*perPage, perPage) {
-			s.addPage(mem[i<<r.shift : (i+1)<<r.shift])
+			s.addPage(f.First+uint64(i), mem[i<<r.shift:(i+1)<<r.shift])
 			i++
 			continue
 		}
@@ -96,7 +104,7 @@ func (r *region) scanMapped(f transport.Fetch, s *scratch, mem []byte) error {
 			return err
 		}
 		if next == first {
-			s.addPage(mem[i<<r.shift : (i+1)<<r.shift])
+			s.addPage(first, mem[i<<r.shift:(i+1)<<r.shift])
 			i++
 			continue
 		}
@@ -174,8 +182,10 @@ func (r *region) read(from, length int64, s *scratch, a *transport.Answer) error
 		}
 		done += int64(max(n, 0))
 	}
+	page := a.First
 	for p := a.Memory; len(p) > 0; p = p[r.PageSize:] {
-		s.addPage(p[:r.PageSize])
+		s.addPage(page, p[:r.PageSize])
+		page++
 	}
 	return nil
 }

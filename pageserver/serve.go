@@ -26,6 +26,8 @@ type Stats struct {
 	Pages   atomic.Uint64 // in answers, the three below together
 	Data    atomic.Uint64 // sent as bytes
 	Fill    atomic.Uint64 // sent as a word that is not zero
+	Same    atomic.Uint64 // confirmed: the destination has them
+	Hashed  atomic.Uint64 // compared with what the destination has
 	Zero    atomic.Uint64 // sent as zero
 	Ahead   atomic.Uint64 // zero pages announced after a range
 	Bytes   atomic.Uint64 // of the data pages, before encoding
@@ -39,6 +41,10 @@ type Options struct {
 	// Stats, if not nil, counts what this channel does. Several channels may
 	// share one.
 	Stats *Stats
+	// Warm, if not nil, is what the destination may have already. It is only for
+	// channels with transport.FeatureWarm in force.
+	// Where faults wait, pages are compared as long as that pays, else always.
+	Warm *Warm
 	// Demand says that faults wait for the answers: the thread is scheduled as
 	// those of package faultd are. Nice is added to the nice value of one that
 	// sends in bulk. Either locks the calling goroutine to its thread for good: it
@@ -79,6 +85,7 @@ func Serve(ctx context.Context, ch transport.Responder, im *Image, o Options) er
 	defer stop()
 
 	c := &channel{ch: ch, im: im, stats: o.Stats, service: o.Stats.Service.Recorder(), thread: thread}
+	c.scratch.warm = o.Warm.comparer(o.Stats, !o.Demand)
 	defer o.Stats.Service.Retire(c.service)
 	defer c.scratch.close()
 	err = c.loop()
@@ -166,6 +173,7 @@ func (c *channel) prepare(f transport.Fetch) (no *refusal, err error) {
 		return &refusal{transport.CodeRange, fmt.Sprintf("pages %d+%d are outside of region %d (%q) with %d pages",
 			f.First, f.Count, r.ID, r.Name, r.Pages)}, nil
 	}
+	c.scratch.copies = c.im.live.Load()
 	return nil, r.answer(f, &c.scratch, &c.ans)
 }
 
@@ -197,13 +205,16 @@ func (c *channel) count() {
 	a, s := &c.ans, c.stats
 	data := a.Count
 	for _, e := range a.Extents {
-		if e.Kind != transport.Fill {
+		if e.Kind == transport.Data {
 			continue
 		}
 		data -= e.Count
-		if e.Word == 0 {
+		switch {
+		case e.Kind == transport.Same:
+			s.Same.Add(uint64(e.Count))
+		case e.Word == 0:
 			s.Zero.Add(uint64(e.Count))
-		} else {
+		default:
 			s.Fill.Add(uint64(e.Count))
 		}
 	}

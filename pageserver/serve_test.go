@@ -68,7 +68,7 @@ func (c *fakeChannel) Answer(a *transport.Answer) error {
 	mem := a.Memory
 	for _, e := range exts {
 		n := int(e.Count) * size
-		if e.Kind == transport.Data {
+		if e.Kind != transport.Fill {
 			out.pages = append(out.pages, mem[:n]...)
 		} else {
 			for range n / 8 {

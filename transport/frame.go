@@ -26,6 +26,7 @@ const (
 	TypePong    Type = 0x21
 	TypeMessage Type = 0x30
 	TypeState   Type = 0x31
+	TypeIndex   Type = 0x32
 	TypeClose   Type = 0x3f
 )
 
@@ -37,12 +38,17 @@ const (
 	MaxText       = 1 << 10   // body of REJECT, REFUSE and CLOSE
 	MaxMessage    = 1 << 20   // body of MESSAGE
 	MaxState      = 256 << 10 // body of STATE
+	MaxIndex      = 256 << 10 // body of INDEX
+	HashSize      = 16        // of a page, in INDEX
 	MaxBodyLimit  = 8 << 20   // largest max_body that a handshake may agree on
 	MaxCountLimit = 1<<16 - 1 // largest max_count, in pages: aux counts extents in 16 bits
 )
 
 // StateEnd is the flag of the last STATE frame of a stream.
 const StateEnd uint8 = 1
+
+// fetchPlain is the flag of a FETCH that wants no Same extents.
+const fetchPlain uint8 = 1
 
 // codecMask is the part of a PAGES frame's flags that names the codec.
 const codecMask uint8 = 0x0f
@@ -69,13 +75,14 @@ var types = [256]typeInfo{
 	TypeHello:   {name: "HELLO", limit: HelloSize, exact: true},
 	TypeWelcome: {name: "WELCOME", limit: HelloSize, exact: true},
 	TypeReject:  {name: "REJECT", limit: MaxText, use: useAux},
-	TypeFetch:   {name: "FETCH", exact: true, use: useID | useRange},
+	TypeFetch:   {name: "FETCH", exact: true, flags: fetchPlain, use: useID | useRange},
 	TypePages:   {name: "PAGES", limit: MaxBodyLimit, flags: codecMask, use: useAux | useID | useRange | useAhead},
 	TypeRefuse:  {name: "REFUSE", limit: MaxText, use: useAux | useID},
 	TypePing:    {name: "PING", exact: true, use: useID},
 	TypePong:    {name: "PONG", exact: true, use: useID},
 	TypeMessage: {name: "MESSAGE", limit: MaxMessage, use: useAux},
 	TypeState:   {name: "STATE", limit: MaxState, flags: StateEnd},
+	TypeIndex:   {name: "INDEX", limit: MaxIndex, use: useRange},
 	TypeClose:   {name: "CLOSE", limit: MaxText, use: useAux},
 }
 
@@ -106,7 +113,8 @@ func (h *Header) Codec() Codec { return Codec(h.Flags & codecMask) }
 
 // Fetch returns the request that a FETCH or PAGES frame names.
 func (h *Header) Fetch() Fetch {
-	return Fetch{ID: h.ID, Range: Range{Region: h.Region, Count: h.Count, First: h.First}}
+	return Fetch{ID: h.ID, Range: Range{Region: h.Region, Count: h.Count, First: h.First},
+		Plain: h.Type == TypeFetch && h.Flags&fetchPlain != 0}
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -211,4 +219,13 @@ func (h *Header) CheckCRC(crc uint32) error {
 		return fmt.Errorf("%w: %v id %d has CRC %#08x, computed %#08x: damaged on the way", ErrMalformed, h.Type, h.ID, h.CRC, crc)
 	}
 	return nil
+}
+
+// Header returns the FETCH frame's header.
+func (f *Fetch) Header() Header {
+	h := Header{Type: TypeFetch, ID: f.ID, Region: f.Region, Count: f.Count, First: f.First}
+	if f.Plain {
+		h.Flags = fetchPlain
+	}
+	return h
 }

@@ -12,6 +12,8 @@ func FuzzParseHeader(f *testing.F) {
 	f.Add(AppendFrame(nil, Header{Type: TypeFetch, ID: 1, Region: 2, Count: 3, First: 4}, nil))
 	f.Add(AppendFrame(nil, Header{Type: TypePages, Flags: 2, Aux: 3, ID: 1, Region: 2, Count: 3, First: 4, Ahead: 5}, []byte("body")))
 	f.Add(AppendFrame(nil, Header{Type: TypeClose, Aux: 10}, []byte("bye")))
+	f.Add(AppendFrame(nil, Header{Type: TypeFetch, Flags: 1, ID: 1, Count: 1}, nil))
+	f.Add(AppendFrame(nil, Header{Type: TypeIndex, Region: 1, Count: 1, First: 9}, make([]byte, 16)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := ParseHeader(b, 1<<20)
 		if err != nil {
@@ -30,6 +32,7 @@ func FuzzParseHeader(f *testing.F) {
 
 func FuzzParseExtents(f *testing.F) {
 	f.Add(AppendExtents(nil, []Extent{{Count: 3}, {Count: 1, Kind: Fill, Word: 7}}), uint32(4))
+	f.Add(AppendExtents(nil, []Extent{{Count: 2, Kind: Same}, {Count: 1}}), uint32(3))
 	f.Add([]byte{}, uint32(0))
 	f.Fuzz(func(t *testing.T, b []byte, count uint32) {
 		es, data, err := ParseExtents(nil, b, count)

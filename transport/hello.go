@@ -53,8 +53,9 @@ const (
 	FeatureS2                         // codec S2
 	FeatureZstd                       // codec zstd
 	FeatureAhead                      // zero pages after the range
+	FeatureWarm                       // candidates: INDEX, Same, plain fetches (PROTOCOL section 12)
 
-	AllFeatures = FeatureFill | FeatureS2 | FeatureZstd | FeatureAhead
+	AllFeatures = FeatureFill | FeatureS2 | FeatureZstd | FeatureAhead | FeatureWarm
 )
 
 // String lists the set bits by name.
@@ -63,7 +64,7 @@ func (f Features) String() string {
 		return "none"
 	}
 	s, rest := "", f
-	for i, n := range []string{"fill", "s2", "zstd", "ahead"} {
+	for i, n := range []string{"fill", "s2", "zstd", "ahead", "warm"} {
 		if b := Features(1) << i; f&b != 0 {
 			s, rest = s+"+"+n, rest&^b
 		}

@@ -49,6 +49,7 @@ type ExtentKind uint8
 const (
 	Data ExtentKind = 0 // bytes follow
 	Fill ExtentKind = 1 // each page repeats one 8-byte word
+	Same ExtentKind = 2 // each page is what the destination's candidate is (PROTOCOL section 12)
 )
 
 // Extent is a run of pages of one representation within an answer.
@@ -62,6 +63,9 @@ type Extent struct {
 type Fetch struct {
 	ID uint64
 	Range
+	// Plain wants no Same extents in the answer. It is only for channels with
+	// FeatureWarm in force.
+	Plain bool
 }
 
 // Answer is what a [Responder] sends for one fetch.
@@ -69,8 +73,8 @@ type Answer struct {
 	Fetch
 	// Extents covers the range in order; nil means that every page is data.
 	Extents []Extent
-	// Memory holds Count pages, those of Fill extents included (they are not
-	// read). It is not retained after Answer returns.
+	// Memory holds Count pages, those of Fill and Same extents included (they
+	// are read only if the channel cannot say it shorter). It is not retained after Answer returns.
 	Memory []byte
 	// Ahead counts the pages after the range that read as zero too.
 	Ahead uint32
@@ -119,6 +123,18 @@ type Sink interface {
 	Zero(r Range) error
 }
 
+// WarmSink is a Sink that has candidates. A channel with FeatureWarm in force
+// needs one.
+type WarmSink interface {
+	Sink
+	// Same says that the source holds, at the pages of r, what the sink's own
+	// candidates are; dst is as Reserve left it, and nothing was written there.
+	// It comes once the answer was verified, before Commit of the runs around.
+	// The sink verifies each page, makes it resident or gives it back, and sets
+	// all of dst to nil.
+	Same(r Range, dst [][]byte) error
+}
+
 // Completion describes one answered fetch.
 type Completion struct {
 	Fetch
@@ -129,6 +145,7 @@ type Completion struct {
 	WireBytes int           // header and body of the answer
 	Data      uint32        // pages that came as bytes
 	Fill      uint32        // pages that came as a non-zero fill word
+	Same      uint32        // pages that the source found to be as the candidates
 	Zero      uint32        // pages of the range that read as zero
 	Ahead     uint32        // zero pages after the range
 	Codec     Codec

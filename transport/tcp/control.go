@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/pagewarp/pagewarp/transport"
 )
@@ -32,6 +33,7 @@ type Control struct {
 	state    *statePipe
 	wbuf     [transport.HeaderSize]byte // guarded by the Conn's write lock
 	wvec     [2][]byte                  // the same
+	index    atomic.Pointer[func(transport.Range, []byte) error]
 }
 
 func newControl(c *Conn) *Control {
@@ -89,6 +91,37 @@ func (m *Control) send(h transport.Header, body []byte) error {
 	return nil
 }
 
+// SendIndex sends the hashes of candidates, transport.HashSize bytes a page, as
+// many as r has pages. The warm feature must be in force.
+func (m *Control) SendIndex(r transport.Range, hashes []byte) error {
+	if len(hashes) != int(r.Count)*transport.HashSize {
+		return fmt.Errorf("index of %d pages has %d bytes of hashes, want %d each", r.Count, len(hashes), transport.HashSize)
+	}
+	const most = transport.MaxIndex / transport.HashSize
+	for r.Count > 0 {
+		n := min(r.Count, most)
+		h := transport.Header{Type: transport.TypeIndex, Region: r.Region, Count: n, First: r.First}
+		if err := m.send(h, hashes[:n*transport.HashSize]); err != nil {
+			return err
+		}
+		hashes = hashes[n*transport.HashSize:]
+		r.Count -= n
+		r.First += uint64(n)
+	}
+	return nil
+}
+
+// OnIndex has f called, by the channel's reader, with the hashes that the peer
+// sends; f does not keep them. An error of f's ends the channel. Without a
+// handler INDEX is an error of the peer's.
+func (m *Control) OnIndex(f func(r transport.Range, hashes []byte) error) {
+	if f == nil {
+		m.index.Store(nil)
+		return
+	}
+	m.index.Store(&f)
+}
+
 // Receive waits for the next message. After an orderly close by the peer, and
 // once all messages have been received, it returns io.EOF.
 func (m *Control) Receive(ctx context.Context) (Message, error) {
@@ -142,6 +175,8 @@ func (m *Control) read() error {
 			err = m.message(&h, crc)
 		case transport.TypeState:
 			err = m.stateFrame(&h, crc)
+		case transport.TypeIndex:
+			err = m.indexFrame(&h, crc)
 		default:
 			var ok bool
 			if ok, err = c.common(&h, crc); err == nil && !ok {
@@ -176,6 +211,21 @@ func (m *Control) message(h *transport.Header, crc uint32) error {
 	case <-m.c.done:
 		return m.c.Err()
 	}
+}
+
+func (m *Control) indexFrame(h *transport.Header, crc uint32) error {
+	f := m.index.Load()
+	if f == nil || m.c.role != transport.Source || m.c.Features()&transport.FeatureWarm == 0 {
+		return m.c.wrong(h)
+	}
+	if uint64(h.Length) != uint64(h.Count)*transport.HashSize || h.Count == 0 {
+		return fmt.Errorf("%w: INDEX of %d pages has %d bytes", transport.ErrMalformed, h.Count, h.Length)
+	}
+	b, err := m.body(h, crc)
+	if err != nil {
+		return err
+	}
+	return (*f)(transport.Range{Region: h.Region, Count: h.Count, First: h.First}, b)
 }
 
 func (m *Control) stateFrame(h *transport.Header, crc uint32) error {

@@ -224,3 +224,66 @@ func TestSlowLink(t *testing.T) {
 	}
 	r.Close()
 }
+
+func TestIndex(t *testing.T) {
+	h := harness{addr: "127.0.0.1:0"}
+	d, s := h.conns(t, transporttest.Options{Kind: transport.Control, Features: transport.AllFeatures})
+	t.Cleanup(func() { d.Close(); s.Close() })
+	dst, src := control(t, d), control(t, s)
+	const pages = 40000 // more than one frame takes
+	want := make([]byte, pages*transport.HashSize)
+	rand.NewChaCha8([32]byte{7}).Read(want)
+	got := make([]byte, len(want))
+	src.OnIndex(func(r transport.Range, hashes []byte) error {
+		if r.Region != 3 || r.First < 100 || r.First+uint64(r.Count) > 100+pages {
+			t.Errorf("index of %+v", r)
+			return errors.New("not what was sent")
+		}
+		copy(got[(r.First-100)*transport.HashSize:], hashes)
+		return nil
+	})
+	if err := dst.SendIndex(transport.Range{Region: 3, First: 100, Count: pages}, want); err != nil {
+		t.Fatal(err)
+	}
+	if err := dst.SendIndex(transport.Range{Region: 3, Count: 2}, want[:31]); err == nil {
+		t.Error("31 bytes for 2 pages were sent")
+	}
+	if err := dst.Send(9, 1); err != nil { // it comes after the index
+		t.Fatal(err)
+	}
+	if _, err := src.Receive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("the hashes are not those that were sent")
+	}
+	src.OnIndex(func(transport.Range, []byte) error { return errors.New("no such region") })
+	if err := dst.SendIndex(transport.Range{Count: 1}, want[:16]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := src.Receive(t.Context()); err == nil || !strings.Contains(err.Error(), "no such region") {
+		t.Errorf("a refused index ended the channel with %v", err)
+	}
+}
+
+// TestIndexOutOfPlace has hashes where nobody wants them.
+func TestIndexOutOfPlace(t *testing.T) {
+	for name, tc := range map[string]struct {
+		features transport.Features
+		handler  bool
+	}{"no handler": {transport.AllFeatures, false}, "no feature": {transport.AllFeatures &^ transport.FeatureWarm, true}} {
+		t.Run(name, func(t *testing.T) {
+			h := harness{addr: "127.0.0.1:0"}
+			d, s := h.conns(t, transporttest.Options{Kind: transport.Control, Features: tc.features})
+			t.Cleanup(func() { d.Close(); s.Close() })
+			dst, src := control(t, d), control(t, s)
+			if tc.handler {
+				src.OnIndex(func(transport.Range, []byte) error { t.Error("taken"); return nil })
+			}
+			dst.SendIndex(transport.Range{Count: 1}, make([]byte, 16)) // the peer says what it thinks
+			if _, err := src.Receive(t.Context()); !errors.Is(err, transport.ErrMalformed) {
+				t.Errorf("%v, want a malformed frame", err)
+			}
+		})
+	}
+}

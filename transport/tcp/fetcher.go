@@ -69,7 +69,7 @@ func (f *Fetcher) Fetch(fs []transport.Fetch) error {
 		b := f.wbuf[:n*transport.HeaderSize]
 		for i := range fs[:n] {
 			p := b[i*transport.HeaderSize:][:transport.HeaderSize]
-			h := transport.Header{Type: transport.TypeFetch, ID: fs[i].ID, Region: fs[i].Region, Count: fs[i].Count, First: fs[i].First}
+			h := fs[i].Header()
 			h.Put(p)
 			transport.SetCRC(p, transport.HeaderCRC(p))
 		}
@@ -105,6 +105,8 @@ func (f *Fetcher) check(r *transport.Fetch) error {
 		return errors.New("the region is not in the table given to SetRegions")
 	case r.Count == 0 || r.First >= reg.Pages || uint64(r.Count) > reg.Pages-r.First:
 		return fmt.Errorf("the region has %d pages", reg.Pages)
+	case r.Plain && f.c.Features()&transport.FeatureWarm == 0:
+		return errors.New("plain, but the warm feature is not in force")
 	case r.Count > f.c.MaxCount():
 		return fmt.Errorf("max_count of this channel is %d", f.c.MaxCount())
 	case len(f.out) >= MaxOutstanding:

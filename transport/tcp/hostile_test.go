@@ -80,6 +80,8 @@ func TestHostilePages(t *testing.T) {
 		{"extents too long", transport.AllFeatures, func(h *transport.Header) { h.Aux = 1 }, table(transport.Extent{Count: 1 << 31, Kind: transport.Fill}), "reach past the 4 pages"},
 		{"ahead not in force", transport.FeatureFill, func(h *transport.Header) { h.Ahead = 1 }, bytes.Repeat(page, 4), "ahead set, but"},
 		{"ahead past the end", transport.AllFeatures, func(h *transport.Header) { h.Ahead = 11 }, bytes.Repeat(page, 4), "past the region's 16 pages"},
+		{"same without the feature", transport.AllFeatures &^ transport.FeatureWarm, func(h *transport.Header) { h.Aux = 1 }, table(transport.Extent{Count: 4, Kind: transport.Same}), "says same of 4 pages"},
+		{"same with a word", transport.AllFeatures, func(h *transport.Header) { h.Aux = 1 }, table(transport.Extent{Count: 4, Kind: transport.Same, Word: 7}), "has a fill word"},
 		{"not s2", transport.AllFeatures, func(h *transport.Header) { h.Flags = 1 }, []byte{0x80, 0x80, 1, 0xff, 0xff}, "cannot decode block"},
 		{"not zstd", transport.AllFeatures, func(h *transport.Header) { h.Flags = 2 }, page, "zstd header"},
 		{"fetch to a destination", transport.AllFeatures, func(h *transport.Header) { h.Type = transport.TypeFetch }, nil, "FETCH on a demand channel at the destination"},

@@ -82,6 +82,8 @@ type answer struct {
 	reg   transport.Region
 	data  int // pages that come as bytes
 	table int // bytes of extents
+	same  int // pages that the candidates are
+	plain bool
 }
 
 func (f *Fetcher) pages(h *transport.Header, crc uint32, sink transport.Sink, c *transport.Completion) error {
@@ -89,14 +91,16 @@ func (f *Fetcher) pages(h *transport.Header, crc uint32, sink transport.Sink, c 
 	if !ok {
 		return fmt.Errorf("%w: PAGES for fetch %d, which is not outstanding", transport.ErrMalformed, h.ID)
 	}
-	if h.Fetch() != p.Fetch {
+	want := p.Fetch
+	want.Plain = false
+	if h.Fetch() != want {
 		return fmt.Errorf("%w: PAGES answers fetch %+v with %+v", transport.ErrMalformed, p.Fetch, h.Fetch())
 	}
 	reg, ok := f.c.region(h.Region)
 	if !ok {
 		return fmt.Errorf("receive pages of region %d: not in the table given to SetRegions", h.Region)
 	}
-	a := answer{h: *h, reg: reg}
+	a := answer{h: *h, reg: reg, plain: p.Plain}
 	crc, err := f.extents(&a, crc)
 	if err != nil {
 		return err
@@ -106,6 +110,8 @@ func (f *Fetcher) pages(h *transport.Header, crc uint32, sink transport.Sink, c 
 	for i := range f.ext {
 		switch e := &f.ext[i]; {
 		case e.Kind == transport.Data:
+		case e.Kind == transport.Same:
+			c.Same += e.Count
 		case e.Word == 0:
 			c.Zero += e.Count
 		default:
@@ -166,6 +172,14 @@ func (f *Fetcher) extents(a *answer, crc uint32) (uint32, error) {
 			return 0, err
 		}
 		f.ext, a.data = es, int(data)
+		for i := range es {
+			if es[i].Kind == transport.Same {
+				a.same += int(es[i].Count)
+			}
+		}
+	}
+	if a.same > 0 && (a.plain || feat&transport.FeatureWarm == 0) {
+		return bad("says same of %d pages, which the fetch did not allow", a.same)
 	}
 	body, want := int(h.Length)-a.table, a.data*int(a.reg.PageSize)
 	switch {
@@ -235,6 +249,11 @@ func (f *Fetcher) deliver(a *answer, crc uint32, sink transport.Sink, c *transpo
 	if err := f.write(a, crc, c); err != nil {
 		return 0, err
 	}
+	if a.same > 0 {
+		if err := f.same(sink, c.Range); err != nil {
+			return 0, err
+		}
+	}
 	decoded := time.Since(c.Sent)
 	c.Decode = decoded - c.Wire
 	n, err := f.commit(sink, c.Range, c.Ahead)
@@ -271,6 +290,25 @@ func (f *Fetcher) write(a *answer, crc uint32, c *transport.Completion) (err err
 		}
 	}
 	f.fill(ps)
+	return nil
+}
+
+// same has the sink look at the pages that it has already.
+func (f *Fetcher) same(sink transport.Sink, whole transport.Range) error {
+	warm, ok := sink.(transport.WarmSink)
+	if !ok {
+		return fmt.Errorf("the warm feature is in force on a channel whose sink (%T) has no candidates", sink)
+	}
+	at := 0
+	for i := range f.ext {
+		n := int(f.ext[i].Count)
+		if f.ext[i].Kind == transport.Same {
+			if err := warm.Same(run{at: at, n: n}.of(whole), f.dst[at:at+n]); err != nil {
+				return err
+			}
+		}
+		at += n
+	}
 	return nil
 }
 

@@ -160,7 +160,8 @@ func (r *Responder) build(a *transport.Answer) error {
 	es := a.Extents
 	// Without elision in force, and where the table would not fit, the fill
 	// pages are sent as what they are in memory.
-	if feat&transport.FeatureFill == 0 || len(es) > math.MaxUint16 || len(es) == 1 && es[0].Kind == transport.Data {
+	if feat&transport.FeatureFill == 0 || len(es) > math.MaxUint16 || len(es) == 1 && es[0].Kind == transport.Data ||
+		hasSame(es) && (a.Plain || feat&transport.FeatureWarm == 0) {
 		es = nil
 	}
 	var zero [transport.HeaderSize]byte
@@ -209,6 +210,15 @@ func (r *Responder) build(a *transport.Answer) error {
 	}
 	transport.SetCRC(r.head, crc)
 	return nil
+}
+
+func hasSame(es []transport.Extent) bool {
+	for i := range es {
+		if es[i].Kind == transport.Same {
+			return true
+		}
+	}
+	return false
 }
 
 // encode replaces the data in vec, size bytes, by its encoded form if that pays.

@@ -16,6 +16,10 @@ import (
 type Image struct {
 	Regions []transport.Region
 	mem     map[uint32][]byte
+
+	// Same, if set before use, has pages answered as candidates, unless the
+	// fetch is plain.
+	Same func(region uint32, page uint64) bool
 }
 
 // NewImage makes a zero image; it lives until the test ends.
@@ -108,8 +112,9 @@ func (im *Image) Mix(region uint32, seed uint64) {
 	}
 }
 
-// Extents describes the pages of r: what a page server's scan would find.
-func (im *Image) Extents(r transport.Range) []transport.Extent {
+// Extents describes the pages of f: what a page server's scan would find.
+func (im *Image) Extents(f transport.Fetch) []transport.Extent {
+	r := f.Range
 	reg, _ := im.Region(r.Region)
 	ps := int(reg.PageSize)
 	mem := im.Memory(r)
@@ -118,6 +123,8 @@ func (im *Image) Extents(r transport.Range) []transport.Extent {
 		e := transport.Extent{Count: 1}
 		if w, ok := fillWord(mem[i*ps : (i+1)*ps]); ok {
 			e.Kind, e.Word = transport.Fill, w
+		} else if im.Same != nil && !f.Plain && im.Same(r.Region, r.First+uint64(i)) {
+			e.Kind = transport.Same
 		}
 		if n := len(es); n > 0 && es[n-1].Kind == e.Kind && es[n-1].Word == e.Word {
 			es[n-1].Count++
@@ -159,7 +166,7 @@ func (im *Image) Answer(r transport.Responder, f transport.Fetch, elide bool) er
 	}
 	a := transport.Answer{Fetch: f, Memory: im.Memory(f.Range)}
 	if elide {
-		a.Extents, a.Ahead = im.Extents(f.Range), im.ahead(f.Range)
+		a.Extents, a.Ahead = im.Extents(f), im.ahead(f.Range)
 	}
 	return r.Answer(&a)
 }

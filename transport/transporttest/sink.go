@@ -30,6 +30,13 @@ type Sink struct {
 	commits  int                    // calls; guarded by mu
 	zeros    int                    // calls; guarded by mu
 
+	same    int // pages taken from the candidates; guarded by mu
+	refused int // candidates found damaged; guarded by mu
+
+	// Candidate, if set before use, says whether what stands in a page is what
+	// was offered to the source.
+	Candidate func(region uint32, page uint64, mem []byte) bool
+
 	// CommitErr, if set before use, is what Commit returns.
 	CommitErr error
 }
@@ -48,7 +55,46 @@ func NewSink(t testing.TB, regions ...transport.Region) *Sink {
 	return s
 }
 
-var _ transport.Sink = (*Sink)(nil)
+var _ transport.WarmSink = (*Sink)(nil)
+
+// Prime puts the content of an image into a page that is still absent, as a
+// candidate.
+func (s *Sink) Prime(im *Image, region uint32, page uint64) []byte {
+	r := transport.Range{Region: region, First: page, Count: 1}
+	mem := s.im.Memory(r)
+	copy(mem, im.Memory(r))
+	return mem
+}
+
+// Same implements [transport.WarmSink].
+func (s *Sink) Same(r transport.Range, dst [][]byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.states[r.Region]
+	for i := range dst {
+		switch p := r.First + uint64(i); {
+		case dst[i] == nil:
+		case st[p] != reserved:
+			s.breach("Same of page %d of region %d, which is not reserved", p, r.Region)
+		case s.Candidate != nil && s.Candidate(r.Region, p, dst[i]):
+			s.same++
+			st[p] = resident
+		default:
+			s.refused++
+			st[p] = absent
+		}
+		dst[i] = nil
+	}
+	return nil
+}
+
+// Candidates returns how many pages were taken from the candidates, and how
+// many were refused because they did not hold what was offered.
+func (s *Sink) Candidates() (same, refused int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.same, s.refused
+}
 
 func (s *Sink) breach(format string, args ...any) {
 	s.breaches = append(s.breaches, fmt.Sprintf(format, args...))

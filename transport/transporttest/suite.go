@@ -43,6 +43,8 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		{"NoFeatures", testNoFeatures},
 		{"DroppedPages", testDropped},
 		{"Ahead", testAhead},
+		{"Warm", testWarm},
+		{"WarmHostile", testWarmHostile},
 		{"MaxCount", testMaxCount},
 		{"HugePages", testHugePages},
 		{"Concurrent", testConcurrent},

@@ -1,0 +1,158 @@
+package pagehash
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// TestSumIsAsSpecified builds the hash of PROTOCOL section 12 by hand.
+func TestSumIsAsSpecified(t *testing.T) {
+	token := [32]byte{1, 2, 3}
+	page := bytes.Repeat([]byte("page"), 1024)
+	key := sha256.Sum256(append([]byte("pagewarp warm start\n"), token[:]...))
+	all := append(append(append([]byte(nil), key[:]...), make([]byte, 32)...), page...)
+	want := sha256.Sum256(all)
+	h := NewHasher(SessionKey(token))
+	for range 2 { // a hasher is used again
+		var got [Size]byte
+		h.Sum(page).Put(got[:])
+		if !bytes.Equal(got[:], want[:Size]) {
+			t.Fatalf("hash %x, want %x", got, want[:Size])
+		}
+	}
+	page[0]++
+	if other := h.Sum(page); other == Parse(want[:]) {
+		t.Error("another page has the same hash")
+	}
+	if n := testing.AllocsPerRun(100, func() { h.Sum(page) }); n != 0 {
+		t.Errorf("%v allocations a page", n)
+	}
+}
+
+// TestIndexAgainstMap compares an index with a map, over every operation.
+func TestIndexAgainstMap(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		pages := rapid.Uint64Range(1, 3*chunkPages).Draw(t, "pages")
+		x, err := NewIndex(pages)
+		if err != nil {
+			t.Fatal(err)
+		}
+		model, lost := map[uint64]Sum{}, map[uint64]bool{}
+		page := rapid.Uint64Range(0, pages-1)
+		for range rapid.IntRange(0, 60).Draw(t, "steps") {
+			p := page.Draw(t, "page")
+			switch rapid.IntRange(0, 2).Draw(t, "what") {
+			case 0:
+				s := Sum{rapid.Uint64Range(2, 1<<63).Draw(t, "low"), 5}
+				x.Set(p, s)
+				model[p] = s
+				delete(lost, p)
+			case 1:
+				x.Drop(p)
+				delete(model, p)
+				lost[p] = true
+			default:
+				n := min(pages-p, 10)
+				b := x.Append(nil, p, n)
+				y, err := NewIndex(pages)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := y.Take(p, b); err != nil {
+					t.Fatal(err)
+				}
+				for q := p; q < p+n; q++ {
+					if a, ok := y.Get(q); ok != (model[q] != Sum{}) || a != model[q] && ok {
+						t.Fatalf("page %d comes over the wire as %v, %v; want %v", q, a, ok, model[q])
+					}
+				}
+			}
+		}
+		seen := uint64(0)
+		for from := uint64(0); ; {
+			first, n, ok := x.Next(from, pages, 7)
+			if !ok {
+				break
+			}
+			for q := first; q < first+n; q++ {
+				if _, ok := model[q]; !ok {
+					t.Fatalf("page %d is said to have a candidate", q)
+				}
+				seen++
+			}
+			from = first + n
+		}
+		if seen != uint64(len(model)) {
+			t.Fatalf("%d candidates found, want %d", seen, len(model))
+		}
+		for q := range pages {
+			if s, ok := x.Get(q); ok != (model[q] != Sum{}) || ok && s != model[q] {
+				t.Fatalf("page %d: %v, %v; want %v", q, s, ok, model[q])
+			}
+			if x.AnyDropped(q, 1) != lost[q] {
+				t.Fatalf("page %d: dropped is %v, want %v", q, !lost[q], lost[q])
+			}
+		}
+	})
+}
+
+func TestIndexIsSparse(t *testing.T) {
+	x, err := NewIndex(1 << 28) // 1 TiB of 4 KiB pages
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Set(1<<27, Sum{7, 7})
+	if first, n, ok := x.Next(0, 1<<28, 100); !ok || first != 1<<27 || n != 1 {
+		t.Errorf("%d, %d, %v", first, n, ok)
+	}
+	for _, pages := range []uint64{0, MaxPages + 1} {
+		if _, err := NewIndex(pages); err == nil {
+			t.Errorf("an index of %d pages was made", pages)
+		}
+	}
+}
+
+// FuzzTake feeds bytes of a peer's; whatever they are, only real hashes inside
+// the region are taken.
+func FuzzTake(f *testing.F) {
+	f.Add(uint64(0), uint64(10), make([]byte, 160))
+	f.Add(uint64(9), uint64(10), bytes.Repeat([]byte{7}, 32))
+	f.Add(uint64(1<<63), uint64(10), []byte{1})
+	f.Fuzz(func(t *testing.T, first, pages uint64, b []byte) {
+		pages = pages%100000 + 1
+		x, err := NewIndex(pages)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = x.Take(first, b)
+		n := uint64(len(b)) / Size
+		if fits := len(b)%Size == 0 && first < pages && n <= pages-first; fits != (err == nil) {
+			t.Fatalf("%d bytes at %d of %d pages: %v", len(b), first, pages, err)
+		}
+		if err != nil && x.Count() != 0 {
+			t.Fatal("hashes were taken from what was refused")
+		}
+		for i := range n {
+			if err != nil {
+				break
+			}
+			s, ok := x.Get(first + i)
+			if want := Parse(b[i*Size:]); ok != want.real() || ok && s != want {
+				t.Fatalf("page %d: %v, %v; want %v", first+i, s, ok, want)
+			}
+		}
+	})
+}
+
+// BenchmarkSum is the price of a page of 4 KiB.
+func BenchmarkSum(b *testing.B) {
+	page := make([]byte, 4096)
+	h := NewHasher(Key{1})
+	b.SetBytes(4096)
+	for b.Loop() {
+		h.Sum(page)
+	}
+}
