@@ -9,7 +9,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build guest kmod tools deps test test-kmod lint bench bench-qemu bench-kmod demo fuzz clean
+.PHONY: help build guest kmod tools deps test test-kmod test-rdma lint bench bench-qemu bench-kmod bench-rdma demo fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,10 @@ test-kmod: guest tools ## the kernel module in a virtual machine; part of 'make 
 	@test/deps.sh check
 	@$(GO) run ./test/summary -race=false -staticcheck $(TOOLS)/staticcheck ./kmod/...
 
+test-rdma: guest tools ## pages over RDMA, by soft-RoCE in a virtual machine; part of 'make test'
+	@test/deps.sh check
+	@$(GO) run ./test/summary -race=false -staticcheck $(TOOLS)/staticcheck ./transport/rdma/...
+
 lint: tools ## gofmt, go vet, staticcheck, and the rules on imports
 	@$(GO) run ./test/summary -staticcheck $(TOOLS)/staticcheck -lint-only
 	@$(GO) test ./internal/archlint
@@ -52,6 +56,9 @@ bench-qemu: build guest ## QEMU's own postcopy of the same guest, side by side
 
 bench-kmod: guest ## the character device against userfaultfd, in a virtual machine
 	$(GO) test -timeout 300s -run '^$$' -bench InVM -benchtime 1x ./kmod/kmodtest
+
+bench-rdma: guest ## RDMA READs against ib_read_lat and ib_read_bw, in a virtual machine
+	$(GO) test -timeout 300s -run '^$$' -bench InVM -benchtime 1x ./transport/rdma/rdmatest
 
 bench-peers: build guest ## relocations by pagewarp and by QEMU's own engines, of Debian's newest QEMU too
 	$(BIN)/pagewarp bench peers --make-root

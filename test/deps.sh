@@ -9,9 +9,12 @@ packages=(
   ca-certificates   # module downloads
   gcc libc6-dev     # the race detector, the kernel module
   git               # the list of files to lint
+  ibverbs-providers # soft-RoCE in the test VM
   iproute2          # network namespaces, by hand and in tests
   kmod              # depmod, for the guest's modules
+  libibverbs-dev    # the daemon with RDMA
   make
+  perftest          # ib_read_lat and ib_read_bw, RDMA's floors
   qemu-system-x86
   sparse            # the kernel module is built with its checks
   spin              # the model of the fault ring

@@ -22,6 +22,7 @@ const (
 	TypeFetch   Type = 0x10
 	TypePages   Type = 0x11
 	TypeRefuse  Type = 0x12
+	TypeRDMA    Type = 0x14
 	TypePing    Type = 0x20
 	TypePong    Type = 0x21
 	TypeMessage Type = 0x30
@@ -36,6 +37,7 @@ const (
 	HelloSize     = 112
 	ExtentSize    = 16
 	MaxText       = 1 << 10   // body of REJECT, REFUSE and CLOSE
+	MaxRDMA       = 16 << 10  // body of RDMA
 	MaxMessage    = 1 << 20   // body of MESSAGE
 	MaxState      = 256 << 10 // body of STATE
 	MaxIndex      = 256 << 10 // body of INDEX
@@ -78,6 +80,7 @@ var types = [256]typeInfo{
 	TypeFetch:   {name: "FETCH", exact: true, flags: fetchPlain, use: useID | useRange},
 	TypePages:   {name: "PAGES", limit: MaxBodyLimit, flags: codecMask, use: useAux | useID | useRange | useAhead},
 	TypeRefuse:  {name: "REFUSE", limit: MaxText, use: useAux | useID},
+	TypeRDMA:    {name: "RDMA", limit: MaxRDMA, use: useAux | useRange},
 	TypePing:    {name: "PING", exact: true, use: useID},
 	TypePong:    {name: "PONG", exact: true, use: useID},
 	TypeMessage: {name: "MESSAGE", limit: MaxMessage, use: useAux},

@@ -54,7 +54,9 @@ const (
 	FeatureZstd                       // codec zstd
 	FeatureAhead                      // zero pages after the range
 	FeatureWarm                       // candidates: INDEX, Same, plain fetches (PROTOCOL section 12)
+	FeatureRDMA                       // pages by RDMA READ, beside the channel (PROTOCOL section 13)
 
+	// AllFeatures are those that need nothing beside the connection.
 	AllFeatures = FeatureFill | FeatureS2 | FeatureZstd | FeatureAhead | FeatureWarm
 )
 
@@ -64,7 +66,7 @@ func (f Features) String() string {
 		return "none"
 	}
 	s, rest := "", f
-	for i, n := range []string{"fill", "s2", "zstd", "ahead", "warm"} {
+	for i, n := range []string{"fill", "s2", "zstd", "ahead", "warm", "rdma"} {
 		if b := Features(1) << i; f&b != 0 {
 			s, rest = s+"+"+n, rest&^b
 		}

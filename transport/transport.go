@@ -174,3 +174,8 @@ type Fetcher interface {
 	Outstanding(buf []Fetch) []Fetch
 	Close() error
 }
+
+// Side takes the RDMA frames of a page channel. It is called by the goroutine
+// that reads the channel (in Receive or Next), one frame at a time; body is valid
+// during the call. It must not wait for the channel. An error ends the channel.
+type Side func(h Header, body []byte) error

@@ -4,15 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/pagewarp/pagewarp/internal/kvmrig"
+	"github.com/pagewarp/pagewarp/internal/kvmrig/vmtest"
 	"github.com/pagewarp/pagewarp/internal/rig"
 )
 
@@ -65,24 +63,13 @@ func TestQEMUInVM(t *testing.T) {
 		Args: []string{"-test.v", "-test.timeout=380s", "-test.run=^TestDevice"},
 		Env:  []string{"PAGEWARP_TEST_BINARIES=/opt"},
 	}}
-	report(t, ctx, cfg, release)
+	vmtest.Report(t, ctx, cfg, release)
 }
 
 // build builds a package's command or tests for the VM.
 func build(t testing.TB, ctx context.Context, name, pkg string, args ...string) string {
 	t.Helper()
-	root, err := rig.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(root, "build", "kmod", name)
-	cmd := exec.CommandContext(ctx, "go", append(args, "-trimpath", "-o", path, pkg)...)
-	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", name, err, out)
-	}
-	return path
+	return vmtest.Build(t, ctx, "kmod", name, pkg, nil, args...)
 }
 
 // runInVM boots once; series is that of the kernel, or empty for the guest's.
@@ -97,38 +84,7 @@ func runInVM(t *testing.T, series string) {
 		cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: p.name, Path: build(t, ctx, p.name+".test", p.pkg, "test", "-c", "-tags", "kmodvm"),
 			Args: []string{"-test.v", "-test.timeout=120s", "-test.run=" + p.run}})
 	}
-	report(t, ctx, cfg, release)
-}
-
-// report boots the VM and reports every test that ran in it.
-func report(t *testing.T, ctx context.Context, cfg kvmrig.Config, release string) {
-	t.Helper()
-	o, err := kvmrig.Run(ctx, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("kernel %s under %s, %s", release, o.Accel, o.Took.Round(time.Millisecond))
-	for _, r := range o.Results {
-		if len(r.Tests) == 0 {
-			t.Errorf("%s ran no test:\n%s", r.Name, r.Output)
-		}
-		for _, test := range r.Tests {
-			if strings.Contains(test.Name, "/") {
-				continue // within its parent's outcome and output
-			}
-			t.Run(r.Name+"/"+test.Name, func(t *testing.T) {
-				if !test.Passed {
-					t.Error("failed in the VM, see the output of " + r.Name)
-				}
-			})
-		}
-		if r.Code != 0 || testing.Verbose() {
-			t.Logf("%s exited with %d:\n%s", r.Name, r.Code, r.Output)
-		}
-	}
-	if o.Verdict != nil {
-		t.Errorf("%v\nthe kernel's last words:\n%s", o.Verdict, tail(o.Console, 60))
-	}
+	vmtest.Report(t, ctx, cfg, release)
 }
 
 // BenchmarkInVM runs the benchmarks of vmtests in the VM and prints what they
@@ -186,10 +142,4 @@ func prepare(t testing.TB, ctx context.Context, series string) (cfg kvmrig.Confi
 		cfg.Modules = append(cfg.Modules, module)
 	}
 	return cfg, release
-}
-
-// tail returns the last lines of a text.
-func tail(text string, n int) string {
-	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }

@@ -31,6 +31,7 @@ type Conn struct {
 	peer    string          // subject of the peer's certificate; immutable
 	tune    Tuning          // immutable
 	regions atomic.Pointer[[]transport.Region]
+	side    atomic.Pointer[transport.Side]
 
 	wlock chan struct{} // holds one element while somebody writes
 
@@ -283,6 +284,8 @@ var errOrderly = fmt.Errorf("peer closed the channel: %w", io.EOF)
 func (c *Conn) common(h *transport.Header, crc uint32) (bool, error) {
 	switch h.Type {
 	case transport.TypePing, transport.TypePong, transport.TypeClose:
+	case transport.TypeRDMA:
+		return c.sideFrame(h, crc)
 	default:
 		return false, nil
 	}

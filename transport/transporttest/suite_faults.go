@@ -55,7 +55,7 @@ func testTooLong(t *testing.T, h Harness) {
 	for p := range uint64(64) {
 		im.Put(1, p, Random, 1)
 	}
-	e := channel(t, h, Options{Features: transport.AllFeatures, MaxBody: 32 * small}, im, false)
+	e := answeredChannel(t, h, Options{Features: transport.AllFeatures, MaxBody: 32 * small}, im, false)
 	c := e.get(span(1, 0, 33))[0]
 	var remote *transport.RemoteError
 	if !errors.As(c.Refused, &remote) || remote.Code != transport.CodeRange {
@@ -164,7 +164,7 @@ func broken(t *testing.T, h Harness, o Options, fault Fault) error {
 		im.Put(1, p, Text, 13)
 	}
 	o.Features, o.Faults = transport.AllFeatures, NewFaults()
-	e := channel(t, h, o, im, false)
+	e := answeredChannel(t, h, o, im, false)
 	e.get(span(1, 128, 64))
 	before, _ := e.sink.Counts()
 	o.Faults.Writing(fault)
@@ -229,6 +229,7 @@ func testProperty(t *testing.T, h Harness) {
 			Features: transport.Features(rapid.Uint32Range(0, uint32(transport.AllFeatures)).Draw(rt, "features")),
 			Codec:    transport.CodecMode(rapid.IntRange(0, int(transport.ModeAuto)).Draw(rt, "codec")),
 			Regions:  im.Regions,
+			Image:    im,
 		}
 		elide := rapid.Bool().Draw(rt, "elide")
 		f, r := h.Pair(t, o)

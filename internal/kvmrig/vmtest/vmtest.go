@@ -1,0 +1,71 @@
+// Package vmtest is what tests that boot a VM by package kvmrig have in common:
+// they build programs for it, and report what ran there as their own subtests.
+package vmtest
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/kvmrig"
+	"github.com/pagewarp/pagewarp/internal/rig"
+)
+
+// Build runs the go command with args, which build pkg, and returns the path of
+// the program, build/FOLDER/NAME. It is static, unless args or env say otherwise.
+func Build(t testing.TB, ctx context.Context, folder, name, pkg string, env []string, args ...string) string {
+	t.Helper()
+	root, err := rig.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(root, "build", folder, name)
+	cmd := exec.CommandContext(ctx, "go", append(args, "-trimpath", "-o", path, pkg)...)
+	cmd.Dir = root
+	cmd.Env = append(append(os.Environ(), "CGO_ENABLED=0"), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", name, err, out)
+	}
+	return path
+}
+
+// Report boots the VM and reports every test that ran in it.
+func Report(t *testing.T, ctx context.Context, cfg kvmrig.Config, release string) {
+	t.Helper()
+	o, err := kvmrig.Run(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("kernel %s under %s, %s", release, o.Accel, o.Took.Round(time.Millisecond))
+	for _, r := range o.Results {
+		if len(r.Tests) == 0 {
+			t.Errorf("%s ran no test:\n%s", r.Name, r.Output)
+		}
+		for _, test := range r.Tests {
+			if strings.Contains(test.Name, "/") {
+				continue // within its parent's outcome and output
+			}
+			t.Run(r.Name+"/"+test.Name, func(t *testing.T) {
+				if !test.Passed {
+					t.Error("failed in the VM, see the output of " + r.Name)
+				}
+			})
+		}
+		if r.Code != 0 || testing.Verbose() {
+			t.Logf("%s exited with %d:\n%s", r.Name, r.Code, r.Output)
+		}
+	}
+	if o.Verdict != nil {
+		t.Errorf("%v\nthe kernel's last words:\n%s", o.Verdict, tail(o.Console, 60))
+	}
+}
+
+// tail returns the last lines of a text.
+func tail(text string, n int) string {
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}

@@ -1,0 +1,206 @@
+package rdma
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/pagewarp/pagewarp/transport"
+)
+
+// maxAsked bounds the MAPs of a channel that are not answered; a destination asks
+// once for each chunk, and keeps fewer under way.
+const maxAsked = 4096
+
+// Attachment is the source's end of RDMA on one page channel.
+type Attachment struct {
+	e    *Export
+	ch   Channel
+	asks chan ask
+
+	mu  sync.Mutex
+	q   *queue // guarded by mu; nil until CONNECT, and after OFF
+	was bool   // guarded by mu; there has been a CONNECT
+
+	cancel context.CancelFunc
+	worker sync.WaitGroup
+}
+
+// ask is one MAP.
+type ask struct {
+	region uint32
+	first  uint64
+}
+
+// Attach serves RDMA on ch until Close. The image must be frozen, and ch not be
+// read yet.
+func (e *Export) Attach(ch Channel) *Attachment {
+	a := &Attachment{e: e, ch: ch, asks: make(chan ask, maxAsked)}
+	ctx, cancel := context.WithCancel(context.Background())
+	a.cancel = cancel
+	ch.SetSide(a.side)
+	a.worker.Go(func() { a.work(ctx) })
+	return a
+}
+
+// Close ends it: the destination's READs fail from here on. Whatever else goes
+// over the channel goes on.
+func (a *Attachment) Close() {
+	a.cancel()
+	a.worker.Wait()
+	a.off()
+}
+
+func (a *Attachment) off() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.q != nil {
+		a.q.close()
+		a.q = nil
+	}
+}
+
+// side takes an RDMA frame of the channel.
+func (a *Attachment) side(h transport.Header, body []byte) error {
+	switch h.Aux {
+	case kindConnect:
+		return a.connect(body)
+	case kindMap:
+		if len(body) != 0 || h.Count != 0 {
+			return fmt.Errorf("%w: MAP with a body or a count", transport.ErrMalformed)
+		}
+		select {
+		case a.asks <- ask{h.Region, h.First}:
+			return nil
+		default:
+			return fmt.Errorf("%w: more than %d MAPs that are not answered", transport.ErrMalformed, maxAsked)
+		}
+	case kindOff:
+		a.off()
+		return nil
+	}
+	return fmt.Errorf("%w: RDMA frame of kind %d at the source", transport.ErrMalformed, h.Aux)
+}
+
+// connect answers CONNECT. That RDMA is impossible here is no error of the
+// channel.
+func (a *Attachment) connect(body []byte) error {
+	peer, err := parseEndpoint(body, false)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	twice := a.was
+	a.was = true
+	a.mu.Unlock()
+	if twice {
+		return fmt.Errorf("%w: a second CONNECT on one channel", transport.ErrMalformed)
+	}
+	mine, err := a.open(peer)
+	if err != nil {
+		err = fmt.Errorf("set up RDMA with the destination: %w", err)
+		a.e.report(err)
+		return a.say(transport.Header{Aux: kindOff}, []byte(err.Error()))
+	}
+	return a.say(transport.Header{Aux: kindAccept}, mine.append(nil))
+}
+
+func (a *Attachment) open(peer endpoint) (endpoint, error) {
+	d := a.e.dev
+	reads := d.caps.served
+	to, err := d.meet(peer, reads)
+	if err != nil {
+		return endpoint{}, err
+	}
+	q, err := d.dev.queue(1) // it posts nothing
+	if err != nil {
+		return endpoint{}, err
+	}
+	mine := d.endpoint(q, reads)
+	mine.chunk = chunkBytes
+	if err := q.connect(&to, mine.psn, true); err != nil {
+		q.close()
+		return endpoint{}, err
+	}
+	a.mu.Lock()
+	a.q = q
+	a.mu.Unlock()
+	return mine, nil
+}
+
+// say sends a frame; an error is the channel's, whose reader sees it too.
+func (a *Attachment) say(h transport.Header, body []byte) error {
+	if err := a.ch.SendSide(h, body); err != nil {
+		return fmt.Errorf("RDMA set-up: %w", err)
+	}
+	return nil
+}
+
+// work registers chunks and tells of them: those asked for, and, with [PinAll],
+// in between all others in their order.
+func (a *Attachment) work(ctx context.Context) {
+	told := make(map[ask]bool)
+	var rest []ask
+	if a.e.opt.Pin == PinAll {
+		for _, x := range a.e.order {
+			for p := uint64(0); p < x.Pages; p += x.unit {
+				rest = append(rest, ask{x.ID, p})
+			}
+		}
+	}
+	for {
+		var want ask
+		if len(rest) > 0 {
+			select {
+			case <-ctx.Done():
+				return
+			case want = <-a.asks:
+			default:
+				want, rest = rest[0], rest[1:]
+				if told[want] {
+					continue
+				}
+			}
+		} else {
+			select {
+			case <-ctx.Done():
+				return
+			case <-a.ch.Done():
+				return
+			case want = <-a.asks:
+			}
+		}
+		told[want] = true
+		if err := a.answer(want); err != nil {
+			return // the channel has ended
+		}
+	}
+}
+
+// answer describes one chunk.
+func (a *Attachment) answer(want ask) error {
+	c, err := a.e.chunk(want.region, want.first)
+	if err == nil && c.err == nil && len(c.windows) > maxWindows {
+		err = fmt.Errorf("%d stretches of data, at most %d can be described", len(c.windows), maxWindows)
+	}
+	h := transport.Header{Aux: kindMapped, Region: want.region, First: want.first}
+	switch {
+	case errors.Is(err, transport.ErrMalformed):
+		h.Aux = kindUnmapped
+		return a.say(h, []byte(err.Error()))
+	case err != nil || c.err != nil:
+		if err == nil {
+			err = c.err
+		}
+		text := err.Error()
+		h.Aux = kindUnmapped
+		return a.say(h, []byte(text[:min(len(text), transport.MaxText)]))
+	}
+	h.Count = c.count
+	body := make([]byte, 0, len(c.windows)*windowSize)
+	for _, w := range c.windows {
+		body = appendWindow(body, w)
+	}
+	return a.say(h, body)
+}

@@ -1,0 +1,186 @@
+package rdma
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Device is an open port of an RDMA device, with a protection domain of its own:
+// keys of one Device are of no use with another.
+type Device struct {
+	port Port
+	gid  GID
+	dev  *device
+	caps caps
+
+	async *os.File // a duplicate of the events' descriptor
+	gone  chan struct{}
+
+	mu     sync.Mutex
+	failed error               // guarded by mu; the device or its port is out of use
+	watch  map[int]func(error) // guarded by mu
+	next   int                 // guarded by mu
+}
+
+// Open opens the port that [Choose] found. What is missing is named in the error.
+func Open(port Port, gid GID) (*Device, error) {
+	d, err := open(port, gid)
+	if err != nil {
+		return nil, fmt.Errorf("open RDMA device %s: %w", port.Device, err)
+	}
+	return d, nil
+}
+
+func open(port Port, gid GID) (*Device, error) {
+	dev, err := openVerbs(port.Device, port.Number, gid.Index)
+	if err != nil {
+		return nil, explainOpen(port.Device, err)
+	}
+	d := &Device{port: port, gid: gid, dev: dev, gone: make(chan struct{}), watch: make(map[int]func(error))}
+	if d.caps, err = dev.caps(); err == nil && !d.caps.active {
+		err = fmt.Errorf("port %d is not active: is the link up?", port.Number)
+	}
+	var fd int
+	if err == nil {
+		fd, err = unix.FcntlInt(uintptr(dev.asyncFD()), unix.F_DUPFD_CLOEXEC, 0)
+	}
+	if err != nil {
+		dev.close()
+		return nil, err
+	}
+	d.async = os.NewFile(uintptr(fd), "rdma events")
+	go d.events()
+	return d, nil
+}
+
+// explainOpen adds what is to be done about an error of the verbs.
+func explainOpen(name string, err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOSYS):
+		return fmt.Errorf("%w: the module ib_uverbs is not loaded (modprobe ib_uverbs)", err)
+	case errors.Is(err, syscall.ENODEV):
+		return fmt.Errorf("%w: libibverbs does not know %s: install the package ibverbs-providers, and look whether /dev/infiniband/uverbs* is there (modprobe ib_uverbs)", err, name)
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return fmt.Errorf("%w: no access to /dev/infiniband/uverbs*", err)
+	}
+	return err
+}
+
+// events waits for asynchronous events of the device until it is closed.
+func (d *Device) events() {
+	defer close(d.gone)
+	raw, err := d.async.SyscallConn()
+	if err != nil {
+		return
+	}
+	raw.Read(func(uintptr) bool {
+		for {
+			text, ok := d.dev.event()
+			if !ok {
+				return false // until there is one, or the file is closed
+			}
+			d.heard(text)
+		}
+	})
+}
+
+// fatal are the events after which nothing works any more, by the texts of
+// ibv_event_type_str. Errors of a queue pair are seen in its completions.
+var fatal = map[string]bool{
+	"local catastrophic error": true,
+	"port error":               true,
+}
+
+func (d *Device) heard(text string) {
+	if !fatal[text] {
+		return
+	}
+	err := fmt.Errorf("RDMA device %s: %s", d.port.Device, text)
+	d.mu.Lock()
+	d.failed = err
+	var tell []func(error)
+	for _, f := range d.watch {
+		tell = append(tell, f)
+	}
+	d.mu.Unlock()
+	for _, f := range tell {
+		f(err)
+	}
+}
+
+// onFailure has f called once the device is out of use; it must not wait. The
+// result takes f back.
+func (d *Device) onFailure(f func(error)) (cancel func(), err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.failed != nil {
+		return nil, d.failed
+	}
+	n := d.next
+	d.next++
+	d.watch[n] = f
+	return func() {
+		d.mu.Lock()
+		delete(d.watch, n)
+		d.mu.Unlock()
+	}, nil
+}
+
+// Close closes the device, after everything that was made from it.
+func (d *Device) Close() error {
+	err := d.async.Close()
+	<-d.gone
+	d.dev.close()
+	return err
+}
+
+// String names the device, its port and its address.
+func (d *Device) String() string {
+	return fmt.Sprintf("%s port %d (%s)", d.port.Device, d.port.Number, d.gid.Address)
+}
+
+// endpoint describes a queue pair on this device, with a random sequence number.
+func (d *Device) endpoint(q *queue, reads uint8) endpoint {
+	return endpoint{qpn: q.qpn, psn: rand.Uint32() & 0xffffff, lid: d.caps.lid, mtu: d.caps.mtu, link: d.caps.link, reads: reads, gid: d.caps.gid}
+}
+
+// meet is what to connect to: the peer's endpoint with the smaller of both MTUs
+// and numbers of READs.
+func (d *Device) meet(peer endpoint, reads uint8) (endpoint, error) {
+	if peer.link != d.caps.link {
+		return peer, fmt.Errorf("the peer's link layer is %s, that of %s is %s", linkName(peer.link), d, linkName(d.caps.link))
+	}
+	peer.mtu = min(peer.mtu, d.caps.mtu)
+	peer.reads = min(peer.reads, reads)
+	return peer, nil
+}
+
+func linkName(l uint8) string {
+	if l == 2 {
+		return "Ethernet"
+	}
+	return "InfiniBand"
+}
+
+// register registers mem, which the caller keeps mapped until the region is
+// closed. A refusal for want of locked memory is explained.
+func (d *Device) register(mem []byte, remote bool) (*region, error) {
+	r, err := d.dev.register(mem, remote)
+	if err == nil {
+		return r, nil
+	}
+	if errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.EAGAIN) {
+		var lim unix.Rlimit
+		if e := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &lim); e == nil && lim.Cur != unix.RLIM_INFINITY {
+			return nil, fmt.Errorf("register %d bytes with %s: %w: RLIMIT_MEMLOCK is %d bytes; raise it (LimitMEMLOCK= of the service, ulimit -l), or let the daemon have CAP_IPC_LOCK",
+				len(mem), d, err, lim.Cur)
+		}
+	}
+	return nil, fmt.Errorf("register %d bytes with %s: %w", len(mem), d, err)
+}

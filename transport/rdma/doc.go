@@ -1,0 +1,25 @@
+// Package rdma brings pages by RDMA READ (PROTOCOL section 13): an [Export] at the
+// source registers the frozen image for remote reading, a [Fetcher] at the
+// destination reads from it, with no work of the source's CPU per page. Both ride
+// on a page channel of transport/tcp, over which they are set up and which goes on
+// by FETCH where a READ cannot, or not yet, or not any more.
+//
+// The verbs are a thin C layer (verbs_shim.c) behind the build tag rdma, which
+// `make build` sets for a second daemon where libibverbs' headers are installed.
+// Without the tag or without cgo the package builds, lists devices and says
+// [ErrNotBuilt] where one would be opened.
+//
+// # Landing
+//
+// READs land in a staging buffer of the channel's own, and a page is copied from
+// there once its READ has completed, under a claim taken then. So a READ that
+// fails half-way has touched nothing of the guest's; a demand fetch overtakes a
+// precache READ of the same page; zero pages are noticed on the way and stay
+// holes; no memory of the guest is pinned at the destination. The copy finds the
+// page in the CPU's cache where the NIC put it (SPECIFICATION has what it costs).
+//
+// # Locks
+//
+// Fetcher.recvMu (Receive, Close) before Fetcher.mu; Fetcher.sinkMu is a leaf that
+// orders calls of the sink. Nothing is sent to the peer under Fetcher.mu.
+package rdma

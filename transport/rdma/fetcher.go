@@ -1,0 +1,452 @@
+package rdma
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/sysmem"
+	"github.com/pagewarp/pagewarp/transport"
+	"golang.org/x/sys/unix"
+)
+
+// Limits of a Fetcher.
+const (
+	maxOutstanding = 4096      // unanswered fetches
+	stageBytes     = 16 << 20  // of the staging buffer
+	readBytes      = 256 << 10 // of one READ, unless a page is longer
+	demandSlots    = 256       // READs of a demand channel at a time
+	maxStagedPage  = 2 << 20   // longer pages go by FETCH
+)
+
+// ErrClosed is what calls return after this side closed the channel.
+var ErrClosed = errors.New("RDMA channel is closed")
+
+// FetchOptions are the choices of a destination.
+type FetchOptions struct {
+	// Spin is how long Receive polls the completion queue before it sleeps.
+	Spin time.Duration
+	// DeadAfter bounds the time of a READ. Default 5 s.
+	DeadAfter time.Duration
+	// StageBytes bounds the staging buffer, which is registered and so pinned. It
+	// holds at least 4 READs. Default 16 MiB.
+	StageBytes int
+	// MaxCount is the most pages of one fetch, as agreed on for the channel.
+	MaxCount uint32
+	// Down, if not nil, is told why RDMA on this channel is over; what was
+	// outstanding goes by FETCH from then on. It must not wait.
+	Down func(error)
+}
+
+// Fetcher is a page channel whose pages come by RDMA READ where that is possible,
+// and by the channel beneath it otherwise. It implements [transport.Fetcher].
+//
+// It calls the sink that Receive was given from two goroutines, one call at a
+// time, until Close or an error; so the sink must be the same at each Receive, and needs
+// memory in which a page can be written in place (faultd's Shared).
+type Fetcher struct {
+	base transport.Fetcher
+	ch   Channel
+	dev  *Device
+	opt  FetchOptions
+	stop func() // of the device's watch
+
+	stage    []byte
+	slotSize int
+	stageMR  *region
+	wakeFD   int // an eventfd
+	sleeping atomic.Bool
+	broken   atomic.Pointer[error] // why RDMA must end; Receive acts on it
+
+	readCount, readBytes, beneath atomic.Uint64 // see Counts
+
+	sink   *lateSink
+	pump   sync.WaitGroup
+	closed atomic.Bool
+
+	// recvMu is held through Receive; what follows belongs to its holder.
+	recvMu sync.Mutex
+	dones  [maxPost]done
+	dst    [][]byte
+
+	mu      sync.Mutex
+	q       *queue                     // guarded by mu; nil before ACCEPT and after the end of RDMA
+	pending *queue                     // guarded by mu; waits for ACCEPT
+	mine    endpoint                   // of pending
+	table   *table                     // guarded by mu
+	flights map[uint64]*flight         // guarded by mu; all that is outstanding
+	idle    []*flight                  // guarded by mu; to be used again
+	ops     []op                       // guarded by mu; by slot
+	free    []int                      // guarded by mu; slots
+	reads   fifo[part]                 // guarded by mu; READs that wait for a slot
+	zeros   fifo[part]                 // guarded by mu; holes to be reported
+	ready   fifo[*flight]              // guarded by mu; all parts have come
+	answers fifo[transport.Completion] // guarded by mu; of the channel beneath
+	byFetch fifo[transport.Fetch]      // guarded by mu; to be sent by FETCH
+	waiting []*flight                  // guarded by mu; for a chunk
+	asks    fifo[ask]                  // guarded by mu; MAPs to be sent
+	pieces  []piece                    // guarded by mu
+	wrs     [maxPost]read              // guarded by mu
+	err     error                      // guarded by mu; the end of the channel beneath
+}
+
+// flight is one outstanding fetch.
+type flight struct {
+	transport.Fetch
+	sent   time.Time
+	wire   time.Duration // to the last READ
+	copied time.Duration
+	commit time.Duration
+	parts  int // that have not come
+	bytes  int
+	data   uint32
+	zero   uint32
+	ahead  uint32
+	below  bool // by FETCH
+}
+
+// part is a run of pages of a flight that is had in one way.
+type part struct {
+	fl    *flight
+	first uint64
+	count uint32
+	rkey  uint32
+	addr  uint64
+}
+
+// op is one READ under way.
+type op struct {
+	posted time.Time
+	busy   bool
+	parts  []part // adjacent at the source, in order
+}
+
+// NewFetcher puts RDMA by dev on a page channel: base is its destination's end,
+// regions its table; nobody must have read from it. It begins the set-up and does not wait for it: until ACCEPT has come all goes by FETCH. The
+// Fetcher owns base if there is no error.
+func NewFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []transport.Region, o FetchOptions) (*Fetcher, error) {
+	f, err := newFetcher(dev, base, ch, regions, o)
+	if err != nil {
+		return nil, fmt.Errorf("set up RDMA by %s: %w", dev, err)
+	}
+	return f, nil
+}
+
+func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []transport.Region, o FetchOptions) (*Fetcher, error) {
+	if o.DeadAfter <= 0 {
+		o.DeadAfter = 5 * time.Second
+	}
+	if o.StageBytes <= 0 {
+		o.StageBytes = stageBytes
+	}
+	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), flights: make(map[uint64]*flight), wakeFD: -1, sink: newLateSink()}
+	f.slotSize = 4 << 10
+	slots := demandSlots
+	for _, r := range regions {
+		if r.PageSize <= maxStagedPage {
+			f.slotSize = max(f.slotSize, int(r.PageSize))
+		}
+	}
+	if ch.Kind() == transport.Precache {
+		f.slotSize = max(f.slotSize, readBytes)
+	} else {
+		f.slotSize = max(f.slotSize, 64<<10) // neighbours in one READ
+	}
+	slots = max(4, min(slots, o.StageBytes/f.slotSize, dev.caps.depth-1))
+	if int(dev.caps.maxMessage) < f.slotSize {
+		return nil, fmt.Errorf("its messages have at most %d bytes, %d are needed", dev.caps.maxMessage, f.slotSize)
+	}
+	f.ops = make([]op, slots)
+	for i := range slots {
+		f.free = append(f.free, i)
+	}
+	var err error
+	if f.stage, err = sysmem.MapAnonymous(int64(slots * f.slotSize)); err != nil {
+		return nil, err
+	}
+	if f.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
+		f.stageMR, err = dev.register(f.stage, false)
+	}
+	if err == nil {
+		f.pending, err = dev.dev.queue(slots)
+	}
+	if err == nil {
+		f.stop, err = dev.onFailure(f.breakDown)
+	}
+	if err == nil {
+		ch.SetSide(f.side)
+		f.mine = dev.endpoint(f.pending, dev.caps.reads)
+		err = ch.SendSide(transport.Header{Aux: kindConnect}, f.mine.append(nil))
+	}
+	if err != nil {
+		f.releaseAll()
+		return nil, err
+	}
+	f.pump.Go(f.receiveBelow)
+	return f, nil
+}
+
+// Up says whether pages come by RDMA at the moment.
+func (f *Fetcher) Up() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.q != nil
+}
+
+// Counts are the READs that completed, their bytes, and the fetches that were
+// answered by the channel beneath.
+func (f *Fetcher) Counts() (reads, bytes, beneath uint64) {
+	return f.readCount.Load(), f.readBytes.Load(), f.beneath.Load()
+}
+
+// InPlace implements [transport.InPlace]: the sink is called from two goroutines,
+// which a buffer of the sink's would not bear.
+func (*Fetcher) InPlace() bool { return true }
+
+// Done is closed when the channel beneath has ended.
+func (f *Fetcher) Done() <-chan struct{} { return f.ch.Done() }
+
+// Fetch implements [transport.Fetcher].
+func (f *Fetcher) Fetch(fs []transport.Fetch) error {
+	now := time.Now()
+	f.mu.Lock()
+	if err := f.enter(fs, now); err != nil {
+		f.mu.Unlock()
+		return err
+	}
+	for i := range fs {
+		f.route(f.flights[fs[i].ID])
+	}
+	f.post(now)
+	f.mu.Unlock()
+	return f.send()
+}
+
+// enter checks fs and notes them as outstanding, all or none. mu is held.
+func (f *Fetcher) enter(fs []transport.Fetch, now time.Time) error {
+	if f.closed.Load() {
+		return ErrClosed
+	}
+	if f.err != nil {
+		return f.err
+	}
+	for i := range fs {
+		if err := f.check(&fs[i]); err != nil {
+			for _, done := range fs[:i] {
+				f.drop(f.flights[done.ID])
+			}
+			return fmt.Errorf("fetch %d pages at %d of region %d: %w", fs[i].Count, fs[i].First, fs[i].Region, err)
+		}
+		fl := new(flight)
+		if n := len(f.idle); n > 0 {
+			fl, f.idle = f.idle[n-1], f.idle[:n-1]
+		}
+		*fl = flight{Fetch: fs[i], sent: now}
+		f.flights[fs[i].ID] = fl
+	}
+	return nil
+}
+
+func (f *Fetcher) check(r *transport.Fetch) error {
+	reg := f.table.regions[r.Region]
+	switch {
+	case reg == nil:
+		return errors.New("there is no such region")
+	case r.Count == 0 || r.First >= reg.Pages || uint64(r.Count) > reg.Pages-r.First:
+		return fmt.Errorf("the region has %d pages", reg.Pages)
+	case f.opt.MaxCount != 0 && r.Count > f.opt.MaxCount:
+		return fmt.Errorf("max_count of this channel is %d", f.opt.MaxCount)
+	case len(f.flights) >= maxOutstanding:
+		return fmt.Errorf("%d fetches are outstanding, the limit", maxOutstanding)
+	case f.flights[r.ID] != nil:
+		return fmt.Errorf("id %d is outstanding already", r.ID)
+	}
+	return nil
+}
+
+// drop ends a flight. mu is held.
+func (f *Fetcher) drop(fl *flight) {
+	delete(f.flights, fl.ID)
+	f.idle = append(f.idle, fl)
+}
+
+// route decides how a flight's pages come: by READ, as the hole that they are, by
+// FETCH, or, for precache, after their chunk has been mapped. mu is held.
+func (f *Fetcher) route(fl *flight) {
+	r := f.table.regions[fl.Region]
+	if f.q == nil || int(r.PageSize) > f.slotSize {
+		f.below(fl)
+		return
+	}
+	pieces, c, ok := r.split(fl.Range, f.pieces[:0])
+	f.pieces = pieces
+	if !ok {
+		if r.states[c] == unknown {
+			r.states[c] = asked
+			f.asks.push(ask{fl.Region, c * r.unit})
+		}
+		if r.states[c] == refused || f.ch.Kind() == transport.Demand {
+			f.below(fl) // a fault does not wait for a registration
+		} else {
+			f.waiting = append(f.waiting, fl)
+		}
+		return
+	}
+	most := uint32(f.slotSize / int(r.PageSize))
+	for _, p := range pieces {
+		if p.zero {
+			fl.parts++
+			f.zeros.push(part{fl: fl, first: p.first, count: p.count})
+			continue
+		}
+		for p.count > 0 {
+			n := min(p.count, most)
+			fl.parts++
+			f.reads.push(part{fl: fl, first: p.first, count: n, rkey: p.rkey, addr: p.addr})
+			p.first, p.count, p.addr = p.first+uint64(n), p.count-n, p.addr+uint64(n)*uint64(r.PageSize)
+		}
+	}
+	if end := fl.First + uint64(fl.Count); !pieces[len(pieces)-1].zero && r.hole(end, 1) > 0 {
+		fl.parts++
+		f.zeros.push(part{fl: fl, first: end}) // what lies ahead is told, as by PAGES
+	}
+	if f.zeros.len() > 0 {
+		f.wake()
+	}
+}
+
+// below sends a flight by FETCH. mu is held.
+func (f *Fetcher) below(fl *flight) {
+	fl.below, fl.parts = true, 0
+	f.byFetch.push(fl.Fetch)
+}
+
+// post posts waiting READs while there are slots, parts that are adjacent at the
+// source as one. mu is held.
+func (f *Fetcher) post(now time.Time) {
+	for f.q != nil && f.reads.len() > 0 && len(f.free) > 0 {
+		n := 0
+		for n < maxPost && f.reads.len() > 0 && len(f.free) > 0 {
+			slot := f.free[len(f.free)-1]
+			f.free = f.free[:len(f.free)-1]
+			o := &f.ops[slot]
+			o.parts, o.posted, o.busy = o.parts[:0], now, true
+			p := f.reads.pop()
+			ps := f.table.regions[p.fl.Region].PageSize
+			addr, size := p.addr, int(p.count)*int(ps)
+			for o.parts = append(o.parts, p); f.reads.len() > 0; {
+				next := f.reads.peek()
+				bytes := int(next.count) * int(ps)
+				if next.fl.Region != p.fl.Region || next.rkey != p.rkey || next.addr != addr+uint64(size) || size+bytes > f.slotSize {
+					break
+				}
+				o.parts = append(o.parts, f.reads.pop())
+				size += bytes
+			}
+			f.wrs[n] = read{id: uint64(slot), local: addressOf(f.stage) + uint64(slot*f.slotSize), remote: addr,
+				length: uint32(size), lkey: f.stageMR.lkey, rkey: p.rkey}
+			n++
+		}
+		if _, err := f.q.post(f.wrs[:n]); err != nil {
+			f.breakDown(err) // Receive ends RDMA; what was posted and what was not goes by FETCH
+			return
+		}
+	}
+}
+
+// send sends what mu kept from being sent.
+func (f *Fetcher) send() error {
+	for {
+		f.mu.Lock()
+		var want *ask
+		var fs []transport.Fetch
+		if f.asks.len() > 0 {
+			a := f.asks.pop()
+			want = &a
+		}
+		for f.byFetch.len() > 0 && len(fs) < 64 {
+			fs = append(fs, f.byFetch.pop())
+		}
+		f.mu.Unlock()
+		if want == nil && len(fs) == 0 {
+			return nil
+		}
+		if len(fs) > 0 {
+			if err := f.base.Fetch(fs); err != nil {
+				return err
+			}
+		}
+		if want != nil {
+			if err := f.ch.SendSide(transport.Header{Aux: kindMap, Region: want.region, First: want.first}, nil); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// breakDown says that RDMA must end, and has Receive see to it.
+func (f *Fetcher) breakDown(err error) {
+	if f.broken.CompareAndSwap(nil, &err) {
+		f.wake()
+	}
+}
+
+// wake ends Receive's sleep.
+func (f *Fetcher) wake() {
+	if f.sleeping.Load() {
+		unix.Write(f.wakeFD, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // it can only be full, which wakes as well
+	}
+}
+
+// Outstanding implements [transport.Fetcher].
+func (f *Fetcher) Outstanding(buf []transport.Fetch) []transport.Fetch {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, fl := range f.flights {
+		buf = append(buf, fl.Fetch)
+	}
+	return buf
+}
+
+// Close implements [transport.Fetcher]. When it returns, nothing is read into
+// this side's memory any more.
+func (f *Fetcher) Close() error {
+	if f.closed.Swap(true) {
+		return nil
+	}
+	unix.Write(f.wakeFD, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	f.sink.bind(nil)
+	err := f.base.Close()
+	f.recvMu.Lock()
+	defer f.recvMu.Unlock()
+	f.pump.Wait()
+	f.releaseAll()
+	return err
+}
+
+// releaseAll frees what the device and the system gave.
+func (f *Fetcher) releaseAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stop != nil {
+		f.stop()
+	}
+	for _, q := range []*queue{f.q, f.pending} {
+		if q != nil {
+			q.close()
+		}
+	}
+	f.q, f.pending = nil, nil
+	if f.stageMR != nil {
+		f.stageMR.close()
+		f.stageMR = nil
+	}
+	sysmem.Unmap(f.stage)
+	f.stage = nil
+	if f.wakeFD >= 0 {
+		unix.Close(f.wakeFD)
+		f.wakeFD = -1
+	}
+}

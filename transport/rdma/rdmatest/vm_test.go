@@ -1,0 +1,121 @@
+package rdmatest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/kvmrig"
+	"github.com/pagewarp/pagewarp/internal/kvmrig/vmtest"
+	"github.com/pagewarp/pagewarp/internal/rig"
+)
+
+// modules are what soft-RoCE needs; without crc32_generic adding a link fails with
+// ENOENT, since nothing declares that rdma_rxe asks for it.
+var modules = []string{"dummy", "udp_tunnel", "ip6_udp_tunnel", "ib_core", "ib_uverbs", "crc32_generic", "rdma_rxe"}
+
+const provider = "/usr/lib/x86_64-linux-gnu/libibverbs/librxe-rdmav34.so"
+
+// TestInVM boots once and reports every test that ran there.
+func TestInVM(t *testing.T) {
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 280*time.Second, errors.New("the VM's deadline"))
+	defer cancel()
+	cfg, release := prepare(t, ctx)
+	run := os.Getenv("RDMA_RUN") // for work on a single test
+	if run == "" {
+		run = "."
+	}
+	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma")
+	cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: "rdma", Path: rdma,
+		Args: []string{"-test.v", "-test.timeout=200s", "-rapid.checks=10", "-test.run=" + run}})
+	vmtest.Report(t, ctx, cfg, release)
+}
+
+// BenchmarkInVM runs the benchmarks in the VM and prints what they print. It is
+// one run, whatever b.N.
+func BenchmarkInVM(b *testing.B) {
+	ctx, cancel := context.WithTimeoutCause(b.Context(), 170*time.Second, errors.New("the VM's deadline"))
+	defer cancel()
+	cfg, release := prepare(b, ctx)
+	for _, tool := range []string{"ib_read_lat", "ib_read_bw"} {
+		add(b, ctx, &cfg, "/usr/bin/"+tool)
+	}
+	cfg.Programs = []kvmrig.Program{{Name: "bench", Path: compile(b, ctx, &cfg, "rdma.test", "./transport/rdma"),
+		Args: []string{"-test.run=^$", "-test.bench=.", "-test.benchtime=1x", "-test.timeout=150s"}}}
+	o, err := kvmrig.Run(ctx, cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if o.Verdict != nil {
+		b.Error(o.Verdict)
+	}
+	for _, r := range o.Results {
+		fmt.Printf("kernel %s under %s:\n%s", release, o.Accel, r.Output)
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// prepare makes the VM's modules and the provider of rxe; programs are the
+// caller's.
+func prepare(t testing.TB, ctx context.Context) (cfg kvmrig.Config, release string) {
+	t.Helper()
+	kernel, _, err := rig.GuestImage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if release, err = kvmrig.GuestRelease(filepath.Dir(kernel)); err != nil {
+		t.Fatal(err)
+	}
+	root, err := rig.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(root, "build", "rdma")
+	cfg = kvmrig.Config{Dir: filepath.Join(dir, "vm"), Kernel: kernel, CacheDir: filepath.Dir(kernel), MemMiB: 1536}
+	if cfg.Modules, err = kvmrig.KernelModules(ctx, dir, release, modules...); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(provider); err != nil {
+		t.Fatalf("%v; install the package ibverbs-providers ('make deps')", err)
+	}
+	add(t, ctx, &cfg, provider)
+	cfg.Files = append(cfg.Files, kvmrig.File{Path: "/etc/libibverbs.d/rxe.driver", From: "/etc/libibverbs.d/rxe.driver"})
+	return cfg, release
+}
+
+// compile builds the tests of a package, with cgo, and adds what they load.
+func compile(t testing.TB, ctx context.Context, cfg *kvmrig.Config, name, pkg string, args ...string) string {
+	t.Helper()
+	args = append([]string{"test", "-c", "-tags", "rdma,rdmavm"}, args...)
+	path := vmtest.Build(t, ctx, "rdma", name, pkg, []string{"CGO_ENABLED=1"}, args...)
+	files, err := kvmrig.Installed(ctx, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	merge(cfg, slices.DeleteFunc(files, func(f kvmrig.File) bool { return f.Path == path }))
+	return path
+}
+
+// add adds installed programs and libraries, with what they load.
+func add(t testing.TB, ctx context.Context, cfg *kvmrig.Config, paths ...string) {
+	t.Helper()
+	files, err := kvmrig.Installed(ctx, paths...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	merge(cfg, files)
+}
+
+// merge adds the files that are not there yet.
+func merge(cfg *kvmrig.Config, files []kvmrig.File) {
+	for _, f := range files {
+		if !slices.ContainsFunc(cfg.Files, func(g kvmrig.File) bool { return g.Path == f.Path }) {
+			cfg.Files = append(cfg.Files, f)
+		}
+	}
+}

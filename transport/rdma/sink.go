@@ -1,0 +1,83 @@
+package rdma
+
+import (
+	"errors"
+	"sync"
+
+	"github.com/pagewarp/pagewarp/transport"
+)
+
+// lateSink is a sink that becomes known at the first Receive. It makes one call at
+// a time, from whichever goroutine, and has calls that come earlier wait; bound to
+// nil it takes nothing.
+type lateSink struct {
+	once  sync.Once
+	bound chan struct{}
+
+	mu sync.Mutex
+	s  transport.Sink // immutable once bound is closed
+}
+
+func newLateSink() *lateSink { return &lateSink{bound: make(chan struct{})} }
+
+// bind says which sink it is; only the first call counts.
+func (l *lateSink) bind(s transport.Sink) {
+	l.once.Do(func() {
+		l.s = s
+		close(l.bound)
+	})
+}
+
+func (l *lateSink) Reserve(r transport.Range, dst [][]byte) {
+	<-l.bound
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.s == nil {
+		clear(dst)
+		return
+	}
+	l.s.Reserve(r, dst)
+}
+
+func (l *lateSink) Commit(r transport.Range, dst [][]byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.s == nil {
+		return ErrClosed
+	}
+	return l.s.Commit(r, dst)
+}
+
+func (l *lateSink) Abort(r transport.Range, dst [][]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.s != nil {
+		l.s.Abort(r, dst)
+	}
+}
+
+func (l *lateSink) Zero(r transport.Range) error {
+	<-l.bound
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.s == nil {
+		return ErrClosed
+	}
+	return l.s.Zero(r)
+}
+
+// Same implements [transport.WarmSink].
+func (l *lateSink) Same(r transport.Range, dst [][]byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.s == nil {
+		return ErrClosed
+	}
+	w, ok := l.s.(transport.WarmSink)
+	if !ok {
+		return errors.New("the sink has no candidates, but the channel agreed on warm start")
+	}
+	return w.Same(r, dst)
+}
+
+var _ transport.WarmSink = (*lateSink)(nil)
