@@ -5,6 +5,8 @@ BUILD   := build
 BIN     := $(BUILD)/bin
 TOOLS   := $(BUILD)/tools
 FUZZTIME ?= 20s
+# The header of libibverbs, if the C compiler finds one: then RDMA can be built in.
+VERBS   := $(shell echo '\#include <infiniband/verbs.h>' | $(or $(CC),cc) -E -x c - >/dev/null 2>&1 && echo yes)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(VERSION)
 
@@ -14,8 +16,11 @@ LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-build: ## static binaries of the daemon and its command, in build/bin
+build: ## static binaries of the daemon and its command, in build/bin; with libibverbs-dev pagewarpd-rdma, too
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/pagewarpd ./cmd/pagewarp
+ifneq ($(VERBS),)
+	CGO_ENABLED=1 $(GO) build -tags rdma -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o $(BIN)/pagewarpd-rdma ./cmd/pagewarpd
+endif
 
 guest: ## kernel and initramfs of the test guest, in build/guest
 	@$(GO) run ./bench/guest/mkimage -out $(BUILD)/guest

@@ -52,7 +52,11 @@ func (h *Host) admit(hello transport.Hello, peer string) (transport.Offer, *tran
 		return none, &transport.RemoteError{Code: transport.CodeBusy,
 			Text: fmt.Sprintf("%d relocations are arriving here already", len(h.incoming))}
 	}
-	return transport.Offer{Role: transport.Destination, Features: transport.AllFeatures}, nil
+	features := transport.AllFeatures
+	if in := h.incoming[token]; in != nil && hello.Kind != transport.Control && in.rdmaDev.Load() != nil {
+		features |= transport.FeatureRDMA
+	}
+	return transport.Offer{Role: transport.Destination, Features: features}, nil
 }
 
 // dispatch gives an accepted connection to its session.

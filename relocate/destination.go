@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"github.com/pagewarp/pagewarp/transport/rdma"
 	"github.com/pagewarp/pagewarp/transport/tcp"
 )
 
@@ -26,9 +28,10 @@ type incoming struct {
 	mig     *qemu.Inbound
 	proc    *qemu.Process
 	memory  *guestMemory
-	adopted bool           // vm has gone over to Host.machines
-	relay   sync.WaitGroup // carries the device state to QEMU
-	returns chan *tcp.Conn // control channels that the source dialled anew
+	adopted bool                        // vm has gone over to Host.machines
+	relay   sync.WaitGroup              // carries the device state to QEMU
+	rdmaDev atomic.Pointer[rdma.Device] // nil: pages come by TCP
+	returns chan *tcp.Conn              // control channels that the source dialled anew
 }
 
 func newIncoming(h *Host, rec *record) *incoming {
@@ -90,6 +93,7 @@ func (in *incoming) finish() {
 	if in.memory != nil {
 		in.memory.close()
 	}
+	in.closeRDMA()
 	if in.mig != nil {
 		in.mig.Close()
 	}
@@ -114,6 +118,9 @@ func (in *incoming) prepare(ctl *control) error {
 		return err
 	}
 	if err := in.accept(&o); err != nil {
+		return err
+	}
+	if err := in.acceptRDMA(ctl.conn.LocalAddr()); err != nil {
 		return err
 	}
 	limit := in.host.cfg.deadlines.prepare
@@ -371,5 +378,5 @@ func (in *incoming) channel(conn *tcp.Conn) error {
 		return err
 	}
 	conn.SetRegions(in.rec.Regions)
-	return in.pool.put(conn.Kind(), conn.Index(), conn.Epoch(), f)
+	return in.pool.put(conn.Kind(), conn.Index(), conn.Epoch(), in.overRDMA(conn, f))
 }

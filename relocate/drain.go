@@ -288,6 +288,9 @@ func (o *outgoing) dial(ctx context.Context, kind transport.Kind, index int, epo
 		Tuning: o.host.tuning(),
 	}
 	opts.Codec = mode
+	if o.export != nil && kind != transport.Control {
+		opts.Hello.Features |= transport.FeatureRDMA
+	}
 	if o.host.cfg.ClientTLS != nil {
 		opts.TLS = o.host.cfg.ClientTLS()
 	}

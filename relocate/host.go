@@ -75,6 +75,9 @@ type HostConfig struct {
 	// transport's default.
 	DeadAfter time.Duration
 
+	// RDMA is what this host allows, and by which device.
+	RDMA RDMAConfig
+
 	deadlines deadlines // zero: defaultDeadlines; tests have less patience
 }
 

@@ -147,6 +147,9 @@ func (s *serving) serve(conn *tcp.Conn) error {
 	if err != nil {
 		return err
 	}
+	if s.o.export != nil && conn.Features()&transport.FeatureRDMA != 0 {
+		defer s.o.export.Attach(conn).Close()
+	}
 	// In a thread of its own, which ends with the goroutine: its priority is
 	// for the answers alone.
 	served := make(chan error, 1)

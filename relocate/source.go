@@ -12,6 +12,7 @@ import (
 	"github.com/pagewarp/pagewarp/pageserver"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport"
+	"github.com/pagewarp/pagewarp/transport/rdma"
 )
 
 // outgoing is a relocation at its source.
@@ -26,6 +27,8 @@ type outgoing struct {
 	committed                bool           // guarded by transfer.mu
 	frozenAt, loadedAt, goAt time.Time      // for DowntimeParts
 	savedAt                  atomic.Int64   // likewise; Unix nanoseconds, set by the relay
+	rdmaDev                  *rdma.Device   // nil: pages go by TCP
+	export                   *rdma.Export   // likewise
 	mig                      *qemu.Outgoing // nil until QEMU was prepared: what a rollback undoes
 }
 
@@ -90,6 +93,9 @@ func checkOptions(o *Options, cfg HostConfig) error {
 	if _, err := transport.ParseCodecMode(o.Codec); err != nil {
 		return err
 	}
+	if err := checkRDMA(o); err != nil {
+		return err
+	}
 	if o.Bandwidth < 0 {
 		return fmt.Errorf("bandwidth %d: it must not be negative (0 is no cap)", o.Bandwidth)
 	}
@@ -151,6 +157,7 @@ func (o *outgoing) run() {
 
 // finish ends what lives only as long as the relocation.
 func (o *outgoing) finish() {
+	o.closeRDMA()
 	o.host.remember(o.transfer)
 	o.host.mu.Lock()
 	if o.m != nil && o.m.busy == o {
@@ -184,6 +191,9 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 	ctl, err := o.dialControl(o.ctx, firstEpoch)
 	if err != nil {
 		return nil, fmt.Errorf("reach the destination %s: %w", o.rec.Peer, err)
+	}
+	if err := o.offerRDMA(ctl.conn.LocalAddr()); err != nil {
+		return ctl, err
 	}
 	allocated, err := allocated(o.rec.Memory)
 	if err != nil {

@@ -84,6 +84,11 @@ type Options struct {
 	// FaultSource says how the destination catches the faults: "auto", "device",
 	// "userfaultfd", or "" for what the destination's configuration says.
 	FaultSource string `json:"fault_source,omitempty"`
+	// Transport is how pages travel, one of Transports; empty is TransportTCP.
+	Transport string `json:"transport,omitempty"`
+	// RDMAPin says when the source registers its image: "lazy" (the default), when
+	// it is wanted, or "all", at the freeze.
+	RDMAPin string `json:"rdma_pin,omitempty"`
 	// KeepSource leaves the stopped source VMM and its memory file in place
 	// after the drain instead of ending it (for comparison and forensics).
 	KeepSource bool `json:"keep_source,omitempty"`

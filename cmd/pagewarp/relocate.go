@@ -67,12 +67,16 @@ unreachable, 130 interrupted.`,
 	p.IntVar(&f.opts.DemandChannels, "demand-channels", 0, "connections for demand faults (default: the daemon's)")
 	p.IntVar(&f.opts.PrecacheChannels, "precache-channels", 0, "connections for the background stream (default: the daemon's)")
 	p.StringVar(&f.opts.FaultSource, "fault-source", "", "how the destination catches faults: auto, device (the kernel module), userfaultfd (default: its configuration)")
+	p.StringVar(&f.opts.Transport, "transport", "", "how pages travel: tcp, rdma (RDMA READ, not encrypted), auto (rdma where both hosts' policies say so and it is there) (default tcp)")
+	p.StringVar(&f.opts.RDMAPin, "rdma-pin", "", "when the source registers its image for RDMA: lazy (as it is wanted), all (at the freeze) (default lazy)")
 	p.BoolVar(&f.opts.KeepSource, "keep-source", false, "leave the stopped source QEMU and its memory file in place")
 	p.StringVar(&f.report, "json", "", "write the final status as JSON to `FILE`, \"-\" for standard output")
 	p.BoolVar(&f.detach, "detach", false, "return as soon as it has started")
 	p.BoolVar(&f.wait, "wait", true, "wait until every page has arrived; --wait=false is --detach")
 	c.RegisterFlagCompletionFunc("codec", cobra.FixedCompletions(config.Codecs, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
 	c.RegisterFlagCompletionFunc("fault-source", cobra.FixedCompletions(relocate.FaultSources, cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("transport", cobra.FixedCompletions(relocate.Transports, cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("rdma-pin", cobra.FixedCompletions(relocate.RDMAPins, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 
@@ -93,6 +97,12 @@ func (f *relocateFlags) request(cmd *cobra.Command) (api.RelocateRequest, error)
 	}
 	if f.opts.FaultSource != "" && !slices.Contains(relocate.FaultSources, f.opts.FaultSource) {
 		return r, usagef("--fault-source %q: choose one of %s", f.opts.FaultSource, strings.Join(relocate.FaultSources, ", "))
+	}
+	if f.opts.Transport != "" && !slices.Contains(relocate.Transports, f.opts.Transport) {
+		return r, usagef("--transport %q: choose one of %s", f.opts.Transport, strings.Join(relocate.Transports, ", "))
+	}
+	if f.opts.RDMAPin != "" && !slices.Contains(relocate.RDMAPins, f.opts.RDMAPin) {
+		return r, usagef("--rdma-pin %q: choose one of %s", f.opts.RDMAPin, strings.Join(relocate.RDMAPins, ", "))
 	}
 	for name, n := range map[string]int{"demand-channels": f.opts.DemandChannels, "precache-channels": f.opts.PrecacheChannels} {
 		if n < 0 || n > config.MaxChannels {

@@ -12,12 +12,15 @@ import (
 	"github.com/pagewarp/pagewarp/cmd/internal/config"
 	"github.com/pagewarp/pagewarp/cmd/internal/daemon"
 	"github.com/pagewarp/pagewarp/cmd/internal/pki"
+	"github.com/pagewarp/pagewarp/cmd/internal/units"
 	"github.com/pagewarp/pagewarp/cmd/internal/version"
 )
 
 // flags override the file.
 type flags struct {
 	config, stateDir, socket, level, format, metrics, source string
+	rdma, rdmaDevice                                         string
+	rdmaBudget                                               units.Size
 	listen                                                   []string
 	insecure                                                 bool
 }
@@ -55,6 +58,9 @@ Exit codes: 0 stopped by a signal, 1 failed, 2 usage.`,
 	p.StringVar(&f.format, "log-format", "", "text, json or auto (default auto)")
 	p.StringVar(&f.metrics, "metrics-listen", "", "`HOST:PORT` for Prometheus, besides the API socket")
 	p.StringVar(&f.source, "fault-source", "", "how faults are caught: auto, device (the kernel module) or userfaultfd (default auto)")
+	p.StringVar(&f.rdma, "rdma", "", "pages by RDMA: off, ask (where a relocation asks for it) or auto (default ask)")
+	p.StringVar(&f.rdmaDevice, "rdma-device", "", "`DEVICE`[:PORT] or interface for RDMA (default: what is behind the peers' address)")
+	p.Var(&f.rdmaBudget, "rdma-budget", "most memory that a relocation registers for RDMA at its source, e.g. 8G (default: no bound)")
 	addProfileFlags(root.Flags())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w; see `%s --help`", err, cmd.CommandPath())
@@ -90,7 +96,12 @@ func (f flags) load(cmd *cobra.Command) (config.Config, error) {
 	set("log-level", &c.Log.Level, f.level)
 	set("log-format", &c.Log.Format, f.format)
 	set("fault-source", &c.Engine.FaultSource, f.source)
+	set("rdma", &c.RDMA.Policy, f.rdma)
+	set("rdma-device", &c.RDMA.Device, f.rdmaDevice)
 	set("metrics-listen", &c.Metrics.Listen, f.metrics)
+	if cmd.Flags().Changed("rdma-budget") {
+		c.RDMA.Budget = f.rdmaBudget
+	}
 	if cmd.Flags().Changed("listen") {
 		c.Listen = f.listen
 	}

@@ -22,6 +22,7 @@ func newEngine(ctx context.Context, c daemon.EngineConfig) (daemon.Engine, error
 		FaultReaders:     c.Engine.FaultReaders,
 		FaultSource:      c.Engine.FaultSource,
 		Spin:             time.Duration(c.Engine.Spin),
+		RDMA:             relocate.RDMAConfig{Policy: c.RDMA.Policy, Device: c.RDMA.Device, Budget: uint64(c.RDMA.Budget)},
 	})
 	if err != nil {
 		return nil, err

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/internal/kvmrig"
-	"github.com/pagewarp/pagewarp/internal/kvmrig/vmtest"
+	"github.com/pagewarp/pagewarp/internal/kvmrig/rigtest"
 	"github.com/pagewarp/pagewarp/internal/rig"
 )
 
@@ -63,13 +63,13 @@ func TestQEMUInVM(t *testing.T) {
 		Args: []string{"-test.v", "-test.timeout=380s", "-test.run=^TestDevice"},
 		Env:  []string{"PAGEWARP_TEST_BINARIES=/opt"},
 	}}
-	vmtest.Report(t, ctx, cfg, release)
+	rigtest.Report(t, ctx, cfg, release)
 }
 
 // build builds a package's command or tests for the VM.
 func build(t testing.TB, ctx context.Context, name, pkg string, args ...string) string {
 	t.Helper()
-	return vmtest.Build(t, ctx, "kmod", name, pkg, nil, args...)
+	return rigtest.Build(t, ctx, "kmod", name, pkg, nil, args...)
 }
 
 // runInVM boots once; series is that of the kernel, or empty for the guest's.
@@ -84,7 +84,7 @@ func runInVM(t *testing.T, series string) {
 		cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: p.name, Path: build(t, ctx, p.name+".test", p.pkg, "test", "-c", "-tags", "kmodvm"),
 			Args: []string{"-test.v", "-test.timeout=120s", "-test.run=" + p.run}})
 	}
-	vmtest.Report(t, ctx, cfg, release)
+	rigtest.Report(t, ctx, cfg, release)
 }
 
 // BenchmarkInVM runs the benchmarks of vmtests in the VM and prints what they

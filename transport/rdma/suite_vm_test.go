@@ -203,9 +203,6 @@ func (h *harness) Pair(t testing.TB, o transporttest.Options) (transport.Fetcher
 	if o.Image != nil {
 		sources = imageFiles(t, o.Image)
 	}
-	if h.src == nil {
-		h.src, h.dst = testDevice(t), testDevice(t)
-	}
 	r := newRig(t, rigOptions{kind: o.Kind, srcDev: h.src, dstDev: h.dst, regions: o.Regions, sources: sources, export: ExportOptions{Pin: h.pin},
 		fetch: FetchOptions{Spin: h.spin, StageBytes: 2 << 20}, dead: o.DeadAfter, faults: o.Faults, codec: o.Codec,
 		hello: transport.Hello{Features: o.Features, MaxBody: o.MaxBody, MaxCount: o.MaxCount, Index: o.Index}})
@@ -273,11 +270,13 @@ func (r *rig) ready(t testing.TB) {
 }
 
 func TestSuiteLazy(t *testing.T) {
-	transporttest.Run(t, func(t *testing.T) transporttest.Harness { return &harness{} })
+	transporttest.Run(t, func(t *testing.T) transporttest.Harness {
+		return &harness{src: testDevice(t), dst: testDevice(t)}
+	})
 }
 
 func TestSuiteAllSpin(t *testing.T) {
 	transporttest.Run(t, func(t *testing.T) transporttest.Harness {
-		return &harness{spin: 50 * time.Microsecond, pin: PinAll}
+		return &harness{spin: 50 * time.Microsecond, pin: PinAll, src: testDevice(t), dst: testDevice(t)}
 	})
 }

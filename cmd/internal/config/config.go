@@ -41,6 +41,7 @@ type Config struct {
 	Metrics  Metrics  `toml:"metrics"`
 	Relocate Relocate `toml:"relocate"`
 	Engine   Engine   `toml:"engine"`
+	RDMA     RDMA     `toml:"rdma"`
 	// Templates change the command line of machines that arrive here, by name;
 	// "*" is for all that have none of their own.
 	Templates map[string]qemu.Template `toml:"templates,omitempty"`
@@ -81,6 +82,13 @@ type Relocate struct {
 	PrecacheChannels int        `toml:"precache_channels"`
 }
 
+// RDMA is what this host allows of pages by RDMA READ, which nobody encrypts.
+type RDMA struct {
+	Policy string     `toml:"policy"` // one of relocate.RDMAPolicies
+	Device string     `toml:"device"` // "": what is behind the peers' address
+	Budget units.Size `toml:"budget"` // registered memory of a relocation; 0: no bound
+}
+
 // Engine tunes the data path; zeroes leave the choice to the engine.
 type Engine struct {
 	GOMAXPROCS   int      `toml:"gomaxprocs"`
@@ -114,6 +122,7 @@ func Default() Config {
 		Log:             Log{Level: "info", Format: "auto"},
 		Relocate:        Relocate{Codec: "auto"},
 		Engine:          Engine{FaultSource: "auto"},
+		RDMA:            RDMA{Policy: "ask"},
 	}
 }
 

@@ -90,6 +90,9 @@ func (c Config) Validate() error {
 	if !slices.Contains(relocate.FaultSources, c.Engine.FaultSource) {
 		bad("engine.fault_source %q; choose one of %s", c.Engine.FaultSource, strings.Join(relocate.FaultSources, ", "))
 	}
+	if !slices.Contains(relocate.RDMAPolicies, c.RDMA.Policy) {
+		bad("rdma.policy %q; choose one of %s", c.RDMA.Policy, strings.Join(relocate.RDMAPolicies, ", "))
+	}
 	if c.Engine.Spin < 0 {
 		bad("engine.spin must not be negative")
 	}

@@ -118,6 +118,12 @@ func checkRequest(cfg config.Config, q *api.RelocateRequest) error {
 	if o.FaultSource != "" && !slices.Contains(relocate.FaultSources, o.FaultSource) {
 		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(relocate.FaultSources, ", "), "fault_source %q is unknown", clip(o.FaultSource))
 	}
+	if o.Transport != "" && !slices.Contains(relocate.Transports, o.Transport) {
+		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(relocate.Transports, ", "), "transport %q is unknown", clip(o.Transport))
+	}
+	if o.RDMAPin != "" && !slices.Contains(relocate.RDMAPins, o.RDMAPin) {
+		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(relocate.RDMAPins, ", "), "rdma_pin %q is unknown", clip(o.RDMAPin))
+	}
 	switch {
 	case q.NoCap && o.Bandwidth != 0:
 		return api.Errorf(api.CodeBadRequest, "", "no_cap and a bandwidth of %d exclude each other", o.Bandwidth)

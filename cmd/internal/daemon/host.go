@@ -74,5 +74,6 @@ type EngineConfig struct {
 	Template func(vm string) qemu.Template
 	Relocate config.Relocate
 	Engine   config.Engine
+	RDMA     config.RDMA
 	Log      *slog.Logger
 }

@@ -73,7 +73,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer lock.Close()
-	ec := EngineConfig{StateDir: c.StateDir, Listen: c.Listeners(), Template: p.template, Relocate: c.Relocate, Engine: c.Engine, Log: o.Log}
+	ec := EngineConfig{StateDir: c.StateDir, Listen: c.Listeners(), Template: p.template, Relocate: c.Relocate, Engine: c.Engine, RDMA: c.RDMA, Log: o.Log}
 	if c.TLS.Enabled() {
 		if p.store, err = pki.Open(files(c.TLS), p.reloaded); err != nil {
 			return err

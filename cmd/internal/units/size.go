@@ -3,6 +3,7 @@ package units
 import (
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 )
 
@@ -42,3 +43,31 @@ func FormatSize(n uint64) string {
 	}
 	return fmt.Sprintf("%d B", n)
 }
+
+// Size is a byte size as a flag and in files: what ParseSize reads.
+type Size int64
+
+// String writes the size as a plain number of bytes, which every reader takes.
+func (s Size) String() string { return strconv.FormatInt(int64(s), 10) }
+
+// Set implements pflag.Value; an empty size is 0.
+func (s *Size) Set(text string) error { return s.UnmarshalText([]byte(text)) }
+
+// Type implements pflag.Value.
+func (*Size) Type() string { return "SIZE" }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Size) UnmarshalText(b []byte) error {
+	if len(b) == 0 || string(b) == "0" {
+		*s = 0
+		return nil
+	}
+	n, err := ParseSize(string(b))
+	if err == nil {
+		*s = Size(n)
+	}
+	return err
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

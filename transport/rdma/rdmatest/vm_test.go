@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/internal/kvmrig"
-	"github.com/pagewarp/pagewarp/internal/kvmrig/vmtest"
+	"github.com/pagewarp/pagewarp/internal/kvmrig/rigtest"
 	"github.com/pagewarp/pagewarp/internal/rig"
 )
 
@@ -33,7 +33,7 @@ func TestInVM(t *testing.T) {
 	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma")
 	cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: "rdma", Path: rdma,
 		Args: []string{"-test.v", "-test.timeout=200s", "-rapid.checks=10", "-test.run=" + run}})
-	vmtest.Report(t, ctx, cfg, release)
+	rigtest.Report(t, ctx, cfg, release)
 }
 
 // BenchmarkInVM runs the benchmarks in the VM and prints what they print. It is
@@ -92,7 +92,7 @@ func prepare(t testing.TB, ctx context.Context) (cfg kvmrig.Config, release stri
 func compile(t testing.TB, ctx context.Context, cfg *kvmrig.Config, name, pkg string, args ...string) string {
 	t.Helper()
 	args = append([]string{"test", "-c", "-tags", "rdma,rdmavm"}, args...)
-	path := vmtest.Build(t, ctx, "rdma", name, pkg, []string{"CGO_ENABLED=1"}, args...)
+	path := rigtest.Build(t, ctx, "rdma", name, pkg, []string{"CGO_ENABLED=1"}, args...)
 	files, err := kvmrig.Installed(ctx, path)
 	if err != nil {
 		t.Fatal(err)

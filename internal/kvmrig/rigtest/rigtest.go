@@ -1,6 +1,6 @@
-// Package vmtest is what tests that boot a VM by package kvmrig have in common:
+// Package rigtest is what tests that boot a VM by package kvmrig have in common:
 // they build programs for it, and report what ran there as their own subtests.
-package vmtest
+package rigtest
 
 import (
 	"context"

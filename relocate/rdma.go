@@ -1,0 +1,197 @@
+package relocate
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/pagewarp/pagewarp/transport"
+	"github.com/pagewarp/pagewarp/transport/rdma"
+	"github.com/pagewarp/pagewarp/transport/tcp"
+)
+
+// Ways for the pages of a relocation.
+const (
+	TransportTCP  = "tcp"  // over the channels' connections
+	TransportRDMA = "rdma" // by RDMA READ; it fails where that cannot be had
+	// TransportAuto is by RDMA READ where both hosts' policies are RDMAAuto and it
+	// can be had, else TCP.
+	TransportAuto = "auto"
+)
+
+// Transports are the values of Options.Transport.
+var Transports = []string{TransportTCP, TransportRDMA, TransportAuto}
+
+// A host's policies on RDMA, whose bytes nobody encrypts.
+const (
+	RDMAOff  = "off"  // never
+	RDMAAsk  = "ask"  // where a relocation asks for "rdma"; the default
+	RDMAAuto = "auto" // for relocations with "auto" as well
+)
+
+// RDMAPolicies are the values of RDMAConfig.Policy.
+var RDMAPolicies = []string{RDMAOff, RDMAAsk, RDMAAuto}
+
+// RDMAPins are the values of Options.RDMAPin.
+var RDMAPins = []string{string(rdma.PinLazy), string(rdma.PinAll)}
+
+// RDMAConfig is a host's say on RDMA.
+type RDMAConfig struct {
+	Policy string // empty: RDMAAsk
+	// Device is "device", "device:port" or a network interface; empty: what is
+	// behind the address over which the peer is reached.
+	Device string
+	// Budget bounds the memory that a relocation registers at its source, in
+	// bytes; 0: none but RLIMIT_MEMLOCK.
+	Budget uint64
+}
+
+var errPolicy = errors.New("this host's policy does not allow RDMA")
+
+// rdmaDevice opens the device for a session whose peer is reached from local. It
+// is nil, without an error, where TCP is the answer to want; reason then says why.
+func (h *Host) rdmaDevice(want string, local net.Addr) (dev *rdma.Device, reason string, err error) {
+	policy := cmp.Or(h.cfg.RDMA.Policy, RDMAAsk)
+	switch {
+	case want == "" || want == TransportTCP:
+		return nil, "", nil
+	case want == TransportRDMA && policy == RDMAOff:
+		return nil, "", fmt.Errorf("%w (rdma.policy is %q)", errPolicy, policy)
+	case want == TransportAuto && policy != RDMAAuto:
+		return nil, fmt.Sprintf("rdma.policy is %q, not %q", policy, RDMAAuto), nil
+	}
+	dev, err = h.openRDMA(local)
+	if err != nil && want == TransportAuto {
+		return nil, err.Error(), nil
+	}
+	return dev, "", err
+}
+
+func (h *Host) openRDMA(local net.Addr) (*rdma.Device, error) {
+	if !rdma.Built {
+		return nil, rdma.ErrNotBuilt
+	}
+	var addr netip.Addr
+	if t, ok := local.(*net.TCPAddr); ok {
+		addr = t.AddrPort().Addr().Unmap()
+	}
+	port, gid, err := rdma.Choose(h.cfg.RDMA.Device, addr)
+	if err != nil {
+		return nil, err
+	}
+	return rdma.Open(port, gid)
+}
+
+// checkRDMA checks the options that concern RDMA.
+func checkRDMA(o *Options) error {
+	if o.Transport != "" && !slices.Contains(Transports, o.Transport) {
+		return fmt.Errorf("transport %q: choose one of %q", o.Transport, Transports)
+	}
+	_, err := rdma.ParsePin(o.RDMAPin)
+	return err
+}
+
+// offerRDMA gets the source ready for RDMA, before the offer: the device is open
+// and the image's files are, nothing is registered. It settles Options.Transport.
+func (o *outgoing) offerRDMA(local net.Addr) error {
+	opt := &o.rec.Options
+	dev, reason, err := o.host.rdmaDevice(opt.Transport, local)
+	if err != nil {
+		return fmt.Errorf("pages by RDMA: %w", err)
+	}
+	if dev == nil {
+		o.plainTransport(reason)
+		return nil
+	}
+	var sources []rdma.Source
+	for i, m := range o.rec.Memory {
+		sources = append(sources, rdma.Source{Region: o.rec.Regions[i], Path: m.Path})
+	}
+	pin, _ := rdma.ParsePin(opt.RDMAPin) // checked before
+	export, err := rdma.NewExport(dev, sources, rdma.ExportOptions{Pin: pin, Budget: o.host.cfg.RDMA.Budget, Report: func(err error) {
+		o.warn("pages go by TCP where RDMA cannot bring them", "err", err)
+	}})
+	if err != nil {
+		dev.Close()
+		if opt.Transport == TransportRDMA {
+			return fmt.Errorf("pages by RDMA: %w", err)
+		}
+		o.plainTransport(err.Error())
+		return nil
+	}
+	o.rdmaDev, o.export = dev, export
+	o.note("channel", "pages can be read by RDMA through "+dev.String()+"; nothing encrypts them on the wire")
+	return nil
+}
+
+// plainTransport says that pages go by TCP; a reason is there if "auto" was asked.
+func (t *transfer) plainTransport(reason string) {
+	if t.rec.Options.Transport == TransportAuto && reason != "" {
+		t.note("channel", "pages go by TCP, not by RDMA: "+reason)
+	}
+	t.rec.Options.Transport = TransportTCP
+	t.update(func(s *Status) { s.Options.Transport = TransportTCP })
+}
+
+// closeRDMA takes every key of the image back. The channels have ended.
+func (o *outgoing) closeRDMA() {
+	if o.export == nil {
+		return
+	}
+	if err := errors.Join(o.export.Close(), o.rdmaDev.Close()); err != nil {
+		o.warn("RDMA was not taken down in order", "err", err)
+	}
+	o.export, o.rdmaDev = nil, nil
+}
+
+// acceptRDMA gets the destination ready for what the offer says.
+func (in *incoming) acceptRDMA(local net.Addr) error {
+	dev, reason, err := in.host.rdmaDevice(in.rec.Options.Transport, local)
+	if err != nil {
+		return fmt.Errorf("pages by RDMA, at the destination: %w", err)
+	}
+	if dev == nil {
+		in.plainTransport(reason)
+		return nil
+	}
+	in.note("channel", "pages come by RDMA through "+dev.String()+"; nothing encrypts them on the wire")
+	in.rdmaDev.Store(dev)
+	return nil
+}
+
+// closeRDMA closes the device, after the engine and the channels.
+func (in *incoming) closeRDMA() {
+	if dev := in.rdmaDev.Swap(nil); dev != nil {
+		if err := dev.Close(); err != nil {
+			in.warn("RDMA was not taken down in order", "err", err)
+		}
+	}
+}
+
+// overRDMA puts RDMA on a page channel, if the session has it. Precache that the
+// operator wants compressed stays as it is: for a link that is slow and CPUs that
+// are idle.
+func (in *incoming) overRDMA(conn *tcp.Conn, f transport.Fetcher) transport.Fetcher {
+	dev := in.rdmaDev.Load()
+	codec := in.rec.Options.Codec
+	compressed := conn.Kind() == transport.Precache && (codec == "s2" || codec == "zstd")
+	if dev == nil || conn.Features()&transport.FeatureRDMA == 0 || compressed {
+		return f
+	}
+	kind, index := conn.Kind(), conn.Index()
+	tune := in.host.tuning()
+	rf, err := rdma.NewFetcher(dev, f, conn, in.rec.Regions, rdma.FetchOptions{
+		Spin: cmp.Or(tune.Spin, rdma.DefaultSpin), DeadAfter: tune.DeadAfter, MaxCount: conn.MaxCount(),
+		Down: func(err error) {
+			in.warn(fmt.Sprintf("%v channel %d: no more RDMA, pages come by TCP", kind, index), "err", err)
+		},
+	})
+	if err != nil {
+		in.warn(fmt.Sprintf("%v channel %d: pages come by TCP", kind, index), "err", err)
+		return f
+	}
+	return rf
+}

@@ -1,0 +1,71 @@
+package relocate
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/pagewarp/pagewarp/internal/vmtest"
+)
+
+// What asks for RDMA where it cannot be had, or must not be used, is told what is
+// missing, and the machine runs on; "auto" takes TCP. Where it can be had it is
+// tested in the VM of transport/rdma/rdmatest.
+func TestRDMAWithoutDevice(t *testing.T) {
+	root := vmtest.Dir(t)
+	a := startHost(t, root, "a", func(c *HostConfig) { c.RDMA.Policy = RDMAAuto })
+	off := startHost(t, root, "off", func(c *HostConfig) { c.RDMA.Policy = RDMAOff })
+	vm := vmtest.Start(t, a.dir)
+	a.adopt(t, "web1", vm.QMP)
+
+	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{Transport: "pigeon"}); err == nil || !strings.Contains(err.Error(), "pigeon") {
+		t.Errorf("an unknown transport: %v", err)
+	}
+	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{RDMAPin: "some"}); err == nil || !strings.Contains(err.Error(), "some") {
+		t.Errorf("an unknown way to pin: %v", err)
+	}
+	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{Transport: TransportRDMA}); err != nil {
+		t.Fatal(err)
+	}
+	a.await(t, "web1", PhaseRolledBack)
+	if s := a.last(t, RoleSource); !strings.Contains(s.Error, "built without RDMA") {
+		t.Errorf("rolled back because of %q", s.Error)
+	}
+	if got := runState(t, a, "web1"); got != "running" {
+		t.Errorf("at the source the machine is %q", got)
+	}
+	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{Transport: TransportAuto}); err != nil {
+		t.Fatal(err)
+	}
+	vmtest.Wait(t, "both ends to be done", func() bool {
+		return a.last(t, RoleSource).Phase == PhaseDone && off.last(t, RoleDestination).Phase == PhaseDone
+	})
+	for _, s := range []Status{a.last(t, RoleSource), off.last(t, RoleDestination)} {
+		if s.Options.Transport != TransportTCP {
+			t.Errorf("the %s says that pages went by %q", s.Role, s.Options.Transport)
+		}
+	}
+	for _, h := range []*testHost{a, off} {
+		killAll(t, h)
+	}
+}
+
+// The policy decides before any device is looked for.
+func TestRDMAPolicy(t *testing.T) {
+	for _, c := range []struct {
+		policy, want string
+		fails        string // in the error
+		tells        string // in the reason for TCP
+	}{
+		{"", TransportTCP, "", ""}, {RDMAOff, "", "", ""},
+		{RDMAOff, TransportRDMA, "policy", ""}, {RDMAOff, TransportAuto, "", "off"},
+		{"", TransportAuto, "", "ask"}, {RDMAAsk, TransportAuto, "", "ask"},
+		{RDMAAsk, TransportRDMA, "built without", ""}, {RDMAAuto, TransportAuto, "", "built without"},
+	} {
+		h := &Host{cfg: HostConfig{RDMA: RDMAConfig{Policy: c.policy}}}
+		dev, reason, err := h.rdmaDevice(c.want, nil)
+		if dev != nil || (err != nil) != (c.fails != "") || err != nil && !strings.Contains(err.Error(), c.fails) ||
+			!strings.Contains(reason, c.tells) || (c.tells == "") != (reason == "") {
+			t.Errorf("%+v: %q, %v", c, reason, err)
+		}
+	}
+}
