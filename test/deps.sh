@@ -15,10 +15,12 @@ packages=(
   libibverbs-dev    # the daemon with RDMA
   make
   perftest          # ib_read_lat and ib_read_bw, RDMA's floors
+  perl              # checkpatch, on the kernel module
   qemu-system-x86
   sparse            # the kernel module is built with its checks
   spin              # the model of the fault ring
   util-linux        # nsenter
+  xz-utils          # the kernel's sources, for checkpatch
 )
 
 missing=()

@@ -76,8 +76,9 @@ static int pw_wake_one(wait_queue_entry_t *entry, unsigned int mode, int sync,
 void pw_wake_page(struct pw_object *o, u64 page)
 {
 	clear_bit(page, o->waiters);
-	/* Orders the bit before the look at the queue, as waitqueue_active asks. */
+	/* Orders the bit before the look at the queue. */
 	smp_mb__after_atomic();
+	/* waitqueue_active: the barrier above pairs with A of who has queued itself. */
 	if (waitqueue_active(&pw_bucket(o, page)->wait))
 		__wake_up(&pw_bucket(o, page)->wait, TASK_NORMAL, 0, &page);
 	this_cpu_inc(o->stats->wakes);
@@ -150,6 +151,7 @@ static int pw_nothing(pte_t *pte, unsigned long addr, void *data)
 static vm_fault_t pw_map(struct pw_object *o, struct vm_fault *vmf)
 {
 	vm_fault_t ret = pw_shmem_ops->fault(vmf);
+	bool plain;
 
 	if (!(ret & VM_FAULT_LOCKED))
 		return ret;
@@ -167,10 +169,12 @@ static vm_fault_t pw_map(struct pw_object *o, struct vm_fault *vmf)
 	}
 	/*
 	 * A huge page would be mapped as a whole, with what is missing in it,
-	 * were there no table of small ones in its place.
+	 * were there no table of small ones in its place. The acquire is that of
+	 * pw_present().
 	 */
-	if (unlikely(PageTransCompound(vmf->page)) &&
-	    !smp_load_acquire(&o->plain) && pmd_none(*vmf->pmd) &&
+	plain = smp_load_acquire(&o->plain);
+	if (unlikely(PageTransCompound(vmf->page)) && !plain &&
+	    pmd_none(*vmf->pmd) &&
 	    apply_to_page_range(vmf->vma->vm_mm, vmf->address & PAGE_MASK,
 				PAGE_SIZE, pw_nothing, NULL)) {
 		unlock_page(vmf->page);
@@ -251,6 +255,7 @@ static vm_fault_t pw_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t end)
 	end = min_t(u64, end, pages - 1);
 	/* A reset waits for those who have seen the memory plain. */
 	rcu_read_lock();
+	/* As in pw_present(). */
 	if (smp_load_acquire(&o->plain)) {
 		ret = pw_shmem_ops->map_pages(vmf, start, end);
 		rcu_read_unlock();

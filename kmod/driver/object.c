@@ -388,6 +388,7 @@ int pw_freeze(struct pw_object *o)
 /* Whether all of the memory is there to be read: 0 or an error. */
 int pw_check_plain(struct pw_object *o)
 {
+	/* As in pw_present(). */
 	return smp_load_acquire(&o->plain) ? 0 : -EBUSY;
 }
 
@@ -418,6 +419,7 @@ int pw_reset(struct pw_object *o)
 		memset(o->resident, 0, pw_bitmap_bytes(o));
 		memset(o->waiters, 0, pw_bitmap_bytes(o));
 		o->had_daemon = false;
+		/* The bitmaps are empty before the memory is not plain. */
 		smp_store_release(&o->plain, false);
 		synchronize_rcu();
 		ret = vfs_fallocate(o->shmem, FALLOC_FL_PUNCH_HOLE |

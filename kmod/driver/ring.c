@@ -16,8 +16,10 @@ static void pw_wake_consumer(struct pw_daemon *d)
 {
 	/* D: seq before need_wakeup; and before the look at the queue. */
 	smp_mb();
-	if (READ_ONCE(d->consumer->need_wakeup) &&
-	    waitqueue_active(&d->poll_wait))
+	if (!READ_ONCE(d->consumer->need_wakeup))
+		return;
+	/* poll() queues itself, and then looks at the ring. */
+	if (waitqueue_active(&d->poll_wait))
 		wake_up_interruptible_poll(&d->poll_wait, EPOLLIN | EPOLLRDNORM);
 }
 
@@ -147,5 +149,6 @@ bool pw_ring_ready(struct pw_daemon *d)
 	u32 cons = READ_ONCE(d->consumer->cons);
 	struct pagewarp_fault *f = &d->ring[cons & (d->entries - 1)];
 
+	/* B: as the consumer does. */
 	return smp_load_acquire(&f->seq) == cons + 1;
 }
