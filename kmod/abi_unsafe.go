@@ -61,6 +61,22 @@ func ioctl[T any](fd int, nr uintptr, arg *T) error {
 	}
 }
 
+// ioctlShort is ioctl for a call that never sleeps: telling Go's scheduler of it costs
+// more than the call.
+func ioctlShort[T any](fd int, nr uintptr, arg *T) error {
+	for {
+		// SAFETY: as in ioctl.
+		_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), nr, uintptr(unsafe.Pointer(arg)))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno
+		}
+	}
+}
+
 // words views a mapping as 64-bit words.
 func words(b []byte) []uint64 {
 	// SAFETY: b is a mapping, page-aligned and of whole pages; it outlives the

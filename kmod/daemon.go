@@ -138,13 +138,20 @@ func (d *Daemon) Waiting(page uint64) bool {
 	return page < d.pages && atomic.LoadUint64(&d.waiters[page/64])>>(page%64)&1 != 0
 }
 
+// shortWake is a range, in pages, whose waiters are found in next to no time.
+const shortWake = 512
+
 // Wake has the threads that wait for pages [first, first+count) look again; where
 // the page is not resident they report a new fault.
 func (d *Daemon) Wake(first, count uint64) error {
 	if err := d.check(first, count); err != nil || count == 0 {
 		return err
 	}
-	if err := ioctl(d.fd, ioWake, &rawWake{first: first, count: count}); err != nil {
+	call := ioctl[rawWake]
+	if count <= shortWake {
+		call = ioctlShort[rawWake]
+	}
+	if err := call(d.fd, ioWake, &rawWake{first: first, count: count}); err != nil {
 		return fmt.Errorf("wake pages %d+%d of object %d: %w", first, count, d.id, notDestroyed(err))
 	}
 	return nil

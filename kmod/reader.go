@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/syspoll"
 	"golang.org/x/sys/unix"
 )
 
@@ -69,7 +70,7 @@ func (r *Reader) Read(buf []Fault) (int, error) {
 		if n := r.take(buf); n > 0 {
 			return n, nil
 		}
-		timeout := -1
+		timeout := time.Duration(-1)
 		if r.spin > 0 && time.Now().Before(until) {
 			if !r.pending() {
 				continue
@@ -110,13 +111,14 @@ func (r *Reader) pending() bool {
 	return false
 }
 
-func (r *Reader) poll(timeout int) error {
-	_, err := unix.Poll(r.fds, timeout)
-	if err != nil && err != unix.EINTR {
-		return fmt.Errorf("wait for faults: %w", err)
-	}
-	if err == unix.EINTR {
+func (r *Reader) poll(timeout time.Duration) error {
+	_, errno := syspoll.Wait(r.fds, timeout)
+	switch errno {
+	case 0:
+	case unix.EINTR:
 		return nil
+	default:
+		return fmt.Errorf("wait for faults: %w", errno)
 	}
 	for i := range r.daemons {
 		if r.fds[i+1].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0 {
