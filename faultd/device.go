@@ -32,7 +32,7 @@ type DeviceConfig struct {
 
 // Device is memory of the pagewarp character device, which the machine's process
 // has mapped, or will map, and needs to do nothing else for. It implements
-// [FaultSource], [Installer] and [Placer].
+// [FaultSource], [Installer], [Placer] and [Writer].
 type Device struct {
 	cfg  DeviceConfig
 	list []deviceRegion // immutable
@@ -88,7 +88,7 @@ func (d *Device) unmap() error {
 }
 
 // Memory returns what [Config] wants.
-func (d *Device) Memory() Memory { return Memory{Faults: d, Install: d, Place: d} }
+func (d *Device) Memory() Memory { return Memory{Faults: d, Install: d, Place: d, Write: d} }
 
 // Close unmaps the memory and closes the daemons' ends. Where the object has not
 // been released, threads that wait go on waiting for the next daemon, which gets
@@ -164,6 +164,15 @@ func (d *Device) Place(r transport.Range, dst [][]byte) {
 	for i := range dst {
 		dst[i], mem = mem[:4096:4096], mem[4096:]
 	}
+}
+
+// Write implements [Writer].
+func (d *Device) Write(r transport.Range, src [][]byte) error {
+	m, err := d.at(r)
+	if err != nil {
+		return err
+	}
+	return writePages(m.fd, m.Region, int64(r.First)*4096, r, src)
 }
 
 // Discard implements [Placer].

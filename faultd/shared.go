@@ -181,19 +181,25 @@ func (s *Shared) Place(r transport.Range, dst [][]byte) {
 
 // Write implements [Writer].
 func (s *Shared) Write(r transport.Range, src [][]byte) error {
-	a, _, length, err := s.as.span(r)
+	a, _, _, err := s.as.span(r)
 	if err != nil {
 		return err
 	}
+	return writePages(a.FD, a.Region, a.Offset+int64(r.First)*int64(a.PageSize), r, src)
+}
+
+// writePages writes src, the content of r, which lies side by side in memory, into a
+// region's file at offset at.
+func writePages(fd int, reg transport.Region, at int64, r transport.Range, src [][]byte) error {
 	if len(src) != int(r.Count) {
 		return fmt.Errorf("write %d pages of region %d: %d pages of content", r.Count, r.Region, len(src))
 	}
-	err = sysmem.WriteAt(a.FD, joined(src, int(length)), a.Offset+int64(r.First)*int64(a.PageSize))
+	err := sysmem.WriteAt(fd, joined(src, int(r.Count)*int(reg.PageSize)), at)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM) {
 		err = fmt.Errorf("%w: %w", transport.ErrNoMemory, err)
 	}
 	if err != nil {
-		return fmt.Errorf("write pages %d+%d of region %d (%q): %w", r.First, r.Count, a.ID, a.Name, err)
+		return fmt.Errorf("write pages %d+%d of region %d (%q): %w", r.First, r.Count, reg.ID, reg.Name, err)
 	}
 	return nil
 }
