@@ -3,6 +3,7 @@
 package vmtests
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/internal/sysmem"
+	"github.com/pagewarp/pagewarp/internal/syspoll"
 	"github.com/pagewarp/pagewarp/internal/touch"
 	"github.com/pagewarp/pagewarp/internal/uffd"
 	"github.com/pagewarp/pagewarp/kmod"
@@ -32,8 +34,11 @@ type memory struct {
 	install func(first, count uint64) error
 	// read waits for faulting pages.
 	read func(pages []uint64) (int, error)
-	stop func()
-	done func()
+	// posted are the times at which the kernel reported the pages of the last read;
+	// nil where it does not say.
+	posted []time.Duration
+	stop   func()
+	done   func()
 }
 
 func deviceMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
@@ -54,16 +59,18 @@ func deviceMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
 	must(b, err)
 	m.alias, err = sysmem.MapShared(afd, 0, int64(pages*pageSize), true)
 	must(b, err)
-	r, err := kmod.NewReader(kmod.ReaderConfig{}, d)
+	r, err := kmod.NewReader(kmod.ReaderConfig{Spin: benchSpin}, d)
 	must(b, err)
 	buf := make([]kmod.Fault, 64)
 	m.read = func(pages []uint64) (int, error) {
 		n, err := r.Read(buf[:len(pages)])
 		for i, f := range buf[:n] {
 			pages[i] = f.Page
+			m.posted[i] = f.Time
 		}
 		return n, err
 	}
+	m.posted = make([]time.Duration, 64)
 	m.stop = r.Stop
 	m.done = func() {
 		p.Kill()
@@ -90,7 +97,7 @@ func uffdMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
 	must(b, err)
 	_, err = u.Register(m.reg.Addr, pages*pageSize, uffd.ModeMissing|uffd.ModeMinor)
 	must(b, err)
-	r, err := u.NewReader(uffd.ReaderConfig{})
+	r, err := u.NewReader(uffd.ReaderConfig{Spin: benchSpin})
 	must(b, err)
 	m.install = func(first, count uint64) error {
 		_, _, err := u.ContinueRange(m.reg.PageAddr(first), count*pageSize, pageSize, 0)
@@ -112,8 +119,21 @@ func uffdMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
 	return m
 }
 
-// serve copies a page into each that is touched, until stop.
-func (m *memory) serve(b *testing.B) (stop func()) {
+// stages are the parts of faults, as sums.
+type stages struct {
+	faults, batches        int
+	wait, copying, install time.Duration
+}
+
+func monotonic() time.Duration {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail
+	return time.Duration(ts.Nano())
+}
+
+// serve copies a page into each that is touched, until stop; s, if not nil, gets
+// where the time went.
+func (m *memory) serve(b *testing.B, s *stages) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -127,12 +147,30 @@ func (m *memory) serve(b *testing.B) (stop func()) {
 			if err != nil {
 				return
 			}
-			for _, p := range pages[:n] {
+			for i, p := range pages[:n] {
+				var begin, copied time.Duration
+				if s != nil {
+					begin = monotonic()
+				}
 				copy(m.alias[p*pageSize:], content)
+				if s != nil {
+					copied = monotonic()
+				}
 				if err := m.install(p, 1); err != nil {
 					b.Error(err)
 					return
 				}
+				if s != nil {
+					s.faults++
+					s.copying += copied - begin
+					s.install += monotonic() - copied
+					if m.posted != nil {
+						s.wait += begin - m.posted[i]
+					}
+				}
+			}
+			if s != nil {
+				s.batches++
 			}
 		}
 	}()
@@ -168,20 +206,74 @@ func compare(b *testing.B, pages uint64, f func(*memory) time.Duration) {
 	}
 }
 
+// benchSpin is how long the readers spin.
+var benchSpin time.Duration
+
 // BenchmarkFaults has threads fault on pages that are served from local memory.
 func BenchmarkFaults(b *testing.B) {
 	const pages = 2048
-	for _, threads := range []int{1, 2, 4, 8} {
-		b.Run(fmt.Sprintf("threads=%d", threads), func(b *testing.B) {
-			compare(b, pages, func(m *memory) time.Duration {
-				stop := m.serve(b)
-				defer stop()
-				t0 := time.Now()
-				_, err := m.reg.TouchAll(0, pages, false, threads)
-				must(b, err)
-				return time.Since(t0)
+	// As the daemon does (faultd.Tune).
+	runtime.GOMAXPROCS(runtime.NumCPU() + 2)
+	syspoll.Allow(2)
+	for _, spin := range []time.Duration{0, 100 * time.Microsecond} {
+		for _, threads := range []int{1, 2, 4, 8} {
+			b.Run(fmt.Sprintf("spin=%v/threads=%d", spin, threads), func(b *testing.B) {
+				benchSpin = spin
+				compare(b, pages, func(m *memory) time.Duration {
+					stop := m.serve(b, nil)
+					defer stop()
+					t0 := time.Now()
+					_, err := m.reg.TouchAll(0, pages, false, threads)
+					must(b, err)
+					return time.Since(t0)
+				})
 			})
-		})
+		}
+	}
+}
+
+// BenchmarkStages says where the time of a fault goes, in µs: from the kernel's report
+// until the server turns to it (known for the device only), copying (into a page that
+// is allocated then), installing; the rest is the faulting thread's: into the fault,
+// to sleep, awake again, and out of it.
+func BenchmarkStages(b *testing.B) {
+	const pages = 2048
+	runtime.GOMAXPROCS(runtime.NumCPU() + 2)
+	syspoll.Allow(2)
+	benchSpin = 0
+	for _, threads := range []int{1, 4} {
+		for k, mk := range []maker{deviceMemory, uffdMemory} {
+			b.Run(fmt.Sprintf("threads=%d/%s", threads, []string{"device", "uffd"}[k]), func(b *testing.B) {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				defer cancel()
+				type row struct{ total, wait, copying, install, batch float64 }
+				var rows []row
+				for range rounds {
+					m := mk(b, ctx, pages)
+					var s stages
+					stop := m.serve(b, &s)
+					lat, err := m.reg.TouchAll(0, pages, false, threads)
+					must(b, err)
+					stop()
+					m.done()
+					var total float64
+					for _, ns := range lat {
+						total += float64(ns)
+					}
+					per := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / float64(s.faults) / 1000 }
+					rows = append(rows, row{total / float64(len(lat)) / 1000, per(s.wait), per(s.copying), per(s.install), float64(s.faults) / float64(s.batches)})
+				}
+				slices.SortFunc(rows, func(x, y row) int { return cmp.Compare(x.total, y.total) })
+				r := rows[len(rows)/2]
+				b.ReportMetric(r.total, "total-µs")
+				b.ReportMetric(r.wait, "wait-µs")
+				b.ReportMetric(r.copying, "copy-µs")
+				b.ReportMetric(r.install, "install-µs")
+				b.ReportMetric(r.total-r.wait-r.copying-r.install, "rest-µs")
+				b.ReportMetric(r.batch, "faults/batch")
+				b.ReportMetric(0, "ns/op")
+			})
+		}
 	}
 }
 
