@@ -108,6 +108,12 @@ func KernelModules(ctx context.Context, dir, release string, names ...string) ([
 			if err != nil {
 				return fmt.Errorf("kernel %s: %w", release, err)
 			}
+			if packed, ok := strings.CutSuffix(found, ".xz"); ok {
+				if _, err := output(exec.CommandContext(ctx, "xz", "-d", found)); err != nil {
+					return err
+				}
+				found = packed
+			}
 			if err := os.Rename(found, paths[i]); err != nil {
 				return err
 			}
@@ -120,7 +126,7 @@ func KernelModules(ctx context.Context, dir, release string, names ...string) ([
 func findModule(root, name string) (string, error) {
 	var found string
 	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.Name() == name {
+		if err == nil && (d.Name() == name || d.Name() == name+".xz") {
 			found = path
 			return filepath.SkipAll
 		}

@@ -133,7 +133,11 @@ func prepare(t testing.TB, ctx context.Context, series string) (cfg kvmrig.Confi
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg = kvmrig.Config{Dir: filepath.Join(build, "vm-"+release), Kernel: kernel, CacheDir: filepath.Dir(kernel)}
+	modules, err := kvmrig.KernelModules(ctx, build, release, "brd") // to swap to
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg = kvmrig.Config{Modules: modules, Dir: filepath.Join(build, "vm-"+release), Kernel: kernel, CacheDir: filepath.Dir(kernel)}
 	for name, src := range map[string]string{"pagewarp": "kmod/driver", "pagewarp_gup": "kmod/kmodtest/gup"} {
 		module, err := kvmrig.BuildModule(ctx, build, filepath.Join(root, src), kdir, name)
 		if err != nil {

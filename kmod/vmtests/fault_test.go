@@ -3,8 +3,10 @@
 package vmtests
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/pagewarp/pagewarp/internal/touch"
@@ -148,6 +150,50 @@ func TestReleasedIsPlainMemory(t *testing.T) {
 	must(t, poke(mem, 15, 7))
 	if b, err := peek(mem, 15); err != nil || b[0] != 7 || b[1] != 0 {
 		t.Errorf("page 15 begins with %v (%v)", b[:2], err)
+	}
+}
+
+// The memory can be opened for reading while its user goes on writing.
+func TestOpenMemory(t *testing.T) {
+	o := newObject(t, 8, nil)
+	d := o.attach(16)
+	_, err := o.c.OpenMemory(o.name)
+	wantErr(t, "open memory that is not complete", err, unix.EBUSY)
+	d.fill(3, 1, 1)
+	must(t, d.Release())
+	fd, err := o.c.OpenMemory(o.name)
+	must(t, err)
+	defer unix.Close(fd)
+	if s := o.state(); s != kmod.Plain {
+		t.Errorf("state %v", s)
+	}
+	mem := o.mmap(8, true)
+	must(t, poke(mem, 5, 77))
+	got := make([]byte, 8*pageSize)
+	_, err = unix.Pread(fd, got, 0)
+	must(t, err)
+	if got[5*pageSize] != 77 || touch.Sum(got[3*pageSize:4*pageSize]) != wordOf(3, 1) {
+		t.Error("the memory that was opened is not what is mapped")
+	}
+	if _, err := unix.Pwrite(fd, []byte{1}, 0); err != unix.EBADF {
+		t.Errorf("write to memory that is open for reading: %v", err)
+	}
+	_, err = o.c.OpenMemory("nobody")
+	wantErr(t, "open the memory of no object", err, unix.ENOENT)
+}
+
+// A node is known for what it is by its device number, under any name.
+func TestObjectOf(t *testing.T) {
+	o := newObject(t, 8, nil)
+	link := filepath.Join(t.TempDir(), "ram")
+	must(t, os.Symlink(o.path, link))
+	for path, want := range map[string]string{o.path: o.name, link: o.name, "/dev/null": "", "/proc/self/maps": "", kmod.ControlPath: ""} {
+		if got, err := kmod.ObjectOf(path); got != want || err != nil {
+			t.Errorf("%s is object %q (%v), want %q", path, got, err, want)
+		}
+	}
+	if _, err := kmod.ObjectOf(o.path + "x"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a node that is not there: %v", err)
 	}
 }
 

@@ -283,6 +283,12 @@ func (o *object) check(mem []byte, page, seed uint64) {
 // mapped is how much of a mapping is in the page tables, in bytes.
 func mapped(t testing.TB, mem []byte) int {
 	t.Helper()
+	return smaps(t, mem, "Rss:")
+}
+
+// smaps is a field of a mapping in /proc/self/smaps, in bytes.
+func smaps(t testing.TB, mem []byte, field string) int {
+	t.Helper()
 	text, err := os.ReadFile("/proc/self/smaps")
 	must(t, err)
 	want := fmt.Sprintf("%x-", addressOf(mem))
@@ -291,14 +297,20 @@ func mapped(t testing.TB, mem []byte) int {
 		if strings.HasPrefix(line, want) {
 			found = true
 		}
-		if kb := 0; found && strings.HasPrefix(line, "Rss:") {
-			_, err := fmt.Sscanf(line, "Rss: %d kB", &kb)
-			must(t, err)
-			return kb << 10
+		if rest, ok := strings.CutPrefix(line, field); ok && found {
+			return number(t, rest) << 10
 		}
 	}
-	t.Fatalf("no mapping at %s", want)
+	t.Fatalf("no %s of a mapping at %s", field, want)
 	return 0
+}
+
+// number reads "123 kB".
+func number(t testing.TB, text string) (kb int) {
+	t.Helper()
+	_, err := fmt.Sscanf(text, "%d kB", &kb)
+	must(t, err)
+	return kb
 }
 
 // fillOnce writes a page unless another goroutine of the test does.
