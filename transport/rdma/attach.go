@@ -18,6 +18,7 @@ type Attachment struct {
 	e    *Export
 	ch   Channel
 	asks chan ask
+	met  chan struct{} // closed once ACCEPT is out
 
 	mu  sync.Mutex
 	q   *queue // guarded by mu; nil until CONNECT, and after OFF
@@ -36,7 +37,7 @@ type ask struct {
 // Attach serves RDMA on ch until Close. The image must be frozen, and ch not be
 // read yet.
 func (e *Export) Attach(ch Channel) *Attachment {
-	a := &Attachment{e: e, ch: ch, asks: make(chan ask, maxAsked)}
+	a := &Attachment{e: e, ch: ch, asks: make(chan ask, maxAsked), met: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	a.cancel = cancel
 	ch.SetSide(a.side)
@@ -103,7 +104,9 @@ func (a *Attachment) connect(body []byte) error {
 		a.e.report(err)
 		return a.say(transport.Header{Aux: kindOff}, []byte(err.Error()))
 	}
-	return a.say(transport.Header{Aux: kindAccept}, mine.append(nil))
+	err = a.say(transport.Header{Aux: kindAccept}, mine.append(nil))
+	close(a.met) // there is only one CONNECT
+	return err
 }
 
 func (a *Attachment) open(peer endpoint) (endpoint, error) {
@@ -140,6 +143,13 @@ func (a *Attachment) say(h transport.Header, body []byte) error {
 // work registers chunks and tells of them: those asked for, and, with [PinAll],
 // in between all others in their order.
 func (a *Attachment) work(ctx context.Context) {
+	select {
+	case <-a.met:
+	case <-ctx.Done():
+		return
+	case <-a.ch.Done():
+		return
+	}
 	told := make(map[ask]bool)
 	var rest []ask
 	if a.e.opt.Pin == PinAll {

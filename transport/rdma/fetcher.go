@@ -262,6 +262,8 @@ func (f *Fetcher) check(r *transport.Fetch) error {
 		return fmt.Errorf("the region has %d pages", reg.Pages)
 	case f.opt.MaxCount != 0 && r.Count > f.opt.MaxCount:
 		return fmt.Errorf("max_count of this channel is %d", f.opt.MaxCount)
+	case r.Plain && f.ch.Features()&transport.FeatureWarm == 0:
+		return errors.New("a plain fetch needs the warm feature, which is not in force")
 	case len(f.flights) >= maxOutstanding:
 		return fmt.Errorf("%d fetches are outstanding, the limit", maxOutstanding)
 	case f.flights[r.ID] != nil:

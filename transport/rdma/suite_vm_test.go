@@ -12,54 +12,28 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/softroce"
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/tcp"
 	"github.com/pagewarp/pagewarp/transport/transporttest"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// The VM's RDMA device: soft-RoCE on a dummy interface. It serves both ends.
-const (
-	netdev = "dummy0"
-	rxe    = "rxe0"
-	hostIP = "10.77.0.1"
-)
+var hostAddr = netip.MustParseAddr(softroce.IP)
 
 func TestMain(m *testing.M) {
-	if err := makeLink(); err != nil {
+	if err := softroce.Make(); err != nil {
 		fmt.Fprintln(os.Stderr, "make the RDMA device:", err)
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }
 
-func makeLink() error {
-	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: netdev, MTU: 4500}}
-	if err := netlink.LinkAdd(link); err != nil && !os.IsExist(err) && err != unix.EEXIST {
-		return fmt.Errorf("add %s: %w", netdev, err)
-	}
-	addr, err := netlink.ParseAddr(hostIP + "/24")
-	if err != nil {
-		return err
-	}
-	if err := netlink.AddrAdd(link, addr); err != nil && err != unix.EEXIST {
-		return fmt.Errorf("address of %s: %w", netdev, err)
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return err
-	}
-	if err := netlink.RdmaLinkAdd(rxe, "rxe", netdev); err != nil && err != unix.EEXIST {
-		return fmt.Errorf("add %s: %w", rxe, err)
-	}
-	return nil
-}
-
-// device opens the VM's device.
+// testDevice opens the VM's device.
 func testDevice(t testing.TB) *Device {
 	t.Helper()
-	port, gid, err := Choose("", netip.MustParseAddr(hostIP))
+	port, gid, err := Choose("", hostAddr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +81,7 @@ func newRig(t testing.TB, o rigOptions) *rig {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	tune := tcp.Tuning{DeadAfter: o.dead, Codec: o.codec, DemandCodec: o.codec}
-	l, err := tcp.Listen(hostIP+":0", tcp.ListenOptions{Tuning: tune, Admit: func(transport.Hello, string) (transport.Offer, *transport.RemoteError) {
+	l, err := tcp.Listen("127.0.0.1:0", tcp.ListenOptions{Tuning: tune, Admit: func(transport.Hello, string) (transport.Offer, *transport.RemoteError) {
 		return transport.Offer{Role: transport.Source, Features: transport.AllFeatures | transport.FeatureRDMA, MaxBody: o.hello.MaxBody, MaxCount: o.hello.MaxCount}, nil
 	}})
 	if err != nil {

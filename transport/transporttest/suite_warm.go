@@ -38,7 +38,7 @@ func testWarm(t *testing.T, h Harness) {
 	for _, kind := range []transport.Kind{transport.Demand, transport.Precache} {
 		for _, mode := range []transport.CodecMode{transport.ModeNone, transport.ModeS2} {
 			t.Run(fmt.Sprintf("%v-%v", kind, mode), func(t *testing.T) {
-				e := channel(t, h, Options{Kind: kind, Features: transport.AllFeatures, Codec: mode}, im, true)
+				e := answeredChannel(t, h, Options{Kind: kind, Features: transport.AllFeatures, Codec: mode}, im, true)
 				sink, has, damaged := warmed(t, im)
 				im.Same, e.sink = has, sink
 				total, same := 0, 0

@@ -31,8 +31,10 @@ func TestInVM(t *testing.T) {
 		run = "."
 	}
 	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma")
-	cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: "rdma", Path: rdma,
-		Args: []string{"-test.v", "-test.timeout=200s", "-rapid.checks=10", "-test.run=" + run}})
+	cfg.Programs = append(cfg.Programs,
+		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=200s", "-rapid.checks=10", "-test.run=" + run}},
+		kvmrig.Program{Name: "faultd", Path: compile(t, ctx, &cfg, "faultd.test", "./faultd"),
+			Args: []string{"-test.v", "-test.timeout=150s", "-test.run=^TestRDMA"}})
 	rigtest.Report(t, ctx, cfg, release)
 }
 

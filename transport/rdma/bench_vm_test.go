@@ -1,0 +1,178 @@
+//go:build rdmavm
+
+package rdma
+
+import (
+	"bytes"
+	"fmt"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/softroce"
+	"github.com/pagewarp/pagewarp/transport"
+	"github.com/pagewarp/pagewarp/transport/transporttest"
+)
+
+// blind is a sink without bookkeeping: what is measured is the transport.
+type blind struct {
+	mem []byte
+}
+
+func (s *blind) Reserve(r transport.Range, dst [][]byte) {
+	for i := range dst {
+		dst[i] = s.mem[(int(r.First)+i)*pageSize:][:pageSize]
+	}
+}
+func (*blind) Commit(transport.Range, [][]byte) error { return nil }
+func (*blind) Abort(transport.Range, [][]byte)        {}
+func (*blind) Zero(transport.Range) error             { return nil }
+
+// perftest runs a tool of perftest against itself and returns the columns of its
+// last line of figures.
+func perftest(b *testing.B, tool string, args ...string) []float64 {
+	b.Helper()
+	_, gid, err := Choose(softroce.Device, hostAddr)
+	if err != nil {
+		b.Fatal(err)
+	}
+	all := append([]string{"-d", softroce.Device, "-x", strconv.Itoa(gid.Index), "-F"}, args...)
+	server := exec.Command("/usr/bin/"+tool, all...)
+	var out bytes.Buffer
+	server.Stdout, server.Stderr = &out, &out
+	if err := server.Start(); err != nil {
+		b.Fatal(err)
+	}
+	defer server.Wait()
+	var text []byte
+	for try := 0; ; try++ {
+		time.Sleep(300 * time.Millisecond) // the server gives no sign that it listens
+		if text, err = exec.Command("/usr/bin/"+tool, append(all, softroce.IP)...).CombinedOutput(); err == nil {
+			break
+		}
+		if try == 10 {
+			server.Process.Kill()
+			b.Fatalf("%s: %v\n%s\nserver: %s", tool, err, text, out.String())
+		}
+	}
+	var figures []float64
+	for line := range strings.Lines(string(text)) {
+		var f []float64
+		for word := range strings.FieldsSeq(line) {
+			x, err := strconv.ParseFloat(word, 64)
+			if err != nil {
+				f = nil
+				break
+			}
+			f = append(f, x)
+		}
+		if len(f) >= 4 {
+			figures = f
+		}
+	}
+	if figures == nil {
+		b.Fatalf("%s printed no figures:\n%s", tool, text)
+	}
+	return figures
+}
+
+func median(xs []float64) (mid, low, high float64) {
+	xs = slices.Sorted(slices.Values(xs))
+	return xs[len(xs)/2], xs[0], xs[len(xs)-1]
+}
+
+func benchStream(b *testing.B, kind transport.Kind, pages uint64, spin time.Duration) (*rig, *blind) {
+	reg := transport.Region{ID: 1, Name: "ram", Pages: pages, PageSize: pageSize}
+	im := transporttest.NewImage(b, reg)
+	for p := range pages {
+		im.Put(1, p, transporttest.Random, 1)
+	}
+	r := newRig(b, rigOptions{kind: kind, regions: im.Regions, sources: imageFiles(b, im), fetch: FetchOptions{Spin: spin},
+		hello: transport.Hello{Features: transport.AllFeatures &^ transport.FeatureWarm}})
+	resp, err := r.src.Responder()
+	if err != nil {
+		b.Fatal(err)
+	}
+	go im.Serve(resp, true) // ends with the channel
+	r.ready(b)
+	return r, &blind{mem: transporttest.Memory(b, int(pages)*pageSize)}
+}
+
+// BenchmarkDemand alternates 4 KiB fetches with ib_read_lat: the goal is 1.25 times
+// its typical time.
+func BenchmarkDemand(b *testing.B) {
+	runtime.LockOSThread()
+	const rounds, fetches, pages = 5, 1000, 512
+	r, sink := benchStream(b, transport.Demand, pages, time.Millisecond)
+	var ours, floor []float64
+	var c transport.Completion
+	id := uint64(0)
+	for range rounds {
+		floor = append(floor, perftest(b, "ib_read_lat", "-s", "4096", "-n", strconv.Itoa(fetches))[4])
+		took := make([]float64, fetches)
+		for i := range took {
+			id++
+			begin := time.Now()
+			if err := r.f.Fetch([]transport.Fetch{{ID: id, Range: transport.Range{Region: 1, First: id % pages, Count: 1}}}); err != nil {
+				b.Fatal(err)
+			}
+			if err := r.f.Receive(sink, &c); err != nil {
+				b.Fatal(err)
+			}
+			took[i] = float64(time.Since(begin)) / 1e3
+		}
+		mid, _, _ := median(took)
+		ours = append(ours, mid)
+	}
+	if reads, _, beneath := r.f.Counts(); reads != rounds*fetches || beneath != 0 {
+		b.Fatalf("%d READs, %d fetches beneath", reads, beneath)
+	}
+	o, ol, oh := median(ours)
+	f, fl, fh := median(floor)
+	fmt.Printf("demand 4 KiB: %.1f µs (%.1f to %.1f), ib_read_lat typical %.1f µs (%.1f to %.1f): %.2f times; the source answered 0 of %d\n",
+		o, ol, oh, f, fl, fh, o/f, rounds*fetches)
+}
+
+// BenchmarkPrecache alternates a stream with ib_read_bw at its best message size:
+// the goal is 0.9 times its rate.
+func BenchmarkPrecache(b *testing.B) {
+	runtime.LockOSThread()
+	const rounds, pages, run, window = 5, 8192, 64, 16
+	r, sink := benchStream(b, transport.Precache, pages, 100*time.Microsecond)
+	var ours, floor []float64
+	best := 0.0
+	for range rounds {
+		best = 0
+		for _, size := range []string{"65536", "262144", "1048576"} {
+			best = max(best, perftest(b, "ib_read_bw", "-s", size, "-n", "64")[3]) // MiB/s, average
+		}
+		floor = append(floor, best)
+		begin := time.Now()
+		posted, got := uint64(0), uint64(0)
+		var c transport.Completion
+		for got < pages/run {
+			for posted < pages/run && posted-got < window {
+				posted++
+				if err := r.f.Fetch([]transport.Fetch{{ID: posted, Range: transport.Range{Region: 1, First: (posted - 1) * run, Count: run}}}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := r.f.Receive(sink, &c); err != nil {
+				b.Fatal(err)
+			}
+			got++
+		}
+		ours = append(ours, float64(pages*pageSize)/(1<<20)/time.Since(begin).Seconds())
+	}
+	if _, _, beneath := r.f.Counts(); beneath != 0 {
+		b.Fatalf("%d fetches beneath", beneath)
+	}
+	o, ol, oh := median(ours)
+	f, fl, fh := median(floor)
+	fmt.Printf("precache: %.0f MiB/s (%.0f to %.0f), ib_read_bw at its best size %.0f MiB/s (%.0f to %.0f): %.2f times; the source answered 0 of %d fetches\n",
+		o, ol, oh, f, fl, fh, o/f, rounds*pages/run)
+}

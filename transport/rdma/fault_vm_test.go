@@ -1,0 +1,324 @@
+//go:build rdmavm
+
+package rdma
+
+import (
+	"errors"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/softroce"
+	"github.com/pagewarp/pagewarp/transport"
+	"github.com/pagewarp/pagewarp/transport/transporttest"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const pageSize = 4096
+
+// stream is a served channel with an image behind it, of which half is fetched.
+type stream struct {
+	*rig
+	t      *testing.T
+	im     *transporttest.Image
+	sink   *transporttest.Sink
+	served chan error
+	id     uint64
+}
+
+func newStream(t *testing.T, pages uint64, o rigOptions) *stream {
+	t.Helper()
+	reg := transport.Region{ID: 1, Name: "ram", Pages: pages, PageSize: pageSize}
+	im := transporttest.NewImage(t, reg)
+	im.Mix(1, 5)
+	if o.regions == nil {
+		o.regions = im.Regions
+	}
+	if o.kind == 0 {
+		o.kind = transport.Precache
+	}
+	o.sources = imageFiles(t, im)
+	o.fetch.StageBytes = 2 << 20
+	o.hello.Features = transport.AllFeatures &^ transport.FeatureWarm
+	s := &stream{rig: newRig(t, o), t: t, im: im, sink: transporttest.NewSink(t, o.regions...), served: make(chan error, 1)}
+	resp, err := s.src.Responder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { s.served <- im.Serve(resp, true) }()
+	t.Cleanup(func() {
+		s.f.Close()
+		s.src.Close()
+		<-s.served
+	})
+	return s
+}
+
+// post asks for pages in fetches of 64.
+func (s *stream) post(first, pages uint64) (n int) {
+	s.t.Helper()
+	var fs []transport.Fetch
+	for p := first; p < first+pages; p += 64 {
+		s.id++
+		fs = append(fs, transport.Fetch{ID: s.id, Range: transport.Range{Region: 1, First: p, Count: uint32(min(64, first+pages-p))}})
+	}
+	if err := s.f.Fetch(fs); err != nil {
+		s.t.Fatal(err)
+	}
+	return len(fs)
+}
+
+func (s *stream) receive(n int) {
+	s.t.Helper()
+	var c transport.Completion
+	for range n {
+		if err := s.f.Receive(s.sink, &c); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// whole checks that the first pages have come, each once and as at the source.
+func (s *stream) whole(pages uint64) {
+	s.t.Helper()
+	s.sink.Check(s.t, s.im, transport.Range{Region: 1, Count: uint32(pages)})
+	if left := s.f.Outstanding(nil); len(left) != 0 {
+		s.t.Errorf("outstanding at the end: %v", left)
+	}
+}
+
+// fell waits for the word that RDMA is over.
+func (s *stream) fell(words string) {
+	s.t.Helper()
+	select {
+	case err := <-s.down:
+		if !strings.Contains(err.Error(), words) {
+			s.t.Errorf("RDMA ended because of %q, want %q in it", err, words)
+		}
+	case <-time.After(10 * time.Second):
+		s.t.Fatal("nobody was told that RDMA is over")
+	}
+	if s.f.Up() {
+		s.t.Error("RDMA is up still")
+	}
+	if _, _, beneath := s.f.Counts(); beneath == 0 {
+		s.t.Error("nothing came by the channel beneath")
+	}
+}
+
+// A key that is not the source's: the READ is refused, nothing of it is installed,
+// and the pages come by FETCH.
+func TestWrongKey(t *testing.T) {
+	s := newStream(t, 2048, rigOptions{})
+	s.ready(t)
+	s.receive(s.post(0, 1024))
+	reads, _, _ := s.f.Counts()
+	if reads == 0 {
+		t.Fatal("nothing came by READ")
+	}
+	s.f.mu.Lock()
+	for _, w := range s.f.table.regions[1].windows {
+		for i := range w {
+			w[i].rkey ^= 0x5500
+		}
+	}
+	s.f.mu.Unlock()
+	s.receive(s.post(1024, 1024))
+	s.fell("remote access error")
+	s.whole(2048)
+	if after, _, _ := s.f.Counts(); after != reads {
+		t.Errorf("%d READs completed with a wrong key", after-reads)
+	}
+}
+
+// A READ that reaches past the registered memory is refused as a whole.
+func TestReadPastTheEnd(t *testing.T) {
+	s := newStream(t, 1024, rigOptions{})
+	s.ready(t)
+	s.f.mu.Lock()
+	ws := s.f.table.regions[1].windows[0]
+	last := &ws[len(ws)-1]
+	last.addr += uint64(last.count-1) * pageSize // all but its first page lie outside
+	if last.count == 1 {
+		last.addr += pageSize
+	}
+	s.f.mu.Unlock()
+	s.receive(s.post(0, 1024))
+	s.fell("remote access error")
+	s.whole(1024)
+}
+
+// A source whose region is smaller than it said: what it maps does not end where a
+// chunk or the region does, which ends the channel.
+func TestRegionSizeLie(t *testing.T) {
+	lie := []transport.Region{{ID: 1, Name: "ram", Pages: 4096, PageSize: pageSize}}
+	s := newStream(t, 1024, rigOptions{regions: lie})
+	for i := 0; !s.f.Up(); i++ {
+		if i > 5000 {
+			t.Fatal("RDMA does not come up")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	s.post(0, 512)
+	var c transport.Completion
+	err := s.f.Receive(s.sink, &c)
+	if !errors.Is(err, transport.ErrMalformed) {
+		t.Errorf("the channel ended with %v", err)
+	}
+	if got, held := s.sink.Counts(); got != 0 || held != 0 {
+		t.Errorf("%d pages are resident, %d reserved", got, held)
+	}
+	if n := len(s.f.Outstanding(nil)); n != 8 {
+		t.Errorf("%d fetches are outstanding, want all 8", n)
+	}
+}
+
+// The source's queue pair goes away in mid-stream: the READs under way end by their
+// retries or, where the device does not count them (soft-RoCE), by our deadline, and
+// all comes by FETCH.
+func TestSourceGone(t *testing.T) {
+	s := newStream(t, 4096, rigOptions{fetch: FetchOptions{DeadAfter: 2 * time.Second}})
+	s.ready(t)
+	s.receive(s.post(0, 1024))
+	n := s.post(1024, 3072)
+	s.a.off()
+	s.receive(n)
+	s.fell("RDMA by rxe0")
+	s.whole(4096)
+}
+
+// The link goes down in mid-stream.
+func TestLinkDown(t *testing.T) {
+	link, err := netlink.LinkByName(softroce.Netdev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStream(t, 4096, rigOptions{})
+	s.ready(t)
+	s.receive(s.post(0, 1024))
+	n := s.post(1024, 3072)
+	if err := netlink.LinkSetDown(link); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := netlink.LinkSetUp(link); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "the port to be active again", func() bool {
+			ports, err := List()
+			return err == nil && len(ports) == 1 && ports[0].Problem == ""
+		})
+	}()
+	s.receive(n)
+	await(t, "the end of RDMA", func() bool {
+		n := s.post(0, 64) // whole pages that are dropped; it has Receive look
+		s.receive(n)
+		return !s.f.Up()
+	})
+	s.fell("port error")
+	s.whole(4096)
+}
+
+func await(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !f(); {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// What does not fit into the budget goes by FETCH, and somebody is told.
+func TestBudget(t *testing.T) {
+	s := newStream(t, 1024, rigOptions{export: ExportOptions{Budget: 1 << 20}})
+	await(t, "RDMA", s.f.Up)
+	s.receive(s.post(0, 1024))
+	s.whole(1024)
+	if reads, _, beneath := s.f.Counts(); reads != 0 || beneath != 16 {
+		t.Errorf("%d READs, %d fetches beneath; want none and all 16", reads, beneath)
+	}
+	select {
+	case err := <-s.trouble:
+		if !strings.Contains(err.Error(), "budget") {
+			t.Error(err)
+		}
+	default:
+		t.Error("nobody was told")
+	}
+	if n := s.e.Registered(); n != 0 {
+		t.Errorf("%d bytes are registered", n)
+	}
+}
+
+// Without CAP_IPC_LOCK the limit of locked memory counts, and is named.
+func TestMemlock(t *testing.T) {
+	d := testDevice(t)
+	mem := transporttest.Memory(t, 1<<20)
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // it ends with the goroutine: its capabilities are gone
+		hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var caps [2]unix.CapUserData
+		err := unix.Capget(&hdr, &caps[0])
+		if err == nil {
+			caps[0].Effective &^= 1 << unix.CAP_IPC_LOCK
+			err = unix.Capset(&hdr, &caps[0])
+		}
+		var old unix.Rlimit
+		if err == nil {
+			err = unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: 64 << 10, Max: unix.RLIM_INFINITY}, &old)
+		}
+		if err != nil {
+			failed <- err
+			return
+		}
+		defer unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &old, nil)
+		r, err := d.register(mem, false)
+		if err == nil {
+			r.close()
+		}
+		failed <- err
+	}()
+	if err := <-failed; err == nil || !errors.Is(err, unix.ENOMEM) || !strings.Contains(err.Error(), "RLIMIT_MEMLOCK is 65536") {
+		t.Errorf("1 MiB with a limit of 64 KiB: %v", err)
+	}
+}
+
+// resources counts the verbs objects of the device.
+func resources(t *testing.T) map[string]uint64 {
+	t.Helper()
+	all, err := netlink.RdmaResourceList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if r.Name == softroce.Device {
+			return r.RdmaResourceSummaryEntries
+		}
+	}
+	t.Fatalf("no resources of %s", softroce.Device)
+	return nil
+}
+
+// Setting sessions up and taking them down leaves no object behind.
+func TestNothingLeaks(t *testing.T) {
+	before := resources(t)
+	const sessions = 30
+	for range sessions {
+		t.Run("session", func(t *testing.T) {
+			s := newStream(t, 64, rigOptions{})
+			s.ready(t)
+			s.receive(s.post(0, 64))
+		})
+	}
+	after := resources(t)
+	for name, n := range after {
+		if n != before[name] {
+			t.Errorf("%d %s objects after %d sessions, %d before", n, name, sessions, before[name])
+		}
+	}
+	t.Logf("%d sessions; objects %v", sessions, after)
+}
