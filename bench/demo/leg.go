@@ -12,8 +12,9 @@ import (
 // Leg is one finished relocation.
 type Leg struct {
 	report.Leg
-	// Status is the destination's last word.
-	Status relocate.Status
+	// Status is the destination's last word. DowntimeParts are the source's.
+	Status        relocate.Status
+	DowntimeParts map[string]float64
 	// Samples are the destination's counters over time; their T is seconds from
 	// the switch-over.
 	Samples []report.Sample
@@ -86,6 +87,7 @@ func (f *follower) follow(ctx context.Context, vm string, from, to *Side) error 
 		case !there:
 			return fmt.Errorf("the source's daemon does not know session %s", f.session)
 		case src.Phase == relocate.PhaseDone && f.leg.Status.Phase == relocate.PhaseDone:
+			f.leg.DowntimeParts = src.DowntimeParts
 			if f.ended = src.Ended; f.ended.IsZero() {
 				f.ended = time.Now()
 			}

@@ -31,3 +31,12 @@ func TestVerdicts(t *testing.T) {
 		t.Errorf("ratio of medians %g, want 2", vs[4].Value.Median)
 	}
 }
+
+func TestVerdictsShowParts(t *testing.T) {
+	r := Result{RAMBytes: 1 << 30, DowntimeMS: report.SpreadOf([]float64{10}), DaemonMiB: report.SpreadOf([]float64{30}),
+		Parts: map[string]report.Spread{"load": report.SpreadOf([]float64{4}), "freeze": report.SpreadOf([]float64{1})}}
+	vs := Verdicts([]Result{r})
+	if len(vs) != 4 || vs[1].Name != "  freeze" || vs[2].Name != "  load" || !vs[2].Info || vs[2].Value.Median != 4 {
+		t.Errorf("verdicts %+v", vs)
+	}
+}
