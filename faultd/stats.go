@@ -16,7 +16,7 @@ type engineStats struct {
 	installed, pagesDemand, pagesPrecache, pagesZero           atomic.Uint64
 	duplicates, aborts, refused, retries, damage               atomic.Uint64
 	demandWire, precacheWire                                   atomic.Uint64
-	pagesSame, candidatesBad                                   atomic.Uint64
+	pagesSame, bytesSame, candidatesBad                        atomic.Uint64
 	drain                                                      atomic.Int64
 
 	local, queue, wire, decode, install, total hist.Histogram
@@ -65,6 +65,7 @@ type Stats struct {
 	PagesPrecache uint64 `json:"pages_precache"` // installed from precache answers
 	PagesZero     uint64 `json:"pages_zero"`     // learnt to be zero
 	PagesSame     uint64 `json:"pages_same"`     // of those installed, taken from the candidates
+	BytesSame     uint64 `json:"bytes_same"`     // of these
 	BytesTotal    uint64 `json:"bytes_total"`
 	BytesLeft     uint64 `json:"bytes_left"`
 
@@ -128,7 +129,7 @@ func (e *Engine) Stats() Stats {
 		DemandFetches: s.demandFetches.Load(), DemandSends: s.sends.Load(), PrecacheFetches: s.precacheFetches.Load(),
 		Gated: s.gated.Load(), Duplicates: s.duplicates.Load(), Aborts: s.aborts.Load(), Refused: s.refused.Load(),
 		Retries: s.retries.Load(), Outstanding: e.out.inUse(),
-		PagesSame: s.pagesSame.Load(), CandidatesBad: s.candidatesBad.Load(),
+		PagesSame: s.pagesSame.Load(), BytesSame: s.bytesSame.Load(), CandidatesBad: s.candidatesBad.Load(),
 		DemandBytes: s.demandWire.Load(), PrecacheBytes: s.precacheWire.Load(),
 		Planner: e.planner.Stats(), Elapsed: e.elapsed(), Drain: time.Duration(s.drain.Load()),
 		Stages: map[Stage]hist.Snapshot{

@@ -19,8 +19,7 @@ const maxAhead = 1<<32 - 1
 type scratch struct {
 	extents []transport.Extent
 	incore  []byte // of mincore(2): bit 0 of byte i is set for a page in memory
-	buf     []byte // off-heap, for byRead and for copies
-	copies  bool   // the image is live
+	buf     []byte // off-heap, for byRead
 
 	warm    *comparer       // what the destination may have already; nil: nothing
 	indexed *pagehash.Index // of the region at hand; nil: do not compare
@@ -41,7 +40,7 @@ func (r *region) answer(f transport.Fetch, s *scratch, a *transport.Answer) erro
 	s.indexed = s.warm.index(f)
 	from, length := int64(f.First)<<r.shift, int64(f.Count)<<r.shift
 	var err error
-	if r.how == byRead || s.copies {
+	if r.how == byRead {
 		err = r.read(from, length, s, a)
 	} else {
 		a.Memory = r.mem[from : from+length]

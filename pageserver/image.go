@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"sync"
-	"sync/atomic"
 
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/transport"
@@ -53,7 +52,6 @@ const (
 // concurrent use.
 type Image struct {
 	regions []transport.Region // immutable after Open
-	live    atomic.Bool
 
 	mu       sync.RWMutex // held for reading while an answer is made and sent
 	byID     map[uint32]*region
@@ -84,10 +82,6 @@ func Open(sources []Source) (*Image, error) {
 	}
 	return im, nil
 }
-
-// SetLive says whether the machine still runs, and writes. Each answer is then
-// read into a copy first: it may be torn, but it is what its CRC says.
-func (im *Image) SetLive(live bool) { im.live.Store(live) }
 
 func openRegion(s *Source) (*region, error) {
 	r := &region{Region: s.Region, off: s.Offset, fd: -1}

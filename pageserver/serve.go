@@ -173,7 +173,6 @@ func (c *channel) prepare(f transport.Fetch) (no *refusal, err error) {
 		return &refusal{transport.CodeRange, fmt.Sprintf("pages %d+%d are outside of region %d (%q) with %d pages",
 			f.First, f.Count, r.ID, r.Name, r.Pages)}, nil
 	}
-	c.scratch.copies = c.im.live.Load()
 	return nil, r.answer(f, &c.scratch, &c.ans)
 }
 

@@ -9,7 +9,6 @@ import (
 
 	"github.com/pagewarp/pagewarp/internal/pagehash"
 	"github.com/pagewarp/pagewarp/transport"
-	"golang.org/x/sys/unix"
 )
 
 var warmToken = [32]byte{4, 5, 6}
@@ -152,34 +151,6 @@ func TestWarmRefusesAHostileIndex(t *testing.T) {
 	}
 	if n := w.Candidates(); n != 0 {
 		t.Errorf("%d candidates were taken", n)
-	}
-}
-
-// TestLiveAnswersAreCopies has the machine write while its page is on the way.
-func TestLiveAnswersAreCopies(t *testing.T) {
-	im, fd, pages := warmRig(t)
-	im.SetLive(true)
-	c := &channel{im: im, stats: new(Stats)}
-	defer c.scratch.close()
-	if no, err := c.prepare(transport.Fetch{ID: 1, Range: transport.Range{Region: 1, Count: 64}}); no != nil || err != nil {
-		t.Fatal(no, err)
-	}
-	if _, err := unix.Pwrite(fd, randomPage(77), 0); err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(c.ans.Memory[:page], pages[0]) {
-		t.Error("the answer changes with the machine")
-	}
-	before := blocks(t, fd)
-	im.SetLive(false)
-	if no, err := c.prepare(transport.Fetch{ID: 2, Range: transport.Range{Region: 1, Count: 64}}); no != nil || err != nil {
-		t.Fatal(no, err)
-	}
-	if &c.ans.Memory[0] != &im.byID[1].mem[0] {
-		t.Error("a frozen image is still copied")
-	}
-	if after := blocks(t, fd); after != before {
-		t.Errorf("reading a live image allocated pages: %d blocks, before %d", after, before)
 	}
 }
 

@@ -53,8 +53,13 @@ func (h *Host) admit(hello transport.Hello, peer string) (transport.Offer, *tran
 			Text: fmt.Sprintf("%d relocations are arriving here already", len(h.incoming))}
 	}
 	features := transport.AllFeatures
-	if in := h.incoming[token]; in != nil && hello.Kind != transport.Control && in.rdmaDev.Load() != nil {
-		features |= transport.FeatureRDMA
+	if in := h.incoming[token]; in != nil && hello.Kind != transport.Control {
+		if in.rdmaDev.Load() != nil {
+			features |= transport.FeatureRDMA
+		}
+		if !in.isWarm() {
+			features &^= transport.FeatureWarm
+		}
 	}
 	return transport.Offer{Role: transport.Destination, Features: features}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport/rdma"
 	"github.com/pagewarp/pagewarp/transport/tcp"
@@ -23,15 +24,17 @@ var errNotStarted = errors.New("the guest was not started")
 // incoming is a relocation at its destination.
 type incoming struct {
 	*transfer
-	pool    *chanPool
-	vm      *qemu.VM
-	mig     *qemu.Inbound
-	proc    *qemu.Process
-	memory  *guestMemory
-	adopted bool                        // vm has gone over to Host.machines
-	relay   sync.WaitGroup              // carries the device state to QEMU
-	rdmaDev atomic.Pointer[rdma.Device] // nil: pages come by TCP
-	returns chan *tcp.Conn              // control channels that the source dialled anew
+	pool       *chanPool
+	vm         *qemu.VM
+	mig        *qemu.Inbound
+	proc       *qemu.Process
+	memory     *guestMemory
+	adopted    bool                        // vm has gone over to Host.machines
+	relay      sync.WaitGroup              // carries the device state to QEMU
+	rdmaDev    atomic.Pointer[rdma.Device] // nil: pages come by TCP
+	returns    chan *tcp.Conn              // control channels that the source dialled anew
+	warm       *faultd.Warm                // guarded by transfer.mu; nil without candidates
+	indexBytes atomic.Uint64               // of candidates, on the wire
 }
 
 func newIncoming(h *Host, rec *record) *incoming {
@@ -138,6 +141,7 @@ func (in *incoming) prepare(ctl *control) error {
 	in.fill = memory.fill
 	in.limit = memory.setBandwidth
 	in.mu.Unlock()
+	in.warmUp(ctx, ctl)
 	in.mig, err = in.vm.PrepareDestination(ctx)
 	return err
 }

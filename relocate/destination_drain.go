@@ -77,6 +77,11 @@ func (in *incoming) complete(follow *follower) {
 	in.status = final
 	in.mu.Unlock()
 	in.host.journal.removeResidency(in.rec)
+	if err := in.host.cache.drop(in.rec.VM); err == nil {
+		in.note("warm", "what was cached of the machine is dropped: it runs here")
+	} else if !errors.Is(err, ErrNotCached) {
+		in.warn("what was cached of the machine stays", "err", err)
+	}
 	if err := in.adopt(); err != nil && !errors.Is(err, errShutdown) {
 		in.warn("the machine runs here but was not adopted; use `pagewarp vm add`", "qmp", in.rec.QMP, "err", err)
 	}

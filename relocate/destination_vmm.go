@@ -42,7 +42,7 @@ func (in *incoming) accept(o *offer) error {
 			return fmt.Errorf("region %d of the offer (%d pages of %d bytes) does not fit backend %s of %d bytes", i, r.Pages, r.PageSize, backends[i].ID, backends[i].Size)
 		}
 	}
-	free, err := availableMemory()
+	free, err := in.freeMemoryFor(o.Allocated)
 	if err != nil {
 		return err
 	}
@@ -50,6 +50,27 @@ func (in *incoming) accept(o *offer) error {
 		return fmt.Errorf("out of memory for the guest: its image takes %d MiB, this host has %d MiB available and keeps %d MiB; free some or choose another host", o.Allocated>>20, free>>20, memoryMargin>>20)
 	}
 	return nil
+}
+
+// freeMemoryFor returns the memory that is available to a machine of so many
+// bytes. What is cached of others gives way, and at last what is of itself.
+func (in *incoming) freeMemoryFor(bytes int64) (int64, error) {
+	free, err := availableMemory()
+	if err != nil || bytes <= free-memoryMargin {
+		return free, err
+	}
+	in.cacheGivesWay(bytes + memoryMargin - free)
+	return availableMemory()
+}
+
+func (in *incoming) cacheGivesWay(bytes int64) {
+	gone, err := in.host.cache.giveWay(bytes, in.rec.VM)
+	for _, name := range gone {
+		in.note("warm", "the cached memory of "+name+" gave way to the machine")
+	}
+	if err != nil {
+		in.warn("the cache did not give way", "err", err)
+	}
 }
 
 // nameIsFree makes sure that no machine of that name lives or arrives here.
@@ -131,7 +152,7 @@ func (in *incoming) startVMM(ctx context.Context, o *offer) error {
 func (in *incoming) clearMemory(path string, allocated int64) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) {
-		return checkRoom(filepath.Dir(path), allocated)
+		return in.checkRoom(filepath.Dir(path), allocated)
 	}
 	if err != nil {
 		return fmt.Errorf("RAM file %s: %w", path, err)
@@ -159,13 +180,18 @@ func (in *incoming) clearMemory(path string, allocated int64) error {
 	if err := unix.Unlink(path); err != nil {
 		return fmt.Errorf("remove stale RAM file %s: %w", path, err)
 	}
-	return checkRoom(filepath.Dir(path), allocated)
+	return in.checkRoom(filepath.Dir(path), allocated)
 }
 
 // checkRoom compares the file system under dir with what the image takes.
-func checkRoom(dir string, allocated int64) error {
+func (in *incoming) checkRoom(dir string, allocated int64) error {
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
+	err := unix.Statfs(dir, &st)
+	if room := int64(st.Bavail) * st.Bsize; err == nil && st.Blocks > 0 && room < allocated {
+		in.cacheGivesWay(allocated - room) // it may lie on the same file system
+		err = unix.Statfs(dir, &st)
+	}
+	if err != nil {
 		return fmt.Errorf("directory of the RAM file, %s: %w; create it, or map the path with a `rewrite` in the template", dir, err)
 	}
 	if room := int64(st.Bavail) * st.Bsize; st.Blocks > 0 && room < allocated {

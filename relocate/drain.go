@@ -177,6 +177,7 @@ func (s *Status) copyCounters(d *Status) {
 	s.BytesGuest, s.BytesWire = d.BytesGuest, d.BytesWire
 	s.RateBytes, s.ETASec = d.RateBytes, d.ETASec
 	s.ChannelsUp, s.ChannelsTotal, s.ChannelReopens = d.ChannelsUp, d.ChannelsTotal, d.ChannelReopens
+	s.PagesSame, s.PagesCandidate, s.BytesSaved = d.PagesSame, d.PagesCandidate, d.BytesSaved
 	s.FaultLatency, s.Stages = d.FaultLatency, d.Stages
 	s.FaultSource = d.FaultSource
 	s.Drained = d.Drained
@@ -238,7 +239,7 @@ func (o *outgoing) endVMM() error {
 	if err := endProcess(ctx, o.vm, o.rec.PID, o.rec.StartTime); err != nil {
 		return err
 	}
-	return freeMemory(o.rec.Memory)
+	return o.keepMemory()
 }
 
 // takeBack runs the machine at the source again: the destination has proved

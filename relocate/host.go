@@ -77,6 +77,8 @@ type HostConfig struct {
 
 	// RDMA is what this host allows, and by which device.
 	RDMA RDMAConfig
+	// Cache says what is kept of machines that have left.
+	Cache CacheConfig
 
 	deadlines deadlines // zero: defaultDeadlines; tests have less patience
 }
@@ -87,6 +89,7 @@ type Host struct {
 	cfg     HostConfig
 	log     *slog.Logger
 	journal *journal
+	cache   *pageCache
 	events  *events
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
@@ -128,8 +131,14 @@ func NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
+	cache, err := openCache(cfg.Cache)
+	if err != nil {
+		cfg.Log.Error("nothing is kept of machines that leave", "err", err)
+		cache.cfg.Size = 0
+	}
 	h := &Host{
-		cfg: cfg, log: cfg.Log, journal: j, events: newEvents(),
+		cache: cache,
+		cfg:   cfg, log: cfg.Log, journal: j, events: newEvents(),
 		machines:  make(map[string]*machine),
 		outgoing:  make(map[string]*outgoing),
 		incoming:  make(map[string]*incoming),

@@ -244,7 +244,11 @@ func (g *guestMemory) fill(s *Status) {
 	st := g.engine.Stats()
 	s.PagesTotal, s.PagesRemaining = st.PagesTotal, st.PagesLeft
 	s.PagesDemand, s.PagesPrecache, s.PagesZero = st.PagesDemand, st.PagesPrecache, st.PagesZero
-	s.BytesGuest, s.BytesWire = st.BytesTotal-st.BytesLeft, st.DemandBytes+st.PrecacheBytes
+	s.BytesGuest, s.BytesWire = st.BytesTotal-st.BytesLeft, st.DemandBytes+st.PrecacheBytes+g.in.indexBytes.Load()
+	s.PagesSame, s.BytesSaved = st.PagesSame, st.BytesSame
+	if g.in.warm != nil { // the caller holds the transfer's lock
+		s.PagesCandidate = g.in.warm.Candidates()
+	}
 	s.ChannelsUp, s.ChannelsTotal, s.ChannelReopens = 0, len(st.Channels), 0
 	for _, c := range st.Channels {
 		if c.Up {

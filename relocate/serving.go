@@ -160,6 +160,9 @@ func (s *serving) serve(conn *tcp.Conn) error {
 		if !o.Demand {
 			o.Nice = faultd.BulkNice
 		}
+		if conn.Features()&transport.FeatureWarm != 0 {
+			o.Warm = s.o.warm // nil after a restart: the index went with the daemon
+		}
 		served <- pageserver.Serve(s.ctx, responder, s.o.image, o)
 	}()
 	return <-served

@@ -23,13 +23,14 @@ type outgoing struct {
 	desc qemu.Description
 
 	image                    *pageserver.Image
-	frozen                   chan struct{}  // closed when the image may be served
-	committed                bool           // guarded by transfer.mu
-	frozenAt, loadedAt, goAt time.Time      // for DowntimeParts
-	savedAt                  atomic.Int64   // likewise; Unix nanoseconds, set by the relay
-	rdmaDev                  *rdma.Device   // nil: pages go by TCP
-	export                   *rdma.Export   // likewise
-	mig                      *qemu.Outgoing // nil until QEMU was prepared: what a rollback undoes
+	frozen                   chan struct{}    // closed when the image may be served
+	committed                bool             // guarded by transfer.mu
+	frozenAt, loadedAt, goAt time.Time        // for DowntimeParts
+	savedAt                  atomic.Int64     // likewise; Unix nanoseconds, set by the relay
+	rdmaDev                  *rdma.Device     // nil: pages go by TCP
+	export                   *rdma.Export     // likewise
+	mig                      *qemu.Outgoing   // nil until QEMU was prepared: what a rollback undoes
+	warm                     *pageserver.Warm // what the destination says that it has; nil without the feature
 }
 
 // Relocate starts to move a machine to the daemon at address to ("host:port" or
@@ -191,6 +192,9 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 	ctl, err := o.dialControl(o.ctx, firstEpoch)
 	if err != nil {
 		return nil, fmt.Errorf("reach the destination %s: %w", o.rec.Peer, err)
+	}
+	if err := o.takeIndex(ctl); err != nil {
+		return ctl, err
 	}
 	if err := o.offerRDMA(ctl.conn.LocalAddr()); err != nil {
 		return ctl, err

@@ -89,6 +89,11 @@ type Options struct {
 	// RDMAPin says when the source registers its image: "lazy" (the default), when
 	// it is wanted, or "all", at the freeze.
 	RDMAPin string `json:"rdma_pin,omitempty"`
+	// Warm names what the destination may have of the image: a machine in its
+	// cache, or a file there. Empty: what it has kept of the machine itself.
+	Warm string `json:"warm,omitempty"`
+	// DropWarm frees the memory at the source even where the daemon keeps it.
+	DropWarm bool `json:"drop_warm,omitempty"`
 	// KeepSource leaves the stopped source VMM and its memory file in place
 	// after the drain instead of ending it (for comparison and forensics).
 	KeepSource bool `json:"keep_source,omitempty"`
@@ -147,6 +152,11 @@ type Status struct {
 	PagesPrecache  uint64 `json:"pages_precache"`
 	PagesZero      uint64 `json:"pages_zero"`
 	PagesRemaining uint64 `json:"pages_remaining"`
+	// PagesSame are those of the above that the destination had already,
+	// PagesCandidate those that it thought to have; BytesSaved did not travel.
+	PagesSame      uint64 `json:"pages_same"`
+	PagesCandidate uint64 `json:"pages_candidate"`
+	BytesSaved     uint64 `json:"bytes_saved"`
 	BytesGuest     uint64 `json:"bytes_guest"` // memory made resident, zero pages included
 	BytesWire      uint64 `json:"bytes_wire"`
 	// RateBytes is guest bytes made resident per second, of the last second.

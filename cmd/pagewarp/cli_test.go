@@ -92,7 +92,7 @@ func golden(t *testing.T, name, got string) {
 
 func TestHelp(t *testing.T) {
 	t.Setenv(socketEnv, config.DefaultSocket)
-	for _, words := range [][]string{{"relocate"}, {"vm", "add"}, {"pki", "issue"}, {"bandwidth"}} {
+	for _, words := range [][]string{{"relocate"}, {"vm", "add"}, {"pki", "issue"}, {"bandwidth"}, {"cache"}} {
 		r := pagewarp(t, append(words, "--help")...)
 		if r.code != 0 || r.err != "" {
 			t.Errorf("%v --help: %+v", words, r)
@@ -113,7 +113,7 @@ func TestUsage(t *testing.T) {
 		"relcate web1", "vm ad web2", "vm add web2", "vm add a/b --qmp /x", "vm list more", "relocate", "relocate web1", "relocate web1 --to hostB",
 		"relocate web1 --bandwith 2G", "relocate web1 --to hostB:7070 --bandwidth 2", "relocate web1 --to hostB:7070 --codec lz4",
 		"relocate web1 --to hostB:7070 --demand-channels 99", "relocate web1 --to hostB:7070 --detach --wait", "relocate web1 --to hostB:7070 --json",
-		"bandwidth web1", "bandwidth web1 fast", "pki isue", "completion ksh", "--sockt x", "status --xyzzy", "events --after -1",
+		"bandwidth web1", "bandwidth web1 fast", "relocate web1 --to hostB:7070 --warm a/b", "cache drop", "cache drop a/b", "cache lst", "pki isue", "completion ksh", "--sockt x", "status --xyzzy", "events --after -1",
 	} {
 		r := pagewarp(t, strings.Fields(line)...)
 		if r.code != exitUsage || r.out != "" || strings.Count(r.err, "\n") != 1 {
@@ -126,7 +126,7 @@ func TestUsage(t *testing.T) {
 
 func TestUnreachable(t *testing.T) {
 	sock := filepath.Join(t.TempDir(), "none.sock")
-	for _, words := range []string{"vm list", "vm add a --qmp /x", "vm rm a", "relocate web1 --to h:1", "cancel a", "status", "status -w", "top", "events", "events -f", "bandwidth a 2G"} {
+	for _, words := range []string{"vm list", "vm add a --qmp /x", "vm rm a", "relocate web1 --to h:1", "cancel a", "status", "status -w", "top", "events", "events -f", "bandwidth a 2G", "cache list", "cache drop a", "cache path"} {
 		r := pagewarp(t, append(strings.Fields(words), "--socket", sock)...)
 		if r.code != exitUnreachable || r.out != "" || !strings.Contains(r.err, "is pagewarpd running?") || !strings.Contains(r.err, "--socket") {
 			t.Errorf("%s: %+v", words, r)
@@ -153,6 +153,21 @@ func TestMachines(t *testing.T) {
 		fmt.Fprintf(&all, "$ pagewarp %s\n%s%s(%d)\n", line, out, r.err, r.code)
 	}
 	golden(t, "machines", all.String())
+}
+
+func TestCache(t *testing.T) {
+	_, sock := serve(t)
+	var all strings.Builder
+	for _, line := range []string{"cache list --json", "cache path", "cache path db1", "cache path web9", "cache path --json", "__complete cache drop ",
+		"cache drop db1", "cache drop db1", "cache list"} {
+		words := strings.Fields(line)
+		if strings.HasSuffix(line, " ") {
+			words = append(words, "")
+		}
+		r := pagewarp(t, append([]string{"--socket", sock}, words...)...)
+		fmt.Fprintf(&all, "$ pagewarp %s\n%s%s(%d)\n", line, r.out, r.err, r.code)
+	}
+	golden(t, "cache", all.String())
 }
 
 // play takes the live relocation of web1 through its phases to the end.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -26,6 +27,7 @@ type relocateFlags struct {
 	report    string // --json FILE or -
 	detach    bool
 	wait      bool
+	keepWarm  bool
 	opts      relocate.Options
 }
 
@@ -69,6 +71,8 @@ unreachable, 130 interrupted.`,
 	p.StringVar(&f.opts.FaultSource, "fault-source", "", "how the destination catches faults: auto, device (the kernel module), userfaultfd (default: its configuration)")
 	p.StringVar(&f.opts.Transport, "transport", "", "how pages travel: tcp, rdma (RDMA READ, not encrypted), auto (rdma where both hosts' policies say so and it is there) (default tcp)")
 	p.StringVar(&f.opts.RDMAPin, "rdma-pin", "", "when the source registers its image for RDMA: lazy (as it is wanted), all (at the freeze) (default lazy)")
+	p.StringVar(&f.opts.Warm, "warm", "", "what the destination may have of the memory: a `NAME` in its cache, or the path of a file there (default: what it kept of the machine)")
+	p.BoolVar(&f.keepWarm, "keep-warm", true, "keep the memory here for the machine's return, if the daemon has a cache")
 	p.BoolVar(&f.opts.KeepSource, "keep-source", false, "leave the stopped source QEMU and its memory file in place")
 	p.StringVar(&f.report, "json", "", "write the final status as JSON to `FILE`, \"-\" for standard output")
 	p.BoolVar(&f.detach, "detach", false, "return as soon as it has started")
@@ -83,6 +87,7 @@ unreachable, 130 interrupted.`,
 // request checks the flags before anything is asked of the daemon.
 func (f *relocateFlags) request(cmd *cobra.Command) (api.RelocateRequest, error) {
 	r := api.RelocateRequest{To: f.to, Options: f.opts}
+	r.DropWarm = !f.keepWarm
 	if f.to == "" {
 		return r, usagef("--to is missing: the address of the destination's daemon, HOST:PORT")
 	}
@@ -91,6 +96,9 @@ func (f *relocateFlags) request(cmd *cobra.Command) (api.RelocateRequest, error)
 	}
 	if cmd.Flags().Changed("bandwidth") {
 		r.Bandwidth, r.NoCap = int64(f.bandwidth), f.bandwidth == 0
+	}
+	if w := f.opts.Warm; w != "" && !filepath.IsAbs(w) && !config.ValidName(w) {
+		return r, usagef("--warm %q: the name of a machine, or the absolute path of a file at the destination", w)
 	}
 	if f.opts.Codec != "" && !slices.Contains(config.Codecs, f.opts.Codec) {
 		return r, usagef("--codec %q: choose one of %s", f.opts.Codec, strings.Join(config.Codecs, ", "))

@@ -84,6 +84,16 @@ func (c *Client) Cancel(ctx context.Context, name string) error {
 	return c.call(ctx, "POST", "vms/"+url.PathEscape(name)+"/cancel", struct{}{}, nil)
 }
 
+// Cache asks what the host keeps of machines that have left.
+func (c *Client) Cache(ctx context.Context) (r CacheReply, err error) {
+	return r, c.call(ctx, "GET", "cache", nil, &r)
+}
+
+// CacheDrop removes what is kept of a machine; relocate.ErrNotCached.
+func (c *Client) CacheDrop(ctx context.Context, vm string) error {
+	return c.call(ctx, "DELETE", "cache/"+url.PathEscape(vm), nil, nil)
+}
+
 // SetBandwidth changes the cap of a running relocation, in bytes per second; 0
 // lifts it.
 func (c *Client) SetBandwidth(ctx context.Context, name string, bytesPerSecond int64) error {

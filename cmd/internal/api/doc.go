@@ -17,6 +17,8 @@
 //	POST   /v1/vms/{name}/relocate     RelocateRequest → 202 relocate.Status
 //	POST   /v1/vms/{name}/cancel       202; the rollback may still be going on
 //	POST   /v1/vms/{name}/bandwidth    BandwidthRequest → 204
+//	GET    /v1/cache                   CacheReply: what is kept of machines that left
+//	DELETE /v1/cache/{name}            204
 //	GET    /v1/status[?vm=NAME]        StatusReply: live relocations and the last ended ones
 //	GET    /v1/events?after=N&follow=1 application/x-ndjson: relocate.Event, one a line
 //	GET    /metrics                    Prometheus text
@@ -43,6 +45,7 @@
 //	400 bad_request       malformed name, body, parameter or address
 //	403 clear_text        the peer is another host and there are no certificates
 //	404 unknown_machine   no machine of that name is adopted
+//	404 not_cached        nothing is kept of that machine
 //	404 not_found         no such resource
 //	405 bad_method        the resource does not have this method
 //	409 exists            the name is taken

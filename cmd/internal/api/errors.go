@@ -14,6 +14,7 @@ const (
 	CodeBadRequest     = "bad_request"
 	CodeClearText      = "clear_text"
 	CodeUnknownMachine = "unknown_machine"
+	CodeNotCached      = "not_cached"
 	CodeNotFound       = "not_found"
 	CodeBadMethod      = "bad_method"
 	CodeExists         = "exists"
@@ -49,6 +50,7 @@ func Errorf(code, remedy, format string, a ...any) *Error {
 var statusOf = map[string]int{
 	CodeBadRequest: http.StatusBadRequest, CodeClearText: http.StatusForbidden,
 	CodeUnknownMachine: http.StatusNotFound, CodeNotFound: http.StatusNotFound,
+	CodeNotCached: http.StatusNotFound,
 	CodeBadMethod: http.StatusMethodNotAllowed,
 	CodeExists:    http.StatusConflict, CodeBusy: http.StatusConflict,
 	CodeTooLate: http.StatusConflict, CodeRolledBack: http.StatusConflict,
@@ -71,6 +73,7 @@ var sentinels = []struct {
 	{relocate.ErrExists, CodeExists, "choose another name, or `pagewarp vm rm NAME` first"},
 	{relocate.ErrIdle, CodeIdle, "see `pagewarp status`"},
 	{relocate.ErrUnknownMachine, CodeUnknownMachine, "`pagewarp vm list` shows the adopted machines, `pagewarp vm add NAME --qmp PATH` adopts one"},
+	{relocate.ErrNotCached, CodeNotCached, "`pagewarp cache list` shows what is kept"},
 	{relocate.ErrRolledBack, CodeRolledBack, "the machine runs on at the source; remove the cause and try again"},
 	{context.DeadlineExceeded, CodeTimeout, "see `pagewarp status` for what has become of it"},
 }

@@ -62,6 +62,14 @@ type RelocateRequest struct {
 	relocate.Options
 }
 
+// CacheReply is what the host keeps of machines that have left, what was used
+// longest ago first.
+type CacheReply struct {
+	Dir     string                `json:"dir"`
+	Limit   int64                 `json:"limit"` // bytes; 0: nothing is kept
+	Entries []relocate.CacheEntry `json:"entries"`
+}
+
 // BandwidthRequest changes the cap of a running relocation.
 type BandwidthRequest struct {
 	BytesPerSecond int64 `json:"bytes_per_second"` // 0: no cap

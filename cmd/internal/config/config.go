@@ -42,6 +42,7 @@ type Config struct {
 	Relocate Relocate `toml:"relocate"`
 	Engine   Engine   `toml:"engine"`
 	RDMA     RDMA     `toml:"rdma"`
+	Cache    Cache    `toml:"cache"`
 	// Templates change the command line of machines that arrive here, by name;
 	// "*" is for all that have none of their own.
 	Templates map[string]qemu.Template `toml:"templates,omitempty"`
@@ -97,6 +98,22 @@ type Engine struct {
 	FaultSource  string   `toml:"fault_source"` // one of relocate.FaultSources
 }
 
+// Cache is what is kept of machines that have left, for a quick return.
+type Cache struct {
+	Dir   string   `toml:"dir"`
+	Size  string   `toml:"size"`  // as units.ParseSize reads it; "0" keeps nothing
+	Allow []string `toml:"allow"` // further directories whose files --warm may name
+}
+
+// Bytes is the size; a size that Validate refuses is 0.
+func (c Cache) Bytes() int64 {
+	n, err := units.ParseSize(c.Size)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // Duration is a time.Duration written like "20s" in TOML.
 type Duration time.Duration
 
@@ -123,6 +140,7 @@ func Default() Config {
 		Relocate:        Relocate{Codec: "auto"},
 		Engine:          Engine{FaultSource: "auto"},
 		RDMA:            RDMA{Policy: "ask"},
+		Cache:           Cache{Dir: "/dev/shm/pagewarp-cache", Size: "0", Allow: []string{}},
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/pagewarp/pagewarp/cmd/internal/units"
+
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
@@ -82,6 +84,14 @@ func (c Config) Validate() error {
 	} {
 		if n.val < 0 || n.val > n.max {
 			bad("%s = %d; allowed are 0 (automatic) to %d", n.key, n.val, n.max)
+		}
+	}
+	if _, err := units.ParseSize(c.Cache.Size); err != nil {
+		bad("cache.size: %w", err)
+	}
+	for _, dir := range append([]string{c.Cache.Dir}, c.Cache.Allow...) {
+		if !filepath.IsAbs(dir) {
+			bad("cache: directory %q must be an absolute path", dir)
 		}
 	}
 	if c.ShutdownTimeout <= 0 {

@@ -152,7 +152,7 @@ func TestErrors(t *testing.T) {
 
 // TestErrorsCompare shows that a sentinel survives the socket.
 func TestErrorsCompare(t *testing.T) {
-	for _, want := range []error{relocate.ErrUnknownMachine, relocate.ErrExists, relocate.ErrBusy, relocate.ErrTooLate, relocate.ErrRolledBack, relocate.ErrLost} {
+	for _, want := range []error{relocate.ErrUnknownMachine, relocate.ErrExists, relocate.ErrBusy, relocate.ErrTooLate, relocate.ErrNotCached, relocate.ErrRolledBack, relocate.ErrLost} {
 		h, _, c, _ := serve(t, config.Default())
 		h.OnRelocate = func(string, string, relocate.Options) error { return fmt.Errorf("relocate web1: %w", want) }
 		_, err := c.Relocate(t.Context(), "web1", api.RelocateRequest{To: "127.0.0.1:1"})

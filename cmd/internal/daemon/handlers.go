@@ -77,6 +77,29 @@ func (s *Server) remove(w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
+func (s *Server) cache(w http.ResponseWriter, _ *http.Request) error {
+	es, err := s.host.Cache()
+	if err != nil {
+		return err
+	}
+	if es == nil {
+		es = []relocate.CacheEntry{}
+	}
+	c := s.config.Load().Cache
+	return writeJSON(w, http.StatusOK, api.CacheReply{Dir: c.Dir, Limit: c.Bytes(), Entries: es})
+}
+
+func (s *Server) cacheDrop(w http.ResponseWriter, r *http.Request) error {
+	name, err := machineName(r)
+	if err == nil {
+		err = s.host.CacheDrop(name)
+	}
+	if err == nil {
+		w.WriteHeader(http.StatusNoContent)
+	}
+	return err
+}
+
 func (s *Server) relocate(w http.ResponseWriter, r *http.Request) error {
 	name, err := machineName(r)
 	if err != nil {
@@ -123,6 +146,9 @@ func checkRequest(cfg config.Config, q *api.RelocateRequest) error {
 	}
 	if o.RDMAPin != "" && !slices.Contains(relocate.RDMAPins, o.RDMAPin) {
 		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(relocate.RDMAPins, ", "), "rdma_pin %q is unknown", clip(o.RDMAPin))
+	}
+	if o.Warm != "" && !filepath.IsAbs(o.Warm) && !config.ValidName(o.Warm) {
+		return api.Errorf(api.CodeBadRequest, "write the name of a machine, or the absolute path of a file at the destination", "warm %q", clip(o.Warm))
 	}
 	switch {
 	case q.NoCap && o.Bandwidth != 0:

@@ -41,8 +41,17 @@ type Observer interface {
 	Subscribe(after uint64) (events <-chan relocate.Event, cancel func())
 }
 
+// Cacher shows what is kept of machines that have left.
+type Cacher interface {
+	// Cache lists it, what was used longest ago first.
+	Cache() ([]relocate.CacheEntry, error)
+	// CacheDrop removes what is kept of one; relocate.ErrNotCached.
+	CacheDrop(vm string) error
+}
+
 // Host is what the API serves.
 type Host interface {
+	Cacher
 	Adopter
 	Mover
 	Observer
@@ -75,5 +84,6 @@ type EngineConfig struct {
 	Relocate config.Relocate
 	Engine   config.Engine
 	RDMA     config.RDMA
+	Cache    config.Cache
 	Log      *slog.Logger
 }

@@ -38,7 +38,8 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	descPhase      = desc("relocation_phase", "1 for the phase that the relocation is in.", "phase")
-	descPages      = desc("pages", "Pages by class: made resident by demand, precache or as zero; remaining; total.", "class")
+	descPages      = desc("pages", "Pages by class: made resident by demand, precache or as zero; same: of these, confirmed and not sent; remaining; total.", "class")
+	descSaved      = desc("saved_bytes", "Guest memory that did not travel, since the destination had it.")
 	descGuest      = desc("guest_bytes", "Guest memory made resident, in bytes, zero pages included.")
 	descWire       = desc("wire_bytes", "Bytes on the wire.")
 	descRate       = desc("guest_bytes_per_second", "Guest memory made resident in the last second.")
@@ -97,7 +98,7 @@ func (m *Metrics) request(route, method string, code int) {
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descPhase, descPages, descGuest, descWire, descRate, descFault, descStage, descChannels, descReconnects, descConnected, descDowntime} {
+	for _, d := range []*prometheus.Desc{descPhase, descPages, descSaved, descGuest, descWire, descRate, descFault, descStage, descChannels, descReconnects, descConnected, descDowntime} {
 		ch <- d
 	}
 	m.outcomes.Describe(ch)
@@ -163,10 +164,11 @@ func collect(ch chan<- prometheus.Metric, k relocation, s relocate.Status) {
 	}
 	gauge(descPhase, 1, string(s.Phase))
 	for class, n := range map[string]uint64{
-		"demand": s.PagesDemand, "precache": s.PagesPrecache, "zero": s.PagesZero, "remaining": s.PagesRemaining, "total": s.PagesTotal,
+		"demand": s.PagesDemand, "precache": s.PagesPrecache, "zero": s.PagesZero, "same": s.PagesSame, "remaining": s.PagesRemaining, "total": s.PagesTotal,
 	} {
 		gauge(descPages, float64(n), class)
 	}
+	gauge(descSaved, float64(s.BytesSaved))
 	gauge(descGuest, float64(s.BytesGuest))
 	gauge(descWire, float64(s.BytesWire))
 	gauge(descRate, s.RateBytes)

@@ -73,7 +73,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer lock.Close()
-	ec := EngineConfig{StateDir: c.StateDir, Listen: c.Listeners(), Template: p.template, Relocate: c.Relocate, Engine: c.Engine, RDMA: c.RDMA, Log: o.Log}
+	ec := EngineConfig{StateDir: c.StateDir, Listen: c.Listeners(), Template: p.template, Relocate: c.Relocate, Engine: c.Engine, RDMA: c.RDMA, Cache: c.Cache, Log: o.Log}
 	if c.TLS.Enabled() {
 		if p.store, err = pki.Open(files(c.TLS), p.reloaded); err != nil {
 			return err
@@ -279,7 +279,7 @@ func fixed(a, b config.Config) (keys []string) {
 	}{
 		{"state_dir", a.StateDir, b.StateDir}, {"listen", a.Listeners(), b.Listeners()}, {"insecure", a.Insecure, b.Insecure},
 		{"api.socket", a.Socket(), b.Socket()}, {"tls", a.TLS.Enabled(), b.TLS.Enabled()}, {"log.format", a.Log.Format, b.Log.Format},
-		{"metrics.listen", a.Metrics.Listen, b.Metrics.Listen}, {"engine", a.Engine, b.Engine},
+		{"metrics.listen", a.Metrics.Listen, b.Metrics.Listen}, {"engine", a.Engine, b.Engine}, {"cache", a.Cache, b.Cache},
 		// Outgoing connections keep the authority that they were set up with.
 		{"tls.ca", a.TLS.CA, b.TLS.CA},
 	} {

@@ -42,6 +42,9 @@ func Summary(s relocate.Status) string {
 	if s.PagesTotal > 0 {
 		row("pages", "%s: %s on demand, %s by precache, %s zero", count(s.PagesTotal), count(s.PagesDemand), count(s.PagesPrecache), count(s.PagesZero))
 	}
+	if s.PagesCandidate > 0 {
+		row("warm", "%s of %s pages that were there are the same, %s not sent", count(s.PagesSame), count(s.PagesCandidate), units.FormatSize(s.BytesSaved))
+	}
 	if s.BytesWire > 0 {
 		row("wire", "%s for %s of guest memory (ratio %.2f)", units.FormatSize(s.BytesWire), units.FormatSize(s.BytesGuest), float64(s.BytesGuest)/float64(s.BytesWire))
 	}

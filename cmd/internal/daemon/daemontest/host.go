@@ -23,6 +23,7 @@ type Host struct {
 	events   []relocate.Event            // guarded by mu
 	wake     chan struct{}               // guarded by mu; closed at each event
 	caps     map[string]int64            // guarded by mu; the last SetBandwidth
+	dropped  bool                        // guarded by mu; what Cache shows
 	closed   chan struct{}
 	once     sync.Once
 }
@@ -211,6 +212,29 @@ func (h *Host) Subscribe(after uint64) (<-chan relocate.Event, func()) {
 		}
 	}()
 	return out, sync.OnceFunc(func() { close(stop); <-done })
+}
+
+// Cache implements daemon.Cacher: one machine has left, and was dropped if a test
+// did so.
+func (h *Host) Cache() ([]relocate.CacheEntry, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.dropped {
+		return nil, nil
+	}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	return []relocate.CacheEntry{{Version: 1, VM: "db1", Path: "/dev/shm/pagewarp-cache/db1", Bytes: 3 << 29, Kept: at, Used: at}}, nil
+}
+
+// CacheDrop implements daemon.Cacher.
+func (h *Host) CacheDrop(vm string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if vm != "db1" || h.dropped {
+		return fmt.Errorf("%s: %w", vm, relocate.ErrNotCached)
+	}
+	h.dropped = true
+	return nil
 }
 
 // FaultSource implements daemon.Engine.
