@@ -147,8 +147,31 @@ static int pw_nothing(pte_t *pte, unsigned long addr, void *data)
 	return 0;
 }
 
-/* Maps a page whose content is there. */
-static vm_fault_t pw_map(struct pw_object *o, struct vm_fault *vmf)
+/*
+ * Whether a fault on one page of a folio may map all of it, as finish_fault() does
+ * from 6.18 on; if not, @missing is a page that has to come first.
+ */
+static bool pw_mappable(struct pw_object *o, struct folio *folio, u64 *missing)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
+	u64 page = folio->index;
+	u64 end = min_t(u64, page + folio_nr_pages(folio), READ_ONCE(o->pages));
+
+	for (; page < end; page++) {
+		if (!pw_present(o, page)) {
+			*missing = page;
+			return false;
+		}
+	}
+#endif
+	return true;
+}
+
+/*
+ * Maps a page whose content is there; 0 if another, which it stores in @missing,
+ * has to come before that.
+ */
+static vm_fault_t pw_map(struct pw_object *o, struct vm_fault *vmf, u64 *missing)
 {
 	vm_fault_t ret = pw_shmem_ops->fault(vmf);
 	bool plain;
@@ -167,6 +190,11 @@ static vm_fault_t pw_map(struct pw_object *o, struct vm_fault *vmf)
 		put_page(vmf->page);
 		return VM_FAULT_NOPAGE; /* and is taken again */
 	}
+	if (unlikely(!pw_mappable(o, page_folio(vmf->page), missing))) {
+		unlock_page(vmf->page);
+		put_page(vmf->page);
+		return 0;
+	}
 	/*
 	 * A huge page would be mapped as a whole, with what is missing in it,
 	 * were there no table of small ones in its place. The acquire is that of
@@ -184,12 +212,12 @@ static vm_fault_t pw_map(struct pw_object *o, struct vm_fault *vmf)
 	return ret;
 }
 
+/* Waits for a page; 0 if it is there and the lock was not given up. */
 static vm_fault_t pw_absent(struct pw_object *o, struct file *node,
-			    struct vm_fault *vmf)
+			    struct vm_fault *vmf, u64 page)
 {
 	u32 flags = vmf->flags & FAULT_FLAG_WRITE ? PAGEWARP_FAULT_WRITE : 0;
 	unsigned int state = TASK_KILLABLE;
-	u64 page = vmf->pgoff;
 	int ret;
 
 	if (pw_dead(o)) {
@@ -224,7 +252,7 @@ static vm_fault_t pw_absent(struct pw_object *o, struct file *node,
 	 */
 	ret = pw_wait(o, page, flags, state);
 	if (!ret && page < READ_ONCE(o->pages))
-		return pw_map(o, vmf);
+		return 0;
 	this_cpu_inc(o->stats->killed);
 	return VM_FAULT_SIGBUS;
 }
@@ -233,12 +261,19 @@ static vm_fault_t pw_fault(struct vm_fault *vmf)
 {
 	struct file *node = vmf->vma->vm_private_data;
 	struct pw_object *o = node->private_data;
+	u64 page = vmf->pgoff;
+	vm_fault_t ret = 0;
 
 	if (unlikely(vmf->pgoff >= READ_ONCE(o->pages)))
 		return VM_FAULT_SIGBUS;
-	if (likely(pw_present(o, vmf->pgoff)))
-		return pw_map(o, vmf);
-	return pw_absent(o, node, vmf);
+	while (!ret) {
+		if (!pw_present(o, page))
+			ret = pw_absent(o, node, vmf, page);
+		page = vmf->pgoff;
+		if (!ret && likely(pw_present(o, page)))
+			ret = pw_map(o, vmf, &page);
+	}
+	return ret;
 }
 
 /* Maps the neighbours of a page that are there, up to the first that is not. */

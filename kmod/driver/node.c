@@ -37,7 +37,7 @@ static int pw_node_mmap(struct file *file, struct vm_area_struct *vma)
 	if (READ_ONCE(o->frozen) && vma->vm_flags & VM_WRITE)
 		return -EROFS;
 	vma_set_file(vma, o->shmem);
-	ret = o->shmem->f_op->mmap(o->shmem, vma);
+	ret = pw_mmap(o->shmem, vma);
 	if (ret)
 		return ret;
 	pw_set_vm_ops(vma, file);

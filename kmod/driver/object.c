@@ -7,12 +7,18 @@
 #include <linux/idr.h>
 #include <linux/module.h>
 #include <linux/pagemap.h>
-#include <linux/pagevec.h>
 #include <linux/shmem_fs.h>
 #include <linux/slab.h>
 #include <linux/user_namespace.h>
+#include <linux/version.h>
 #include <linux/vmalloc.h>
 #include <uapi/linux/fcntl.h>
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 2, 0)
+#include <linux/folio_batch.h>
+#else
+#include <linux/pagevec.h>
+#endif
 
 #include "pagewarp.h"
 
@@ -72,8 +78,8 @@ static int pw_make_memory(struct pw_object *o)
 
 	if (!name)
 		return -ENOMEM;
-	/* VM_NORESERVE: charged page by page, as a sparse file is. */
-	f = shmem_file_setup(name, o->max_pages << PAGE_SHIFT, VM_NORESERVE);
+	/* NORESERVE: charged page by page, as a sparse file is. */
+	f = shmem_file_setup(name, o->max_pages << PAGE_SHIFT, PW_NORESERVE);
 	kfree(name);
 	if (IS_ERR(f))
 		return PTR_ERR(f);

@@ -190,6 +190,23 @@ static inline void pw_vm_flags(struct vm_area_struct *vma, unsigned long set,
 #endif
 }
 
+/* Has another file map itself. */
+static inline int pw_mmap(struct file *file, struct vm_area_struct *vma)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 17, 0)
+	return vfs_mmap(file, vma);
+#else
+	return call_mmap(file, vma);
+#endif
+}
+
+/* Flags of shmem_file_setup(), which became a structure in 7.0. */
+#ifdef mk_vma_flags
+#define PW_NORESERVE mk_vma_flags(VMA_NORESERVE_BIT)
+#else
+#define PW_NORESERVE VM_NORESERVE
+#endif
+
 /* Lets go of the lock under which the fault came. */
 static inline void pw_unlock_fault(struct vm_fault *vmf)
 {

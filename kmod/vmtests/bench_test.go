@@ -209,14 +209,16 @@ func compare(b *testing.B, pages uint64, f func(*memory) time.Duration) {
 // benchSpin is how long the readers spin.
 var benchSpin time.Duration
 
-// BenchmarkFaults has threads fault on pages that are served from local memory.
+// BenchmarkFaults has threads fault on pages that are served from local memory, by
+// readers that sleep at once, or look for a while first.
 func BenchmarkFaults(b *testing.B) {
-	const pages = 2048
-	// As the daemon does (faultd.Tune).
-	runtime.GOMAXPROCS(runtime.NumCPU() + 2)
-	syspoll.Allow(2)
+	const pages = 1024
+	likeDaemon()
 	for _, spin := range []time.Duration{0, 100 * time.Microsecond} {
 		for _, threads := range []int{1, 2, 4, 8} {
+			if spin > 0 && threads != 1 && threads != 4 {
+				continue
+			}
 			b.Run(fmt.Sprintf("spin=%v/threads=%d", spin, threads), func(b *testing.B) {
 				benchSpin = spin
 				compare(b, pages, func(m *memory) time.Duration {
@@ -230,6 +232,13 @@ func BenchmarkFaults(b *testing.B) {
 			})
 		}
 	}
+	benchSpin = 0
+}
+
+// likeDaemon sets the process up as faultd.Tune does.
+func likeDaemon() {
+	runtime.GOMAXPROCS(runtime.NumCPU() + 2)
+	syspoll.Allow(2)
 }
 
 // BenchmarkStages says where the time of a fault goes, in µs: from the kernel's report
@@ -237,10 +246,8 @@ func BenchmarkFaults(b *testing.B) {
 // is allocated then), installing; the rest is the faulting thread's: into the fault,
 // to sleep, awake again, and out of it.
 func BenchmarkStages(b *testing.B) {
-	const pages = 2048
-	runtime.GOMAXPROCS(runtime.NumCPU() + 2)
-	syspoll.Allow(2)
-	benchSpin = 0
+	const pages = 1024
+	likeDaemon()
 	for _, threads := range []int{1, 4} {
 		for k, mk := range []maker{deviceMemory, uffdMemory} {
 			b.Run(fmt.Sprintf("threads=%d/%s", threads, []string{"device", "uffd"}[k]), func(b *testing.B) {

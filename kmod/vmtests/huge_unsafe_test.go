@@ -28,12 +28,18 @@ func shmemHuge(t *testing.T) (kb int) {
 	return kb
 }
 
+// allowHuge has the kernel make huge pages of shared memory, until the test ends.
+func allowHuge(t *testing.T) {
+	t.Helper()
+	const knob = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+	must(t, os.WriteFile(knob, []byte("always"), 0))
+	t.Cleanup(func() { must(t, os.WriteFile(knob, []byte("never"), 0)) })
+}
+
 // Where the kernel backs the object with huge pages, a page that is missing is
 // not mapped along with its resident neighbours.
 func TestHugePagesHideNothingMissing(t *testing.T) {
-	const knob = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-	must(t, os.WriteFile(knob, []byte("always"), 0))
-	defer func() { must(t, os.WriteFile(knob, []byte("never"), 0)) }()
+	allowHuge(t)
 	const pages = 2 * hugeSize / pageSize
 	o := newObject(t, pages, nil)
 	d := o.attach(16) // the alias of a shmem file is aligned by the kernel
@@ -42,20 +48,7 @@ func TestHugePagesHideNothingMissing(t *testing.T) {
 	if shmemHuge(t) == 0 {
 		t.Fatal("the kernel made no huge page, so that there is nothing to test")
 	}
-	// A mapping whose addresses and offsets agree modulo 2 MiB, which advises
-	// huge pages, as QEMU does.
-	room, err := unix.Mmap(-1, 0, 3*hugeSize, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
-	must(t, err)
-	defer unix.Munmap(room)
-	skip := (hugeSize - addressOf(room)%hugeSize) % hugeSize
-	mem := room[skip : skip+2*hugeSize]
-	fd, err := unix.Open(o.path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	must(t, err)
-	// SAFETY: the address is within room, which is ours and unused.
-	_, err = unix.MmapPtr(fd, 0, unsafe.Pointer(unsafe.SliceData(mem)), 2*hugeSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED)
-	must(t, err)
-	must(t, unix.Close(fd))
-	must(t, unix.Madvise(mem, unix.MADV_HUGEPAGE))
+	mem := o.mmapHuge()
 	o.check(mem, 1, 1)
 	o.check(mem, 2, 1)
 	must(t, poke(mem, 601, 9))
@@ -74,4 +67,47 @@ func TestHugePagesHideNothingMissing(t *testing.T) {
 	must(t, unix.Madvise(mem, unix.MADV_DONTNEED))
 	o.check(mem, 100, 2)
 	o.check(mem, 0, 1)
+}
+
+// The same with a daemon that serves whatever is asked for: a kernel that maps a huge
+// page as a whole, upon a touch of one of its pages, has to ask for all of them.
+func TestHugePagesAreServed(t *testing.T) {
+	allowHuge(t)
+	o := newObject(t, 2*hugeSize/pageSize, nil)
+	d := o.attach(1024)
+	d.fill(0, 4, 1)
+	d.fill(600, 4, 1)
+	if shmemHuge(t) == 0 {
+		t.Fatal("the kernel made no huge page, so that there is nothing to test")
+	}
+	d.serve(2)
+	mem := o.mmapHuge()
+	for _, page := range []uint64{1, 4, 100, 511, 601, 605, 1023, 0, 700} {
+		seed := uint64(2)
+		if page < 4 || page >= 600 && page < 604 {
+			seed = 1
+		}
+		o.check(mem, page, seed)
+	}
+}
+
+// mmapHuge maps two huge pages of an object where they can be mapped as such.
+func (o *object) mmapHuge() []byte {
+	t := o.t
+	t.Helper()
+	// A mapping whose addresses and offsets agree modulo 2 MiB, which advises
+	// huge pages, as QEMU does.
+	room, err := unix.Mmap(-1, 0, 3*hugeSize, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	must(t, err)
+	t.Cleanup(func() { must(t, unix.Munmap(room)) })
+	skip := (hugeSize - addressOf(room)%hugeSize) % hugeSize
+	mem := room[skip : skip+2*hugeSize]
+	fd, err := unix.Open(o.path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(t, err)
+	// SAFETY: the address is within room, which is ours and unused.
+	_, err = unix.MmapPtr(fd, 0, unsafe.Pointer(unsafe.SliceData(mem)), 2*hugeSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED)
+	must(t, err)
+	must(t, unix.Close(fd))
+	must(t, unix.Madvise(mem, unix.MADV_HUGEPAGE))
+	return mem
 }
