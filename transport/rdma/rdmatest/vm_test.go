@@ -23,7 +23,7 @@ const provider = "/usr/lib/x86_64-linux-gnu/libibverbs/librxe-rdmav34.so"
 
 // TestInVM boots once and reports every test that ran there.
 func TestInVM(t *testing.T) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 280*time.Second, errors.New("the VM's deadline"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 400*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(t, ctx)
 	run := os.Getenv("RDMA_RUN") // for work on a single test
@@ -34,7 +34,10 @@ func TestInVM(t *testing.T) {
 	cfg.Programs = append(cfg.Programs,
 		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=200s", "-rapid.checks=10", "-test.run=" + run}},
 		kvmrig.Program{Name: "faultd", Path: compile(t, ctx, &cfg, "faultd.test", "./faultd"),
-			Args: []string{"-test.v", "-test.timeout=150s", "-test.run=^TestRDMA"}})
+			Args: []string{"-test.v", "-test.timeout=150s", "-test.run=^TestRDMA"}},
+		// The shim under AddressSanitizer, whose leak check runs at the end.
+		kvmrig.Program{Name: "asan", Path: compile(t, ctx, &cfg, "rdma-asan.test", "./transport/rdma", "-asan"),
+			Args: []string{"-test.v", "-test.timeout=100s", "-test.run=^Test(WrongKey|ReadPastTheEnd|SourceGone|LinkDown|Budget|Memlock)$"}})
 	rigtest.Report(t, ctx, cfg, release)
 }
 
