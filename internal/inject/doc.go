@@ -12,11 +12,13 @@
 // of stop that they were saved in, before the kernel decides on a restart. The
 // descriptor is copied out by pidfd_getfd(2).
 //
-// It takes a fraction of a millisecond. If we are killed right within, the
-// kernel detaches, but the process is left with foreign registers and will
-// likely crash; so it is done before a VM runs. A thread interrupted in a
-// restartable sequence (rseq) of its own code is not aborted; threads blocked in
-// a system call, the normal case here, are in none.
+// It takes a fraction of a millisecond. A thread that was blocked in a system call
+// (the normal case here: a main loop in ppoll) runs ours by the very instruction
+// it was blocked in. If we are killed right within, the kernel detaches it and it
+// finds its own call returned, with the result of ours: a poll or a futex wait
+// takes that for a wake-up without cause. A thread that was running is sent to the
+// vDSO instead and would crash then. A thread interrupted in a restartable
+// sequence (rseq) of its own code is not aborted; a blocked one is in none.
 //
 // Needed: the same user and no other tracer, with yama ptrace_scope 0 (or being
 // the parent with scope 1), or CAP_SYS_PTRACE. x86-64 only.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +28,9 @@ const patience = 5 * time.Second
 
 func TestMain(m *testing.M) {
 	touch.Main()
+	if pid := os.Getenv(tracerEnv); pid != "" {
+		tracerMain(pid)
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -174,6 +178,59 @@ loop:
 		t.Errorf("sum %s after %d injections, want %s", sum, taken, want)
 	}
 	t.Logf("%d injections", taken)
+}
+
+// tracerEnv makes the test program a tracer, which has the process of that pid
+// poll nothing for a second.
+const tracerEnv = "PAGEWARP_TEST_TRACER"
+
+func tracerMain(text string) {
+	pid, err := strconv.Atoi(text)
+	if err == nil {
+		_, err = Syscall(pid, time.Minute, unix.SYS_POLL, 0, 0, 1000)
+	}
+	fmt.Fprintln(os.Stderr, "tracer:", err)
+	os.Exit(1)
+}
+
+// TestTracerKilled: a process whose tracer is killed in the middle of a call
+// goes on, if it was blocked in one of its own that may return for no reason.
+func TestTracerKilled(t *testing.T) {
+	p, err := touch.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Kill)
+	for range 5 {
+		exe, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tracer := exec.Command(exe)
+		tracer.Env = append(os.Environ(), tracerEnv+"="+fmt.Sprint(p.Pid()))
+		if err := tracer.Start(); err != nil {
+			t.Fatal(err)
+		}
+		// Field 1 of /proc/PID/syscall is the number of the call it is blocked in.
+		inPoll := func() bool {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", p.Pid()))
+			return err == nil && bytes.HasPrefix(b, []byte("7 0x0 0x0 0x3e8 "))
+		}
+		for end := time.Now().Add(patience); !inPoll(); runtime.Gosched() {
+			if time.Now().After(end) {
+				t.Fatal("the injected poll is never seen")
+			}
+		}
+		_ = tracer.Process.Kill()
+		_ = tracer.Wait()
+	}
+	r, err := p.MapPrivate(1 << 20)
+	if err != nil {
+		t.Fatalf("the process does not answer any more: %v", err)
+	}
+	if _, err := r.TouchAll(0, r.Pages(), true, 4); err != nil {
+		t.Fatal(err)
+	}
 }
 
 type neverEnding byte

@@ -44,6 +44,18 @@ func findSyscall(pid int) (uint64, error) {
 	return 0, fmt.Errorf("%w: no system call instruction in the code of process %d", ErrUnsupported, pid)
 }
 
+// holdsSyscall reports whether there is a system call instruction at addr.
+func holdsSyscall(pid int, addr uint64) bool {
+	mem, err := os.Open("/proc/" + strconv.Itoa(pid) + "/mem")
+	if err != nil {
+		return false
+	}
+	defer mem.Close()
+	code := make([]byte, len(syscallInsn))
+	_, err = mem.ReadAt(code, int64(addr))
+	return err == nil && bytes.Equal(code, syscallInsn)
+}
+
 // liveThread is the main thread, or where that has ended another one.
 func liveThread(pid int) (int, error) {
 	dir := "/proc/" + strconv.Itoa(pid) + "/task"

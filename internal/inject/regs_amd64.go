@@ -50,5 +50,11 @@ func (r *registers) call(insn, nr uint64, args []uint64) {
 	r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8, r.R9 = a[0], a[1], a[2], a[3], a[4], a[5]
 }
 
+// blocked returns the address of the system call instruction of a thread that
+// was interrupted in a system call.
+func (r *registers) blocked() (insn uint64, ok bool) {
+	return r.Rip - uint64(len(syscallInsn)), int64(r.Orig_rax) >= 0
+}
+
 // result is the number and the return value of the call just made.
 func (r *registers) result() (nr, ret uint64) { return r.Orig_rax, r.Rax }

@@ -145,10 +145,12 @@ func (t *Tracee) stop() error {
 func (t *Tracee) prepare() (err error) {
 	// Not before the stop, which is on the way to user mode: a process in the
 	// middle of execve(2) has no code yet.
-	if t.insn, err = findSyscall(t.pid); err != nil {
+	if err := t.saved.load(t.tid); err != nil {
 		return err
 	}
-	if err := t.saved.load(t.tid); err != nil {
+	if at, ok := t.saved.blocked(); ok && holdsSyscall(t.pid, at) {
+		t.insn = at
+	} else if t.insn, err = findSyscall(t.pid); err != nil {
 		return err
 	}
 	if err := unix.PtraceSetOptions(t.tid, unix.PTRACE_O_TRACESYSGOOD); err != nil {
