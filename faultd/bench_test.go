@@ -1,6 +1,7 @@
 package faultd_test
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -268,6 +269,30 @@ func BenchmarkPrecacheStream(b *testing.B) {
 				s := e.Stats()
 				b.Logf("wire %.0f decode %.0f install %.0f (p50 µs of %d fetches)", s.Stages[faultd.StagePrecacheWire].Summary().P50,
 					s.Stages[faultd.StagePrecacheDecode].Summary().P50, s.Stages[faultd.StagePrecacheInstall].Summary().P50, s.PrecacheFetches)
+				e.Close()
+			}
+		})
+	}
+}
+
+// BenchmarkFetchSize is what a precache fetch costs beside its pages: the drain
+// by fetches of so many pages. It is where pagecache.HotConfig.Gap comes from.
+func BenchmarkFetchSize(b *testing.B) {
+	const pages = 32 << 10
+	img := makeImage(b, pages, func(i uint64, p []byte) bool { touch.Fill(p, i, 1); return true })
+	for _, batch := range []uint32{1, 4, 16, 64} {
+		b.Run(fmt.Sprint(batch), func(b *testing.B) {
+			for b.Loop() {
+				ctx := withDeadline(b, 60*time.Second)
+				srv := newServer(b, img, "127.0.0.1:0", tcp.Tuning{})
+				m := newMachine(b, ctx, pages, false)
+				cfg := m.config(srv.open(pages))
+				cfg.PrecacheChannels, cfg.BatchPages = 2, batch
+				e := start(b, cfg)
+				must(b, e.Wait(ctx))
+				s := e.Stats()
+				b.ReportMetric(float64(s.Drain.Nanoseconds())/float64(s.PrecacheFetches)/1e3, "µs/fetch")
+				b.ReportMetric(float64(s.Drain.Nanoseconds())/pages/1e3, "µs/page")
 				e.Close()
 			}
 		})

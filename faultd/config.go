@@ -198,8 +198,14 @@ type Config struct {
 	// to come first; with a longer one, a guest that faults without end was seen to
 	// halve the drain's rate.
 	GateHold time.Duration
+	// Policies are what the engine's own planner asks, in this order; nil is
+	// pagecache.DefaultPolicies, an empty list is on demand only.
+	Policies []pagecache.Policy
+	// Held starts the planner held: only pages listed by Prefer are precached,
+	// until Hold(false).
+	Held bool
 	// Planner replaces the engine's own choice of what to precache. Its regions
-	// must be those above. Nil: bubbles around faults, then the sweep.
+	// must be those above, and Policies is not used.
 	Planner *pagecache.Planner
 
 	// MaxDamage is how many channels in a row may end without one good answer

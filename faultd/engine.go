@@ -78,7 +78,11 @@ func New(cfg Config) (*Engine, error) {
 	}
 	own := e.planner == nil
 	if own {
-		e.planner = pagecache.NewPlanner(pagecache.Config{Policies: pagecache.DefaultPolicies(),
+		policies := cfg.Policies
+		if policies == nil {
+			policies = pagecache.DefaultPolicies()
+		}
+		e.planner = pagecache.NewPlanner(pagecache.Config{Policies: policies,
 			MaxRunPages: cfg.BatchPages, MaxRunBytes: uint64(cfg.BatchPages) * 4096})
 	}
 	for i := range e.cfg.Regions {
@@ -93,6 +97,7 @@ func New(cfg Config) (*Engine, error) {
 			}
 		}
 	}
+	e.planner.Hold(cfg.Held)
 	e.precacheOn.Store(!cfg.PrecacheOff)
 	for i := range cfg.DemandChannels {
 		e.demand = append(e.demand, &demandChannel{channel: channel{e: e, kind: transport.Demand, index: i}})
@@ -310,6 +315,23 @@ func (e *Engine) SetBandwidth(bytesPerSecond uint64) {
 // SetPrecache switches precache on or off. Fetches under way are answered.
 func (e *Engine) SetPrecache(on bool) {
 	e.precacheOn.Store(on)
+	e.kickPrecache()
+}
+
+// Prefer has pages precached before others, see [pagecache.Planner.Prefer]. An
+// error means that the list is wrong and nothing of it was taken.
+func (e *Engine) Prefer(runs []pagecache.Run) error {
+	if err := e.planner.Prefer(runs); err != nil {
+		return err
+	}
+	e.kickPrecache()
+	return nil
+}
+
+// Hold with on true restricts precache to what Prefer has listed, until Hold
+// with on false.
+func (e *Engine) Hold(on bool) {
+	e.planner.Hold(on)
 	e.kickPrecache()
 }
 

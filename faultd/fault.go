@@ -120,6 +120,9 @@ func (w *faultWorker) fault(ev *Event, now time.Time) {
 		if e.cfg.ReadAround > 1 {
 			run := e.planner.Around(r.ID, ev.Page, e.cfg.ReadAround)
 			s.rng.First, s.rng.Count = run.First, run.Count
+		} else {
+			run := e.planner.Ahead(r.ID, ev.Page)
+			s.rng.First, s.rng.Count = run.First, run.Count
 		}
 		e.demandBusy.Add(1)
 		e.planner.Fault(r.ID, ev.Page)

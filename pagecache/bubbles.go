@@ -48,7 +48,8 @@ func NewBubbles(cfg BubbleConfig) *Bubbles {
 func (b *Bubbles) Name() string { return "bubbles" }
 
 // Fault starts a bubble, or keeps the one it fell into young.
-func (b *Bubbles) Fault(_ View, region int, block uint64) {
+func (b *Bubbles) Fault(v View, region int, page uint64) {
+	block := v.Block(region, page)
 	b.clock++
 	b.turn = 0
 	p := pivot{region: region, centre: block, lo: block, hi: block}

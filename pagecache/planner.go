@@ -48,11 +48,6 @@ type Config struct {
 	MaxRunBytes uint64
 }
 
-// DefaultPolicies returns what a relocation uses: bubbles, then the sweep.
-func DefaultPolicies() []Policy {
-	return []Policy{NewBubbles(BubbleConfig{}), NewSweep(SweepConfig{FollowFaults: true})}
-}
-
 // Planner decides what precache fetches next. Its methods may be called
 // concurrently; Fault, Around and Remaining take no lock.
 //
@@ -67,13 +62,15 @@ type Planner struct {
 	index atomic.Pointer[map[uint32]*region]
 
 	mu       sync.Mutex
-	regions  []*region        // guarded by mu
-	inflight map[Run]struct{} // guarded by mu
-	flying   uint64           // guarded by mu; pages in flight
-	pending  []piece          // guarded by mu; planned, not in flight: handed out before all else
-	stats    Stats            // guarded by mu
-	dry      bool             // guarded by mu; the last Next found nothing
-	rewinds  bool             // immutable; some policy implements Rewinder
+	regions  []*region   // guarded by mu
+	inflight map[Run]int // guarded by mu; the policy that brings it, -1: returned
+	flying   uint64      // guarded by mu; pages in flight
+	pending  []piece     // guarded by mu; planned, not in flight: handed out before all else
+	stats    Stats       // guarded by mu
+	dry      bool        // guarded by mu; the last Next found nothing
+	held     bool        // guarded by mu; see Hold
+	rewinds  bool        // immutable; some policy implements Rewinder
+	around   *Around     // immutable; nil: none among the policies
 }
 
 // region is one region as the planner sees it.
@@ -82,9 +79,10 @@ type region struct {
 	slot     int // position in Planner.regions
 	res      *Residency
 	runPages uint64
-	block    uint64   // pages of a block
-	blocks   uint64   // number of blocks
-	planned  []uint64 // guarded by Planner.mu; bit per block
+	block    uint64 // pages of a block
+	blocks   uint64 // number of blocks
+	planned  bitmap // guarded by Planner.mu; bit per block
+	flying   bitmap // guarded by Planner.mu; bit per page: in flight
 }
 
 // piece is part of a region that was planned and waits to be handed out.
@@ -95,11 +93,15 @@ type piece struct {
 	policy int // index into Stats.Policies; -1: returned
 }
 
-// PolicyStats counts what one policy has had handed out.
+// PolicyStats counts what one policy has had handed out. A page that is there does
+// not fault, so nobody sees that it is used; what can be seen is a page that came
+// too late, and that a walk went on beyond the pages that were brought for it.
 type PolicyStats struct {
 	Name  string
 	Runs  uint64
 	Pages uint64
+	Late  uint64 // faults on a page that was in flight for this policy
+	Used  uint64 // pages that a walk has passed without a fault; of Around only
 }
 
 // Stats counts what a planner has handed out.
@@ -118,12 +120,15 @@ func NewPlanner(cfg Config) *Planner {
 	if cfg.MaxRunBytes == 0 {
 		cfg.MaxRunBytes = DefaultRunBytes
 	}
-	p := &Planner{cfg: cfg, inflight: make(map[Run]struct{})}
+	p := &Planner{cfg: cfg, inflight: make(map[Run]int)}
 	p.index.Store(&map[uint32]*region{})
 	for _, pol := range cfg.Policies {
 		p.stats.Policies = append(p.stats.Policies, PolicyStats{Name: pol.Name()})
 		if _, ok := pol.(Rewinder); ok {
 			p.rewinds = true
+		}
+		if a, ok := pol.(*Around); ok {
+			p.around = a
 		}
 	}
 	return p
@@ -148,7 +153,8 @@ func (p *Planner) AddRegion(id uint32, res *Residency, pageSize uint64) error {
 	r.runPages = max(1, min(uint64(p.cfg.MaxRunPages), p.cfg.MaxRunBytes/pageSize))
 	r.block = max(1, min(blockPages, r.runPages, blockBytes/pageSize))
 	r.blocks = (res.Pages() + r.block - 1) / r.block
-	r.planned = make([]uint64, (r.blocks+63)/64)
+	r.planned = newBitmap(r.blocks)
+	r.flying = newBitmap(res.Pages())
 	index := maps.Clone(old)
 	index[id] = r
 	p.regions = append(p.regions, r)
@@ -172,6 +178,31 @@ func (p *Planner) Around(regionID uint32, page uint64, n uint32) Run {
 	if r := (*p.index.Load())[regionID]; r != nil && n > 1 {
 		first, count := r.res.Around(page, uint64(n))
 		run.First, run.Count = first, uint32(count)
+	}
+	return run
+}
+
+// Ahead returns the run that a demand fault on a page should fetch: the page and,
+// where [Around] is among the policies and sees a walk, absent pages next to it in
+// the walk's direction. It is told of each fault once.
+func (p *Planner) Ahead(regionID uint32, page uint64) Run {
+	run := Run{Region: regionID, First: page, Count: 1}
+	r := (*p.index.Load())[regionID]
+	if p.around == nil || r == nil || page >= r.res.Pages() {
+		return run
+	}
+	stride, window := p.around.follow(r, page)
+	// A fetch of large pages would hold the fault up.
+	if window = min(window, r.block); window <= 1 {
+		return run
+	}
+	first, end := page, min(page+window, r.res.Pages())
+	if stride < 0 {
+		first, end = page-min(page, window-1), page+1
+	}
+	run.First, run.Count = r.absentAround(page, first, end)
+	if run.Count > 1 {
+		p.around.took(uint64(run.Count - 1))
 	}
 	return run
 }
@@ -205,17 +236,18 @@ func (p *Planner) Next(buf []Run, maxPages uint64) int {
 			return n
 		}
 		pc := &p.pending[0]
-		first, count, ok := pc.reg.res.NextAbsent(pc.first, pc.end)
+		first, count, ok := pc.reg.nextWanted(pc.first, pc.end)
 		if !ok {
 			p.popPending()
 			continue
 		}
 		count = min(count, room, pc.reg.runPages)
+		pc.reg.flying.setRange(first, first+count)
 		run := Run{Region: pc.reg.id, Count: uint32(count), First: first}
 		buf[n] = run
 		n++
 		room -= count
-		p.inflight[run] = struct{}{}
+		p.inflight[run] = pc.policy
 		p.flying += count
 		if pc.policy < 0 {
 			p.stats.AgainRuns++
@@ -276,6 +308,11 @@ func (p *Planner) Stats() Stats {
 	defer p.mu.Unlock()
 	s := p.stats
 	s.Policies = append([]PolicyStats(nil), s.Policies...)
+	for i, pol := range p.cfg.Policies {
+		if a, ok := pol.(*Around); ok {
+			a.addTo(&s.Policies[i])
+		}
+	}
 	return s
 }
 
@@ -284,6 +321,7 @@ func (p *Planner) land(op string, run Run) error {
 		return fmt.Errorf("%s %d pages from %d of region %d: %w", op, run.Count, run.First, run.Region, ErrNotInFlight)
 	}
 	delete(p.inflight, run)
+	(*p.index.Load())[run.Region].flying.clearRange(run.First, run.First+uint64(run.Count))
 	p.flying -= uint64(run.Count)
 	p.dry = false
 	return nil
@@ -298,11 +336,62 @@ func (p *Planner) popPending() {
 
 func (p *Planner) takeHints() {
 	p.hints.drain(func(slot int, page uint64) {
-		v := View{p.regions}
+		v, r := View{p.regions}, p.regions[slot]
+		if r.flying.has(page) {
+			p.late(r.id, page)
+		}
 		for _, pol := range p.cfg.Policies {
-			pol.Fault(v, slot, page/p.regions[slot].block)
+			pol.Fault(v, slot, page)
 		}
 	})
+}
+
+// late counts a fault on a page in flight. Runs in flight are few.
+func (p *Planner) late(id uint32, page uint64) {
+	for run, policy := range p.inflight {
+		if run.Region == id && page-run.First < uint64(run.Count) && policy >= 0 {
+			p.stats.Policies[policy].Late++
+		}
+	}
+}
+
+// Prefer has pages fetched as the [Lister] among the policies sees fit: before
+// what policies after it propose. The runs are in order of preference, and come
+// before those of earlier calls. Nothing is taken if one of them lies outside of
+// the regions, or if they are too many; without a Lister they are ignored.
+func (p *Planner) Prefer(runs []Run) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(runs) > MaxListed {
+		return fmt.Errorf("list of %d runs: at most %d are taken", len(runs), MaxListed)
+	}
+	index := *p.index.Load()
+	spans := make([]PageSpan, len(runs))
+	for i, run := range runs {
+		r := index[run.Region]
+		if r == nil {
+			return fmt.Errorf("list names region %d, which there is not", run.Region)
+		}
+		if pages := r.res.Pages(); run.Count == 0 || run.First >= pages || uint64(run.Count) > pages-run.First {
+			return fmt.Errorf("list names pages %d+%d of region %d, which has %d", run.First, run.Count, run.Region, pages)
+		}
+		spans[i] = PageSpan{Region: r.slot, First: run.First, Count: uint64(run.Count)}
+	}
+	for _, pol := range p.cfg.Policies {
+		if l, ok := pol.(Lister); ok {
+			l.List(spans)
+			p.dry = false
+		}
+	}
+	return nil
+}
+
+// Hold with on true lets only listed pages (Prefer) be handed out, until Hold
+// with on false.
+func (p *Planner) Hold(on bool) {
+	p.mu.Lock()
+	p.held, p.dry = on, false
+	p.mu.Unlock()
 }
 
 // plan asks the policies for the next span and makes a piece of it.
@@ -310,7 +399,7 @@ func (p *Planner) plan() bool {
 	if p.ask() {
 		return true
 	}
-	if !p.rewinds || len(p.inflight) != 0 {
+	if !p.rewinds || p.held || len(p.inflight) != 0 {
 		return false
 	}
 	left := false
@@ -338,22 +427,53 @@ func (p *Planner) plan() bool {
 func (p *Planner) ask() bool {
 	v := View{p.regions}
 	for i, pol := range p.cfg.Policies {
-		for {
-			span, ok := pol.Propose(v)
-			if !ok {
-				break
-			}
-			reg := p.regions[span.Region]
-			if end := reg.take(span.Block, span.Count); end > span.Block {
-				p.pending = append(p.pending, piece{
-					reg:    reg,
-					first:  span.Block * reg.block,
-					end:    min(end*reg.block, reg.res.Pages()),
-					policy: i,
-				})
-				return true
-			}
+		if _, lists := pol.(Lister); p.held && !lists {
+			continue
+		}
+		var found bool
+		switch pol := pol.(type) {
+		case BlockPolicy:
+			found = p.askBlocks(v, i, pol)
+		case PagePolicy:
+			found = p.askPages(v, i, pol)
+		}
+		if found {
+			return true
 		}
 	}
 	return false
+}
+
+func (p *Planner) askBlocks(v View, i int, pol BlockPolicy) bool {
+	for {
+		span, ok := pol.Propose(v)
+		if !ok {
+			return false
+		}
+		reg := p.regions[span.Region]
+		if end := reg.take(span.Block, span.Count); end > span.Block {
+			p.pending = append(p.pending, piece{
+				reg:    reg,
+				first:  span.Block * reg.block,
+				end:    min(end*reg.block, reg.res.Pages()),
+				policy: i,
+			})
+			return true
+		}
+	}
+}
+
+func (p *Planner) askPages(v View, i int, pol PagePolicy) bool {
+	for {
+		span, ok := pol.ProposePages(v)
+		if !ok {
+			return false
+		}
+		reg := p.regions[span.Region]
+		end := span.First + span.Count
+		if first, _, ok := reg.nextWanted(span.First, end); ok {
+			p.pending = append(p.pending, piece{reg: reg, first: first, end: end, policy: i})
+			return true
+		}
+	}
 }

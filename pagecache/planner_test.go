@@ -57,6 +57,8 @@ func pick(t *rapid.T, policies string) []Policy {
 				Radius: rapid.Uint64Range(0, 5).Draw(t, "radius"),
 				MaxAge: rapid.Uint64Range(0, 5).Draw(t, "age"),
 			}))
+		case 'h':
+			p = append(p, NewHot(HotConfig{Gap: rapid.Uint64Range(0, 5).Draw(t, "gap")}))
 		case 's':
 			p = append(p, NewSweep(SweepConfig{FollowFaults: rapid.Bool().Draw(t, "follow")}))
 		}
@@ -70,7 +72,7 @@ func TestPlannerDrain(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := &bed{t: t, res: map[uint32]*Residency{}, out: map[uint32][]bool{}}
 		b.p = NewPlanner(Config{
-			Policies:    pick(t, rapid.SampledFrom([]string{"bs", "s", "sb"}).Draw(t, "policies")),
+			Policies:    pick(t, rapid.SampledFrom([]string{"bs", "s", "sb", "hbs", "bhs"}).Draw(t, "policies")),
 			MaxRunPages: rapid.Uint32Range(0, 700).Draw(t, "maxRun"),
 		})
 		var ids []uint32
@@ -130,6 +132,17 @@ func TestPlannerDrain(t *testing.T) {
 					}
 				}
 			},
+			"prefer": func(t *rapid.T) {
+				var runs []Run
+				for range rapid.IntRange(0, 20).Draw(t, "listed") {
+					id, res, page := any(t)
+					runs = append(runs, Run{id, uint32(rapid.Uint64Range(1, min(100, res.Pages()-page)).Draw(t, "count")), page})
+				}
+				if err := b.p.Prefer(runs); err != nil {
+					t.Fatal(err)
+				}
+			},
+			"hold": func(t *rapid.T) { b.p.Hold(rapid.Bool().Draw(t, "held")) },
 			"fault": func(t *rapid.T) {
 				id, res, page := any(t)
 				b.p.Fault(id, page)
@@ -157,6 +170,7 @@ func TestPlannerDrain(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		b.p.Hold(false)
 		for steps := 0; ; steps++ {
 			if steps > 20000 {
 				t.Fatalf("not drained: %d pages remain", b.p.Remaining())
@@ -373,26 +387,6 @@ func TestIdle(t *testing.T) {
 	}
 	if n := p.Next(buf, 100); n != 0 || !p.Idle() {
 		t.Fatalf("%d runs, idle %v at the end", n, p.Idle())
-	}
-}
-
-// TestBubblesAge: a bubble in which nothing faults any more is given up.
-func TestBubblesAge(t *testing.T) {
-	b := NewBubbles(BubbleConfig{Pivots: 4, MaxAge: 5})
-	v := View{}
-	b.Fault(v, 0, 1000)
-	for i := range uint64(6) {
-		if len(b.pivots) > 2 || i < 6 && b.pivots[len(b.pivots)-1].centre != 1000 {
-			t.Fatalf("after %d faults elsewhere: %+v", i, b.pivots)
-		}
-		b.pivots[0].hi = max(b.pivots[0].hi, b.pivots[0].centre+1) // it has grown over its centre
-		b.Fault(v, 0, 5000)
-	}
-	b.Fault(v, 0, 9000)
-	for _, p := range b.pivots {
-		if p.centre == 1000 {
-			t.Fatalf("after 7 faults elsewhere: %+v", b.pivots)
-		}
 	}
 }
 

@@ -23,8 +23,9 @@ func NewSweep(cfg SweepConfig) *Sweep { return &Sweep{cfg: cfg} }
 func (s *Sweep) Name() string { return "sweep" }
 
 // Fault moves the sweep to the fault, if so configured.
-func (s *Sweep) Fault(v View, region int, block uint64) {
+func (s *Sweep) Fault(v View, region int, page uint64) {
 	if s.cfg.FollowFaults {
+		block := v.Block(region, page)
 		s.region, s.block = region, block-block%v.RunBlocks(region)
 	}
 }

@@ -1,14 +1,17 @@
 package pagecache
 
-import "math/bits"
-
-// Policy proposes what to fetch. Its methods are called by one planner, one at
-// a time, and must not block.
+// Policy proposes what to fetch: it is a [BlockPolicy] or a [PagePolicy]. Its
+// methods are called by one planner, one at a time, and must not block.
 type Policy interface {
 	// Name is the policy's name in [Stats].
 	Name() string
-	// Fault says that the guest faulted in a block.
-	Fault(v View, region int, block uint64)
+	// Fault says that the guest faulted on a page.
+	Fault(v View, region int, page uint64)
+}
+
+// BlockPolicy proposes blocks, of which the planner hands out each once.
+type BlockPolicy interface {
+	Policy
 	// Propose returns the span it would have fetched next, or false if it has
 	// none now. Of the span the planner takes the leading blocks that are not
 	// planned yet; if there is none it asks again, so a policy must make
@@ -16,11 +19,28 @@ type Policy interface {
 	Propose(v View) (Span, bool)
 }
 
+// PagePolicy proposes single pages. Its blocks are left to other policies, which
+// find these pages there or in flight.
+type PagePolicy interface {
+	Policy
+	// ProposePages returns the span it would have fetched next, or false if it has
+	// none now. The planner takes the absent pages of it that are not in flight,
+	// and asks again if there is none: a policy must make progress with each call.
+	ProposePages(v View) (PageSpan, bool)
+}
+
+// Lister is a [Policy] that proposes pages it is told of by [Planner.Prefer].
+type Lister interface {
+	PagePolicy
+	// List adds spans, in order of preference, before those that it has.
+	List([]PageSpan)
+}
+
 // Rewinder is a [Policy] that proposes every open block in the end. After
 // Rewind, blocks it has proposed before may be open again. Without one among
 // its policies, a planner does not look for lost pages.
 type Rewinder interface {
-	Policy
+	BlockPolicy
 	Rewind()
 }
 
@@ -29,6 +49,13 @@ type Span struct {
 	Region int    // position of the region, in the order they were added
 	Block  uint64 // first block
 	Count  uint64 // blocks, at least 1
+}
+
+// PageSpan is a run of pages of one region.
+type PageSpan struct {
+	Region int    // position of the region, in the order they were added
+	First  uint64 // number of the first page
+	Count  uint64 // pages, at least 1
 }
 
 // View is what a policy may know. It is valid during the call it was passed to.
@@ -41,6 +68,12 @@ func (v View) Regions() int { return len(v.regions) }
 
 // Blocks returns the number of blocks of a region.
 func (v View) Blocks(region int) uint64 { return v.regions[region].blocks }
+
+// Pages returns the number of pages of a region.
+func (v View) Pages(region int) uint64 { return v.regions[region].res.Pages() }
+
+// Block returns the block that a page lies in.
+func (v View) Block(region int, page uint64) uint64 { return page / v.regions[region].block }
 
 // RunBlocks returns the number of blocks in the longest run of a region.
 func (v View) RunBlocks(region int) uint64 {
@@ -65,51 +98,59 @@ func (v View) NextOpen(region int, from, to uint64) (block uint64, ok bool) {
 func (r *region) nextOpen(from, to uint64) (block uint64, ok bool) {
 	to = min(to, r.blocks)
 	for {
-		from = r.nextUnplanned(from, to)
+		from = r.planned.nextClear(from, to)
 		if from >= to {
 			return 0, false
 		}
 		end := min(to*r.block, r.res.Pages())
 		page, _, found := r.res.NextAbsent(from*r.block, end)
 		if !found {
-			r.mark(from, to)
+			r.planned.setRange(from, to)
 			return 0, false
 		}
 		at := page / r.block
-		r.mark(from, at)
-		if r.planned[at/64]>>(at%64)&1 == 0 {
+		r.planned.setRange(from, at)
+		if !r.planned.has(at) {
 			return at, true
 		}
 		from = at + 1
 	}
 }
 
-// nextUnplanned returns the first block in [from, to) that is not planned, or to.
-func (r *region) nextUnplanned(from, to uint64) uint64 {
-	for from < to {
-		if free := ^r.planned[from/64] >> (from % 64); free != 0 {
-			return min(to, from+uint64(bits.TrailingZeros64(free)))
-		}
-		from = (from/64 + 1) * 64
-	}
-	return to
-}
-
-// mark sets the blocks in [from, to) as planned.
-func (r *region) mark(from, to uint64) {
-	for from < to {
-		n := min(64-from%64, to-from)
-		r.planned[from/64] |= ^uint64(0) >> (64 - n) << (from % 64)
-		from += n
-	}
-}
-
 // take plans the leading unplanned blocks of [block, block+count) and returns
 // their end.
 func (r *region) take(block, count uint64) (end uint64) {
-	end = block
-	for to := min(block+count, r.blocks); end < to && r.planned[end/64]>>(end%64)&1 == 0; end++ {
-	}
-	r.mark(block, end)
+	end = r.planned.nextSet(block, min(block+count, r.blocks))
+	r.planned.setRange(block, end)
 	return end
+}
+
+// nextWanted finds the first run of pages in [from, to) that are absent and not
+// in flight.
+func (r *region) nextWanted(from, to uint64) (first, count uint64, ok bool) {
+	for from < to {
+		first, count, ok := r.res.NextAbsent(from, to)
+		if !ok {
+			return 0, 0, false
+		}
+		end := first + count
+		if first = r.flying.nextClear(first, end); first < end {
+			return first, r.flying.nextSet(first, end) - first, true
+		}
+		from = end
+	}
+	return 0, 0, false
+}
+
+// absentAround returns the longest run of absent pages within [first, end) that
+// has page in it, or page alone.
+func (r *region) absentAround(page, first, end uint64) (uint64, uint32) {
+	lo, hi := page, page+1
+	for lo > first && r.res.State(lo-1) == Absent {
+		lo--
+	}
+	for hi < end && r.res.State(hi) == Absent {
+		hi++
+	}
+	return lo, uint32(hi - lo)
 }
