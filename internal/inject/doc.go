@@ -20,6 +20,9 @@
 // vDSO instead and would crash then. A thread interrupted in a restartable
 // sequence (rseq) of its own code is not aborted; a blocked one is in none.
 //
+// The process may be our child, but then nobody may be waiting for it by wait(2)
+// or os/exec meanwhile, which takes its stops from the tracer: wait on a pidfd.
+//
 // Needed: the same user and no other tracer, with yama ptrace_scope 0 (or being
 // the parent with scope 1), or CAP_SYS_PTRACE. x86-64 only.
 package inject

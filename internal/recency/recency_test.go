@@ -1,6 +1,8 @@
 package recency
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -146,6 +148,27 @@ func TestPagemapFindsEveryTouch(t *testing.T) {
 		if got := sample(t, w); !slices.Equal(got, []uint64{n}) {
 			t.Errorf("wrote page %d, sample says %v", n, got)
 		}
+	}
+}
+
+// TestLate: where the entries could not be dropped in time, writes are seen.
+func TestLate(t *testing.T) {
+	p, r := shared(t, 64<<20/page*2)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // after the first of two pieces
+	w, err := Start(ctx, p.Pid(), []Area{{r.Addr, r.Size}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	last := r.Pages() - 1
+	touched(t, r, false, 3, last)
+	touched(t, r, true, last-2)
+	if got, want := sample(t, w), []uint64{3, last - 2}; !slices.Equal(got, want) {
+		t.Errorf("sample says %v, want %v", got, want)
+	}
+	if _, err := start(ctx, p.Pid(), []Area{{r.Addr, r.Size}}, false); !errors.Is(err, context.Canceled) {
+		t.Errorf("a watch by pagemap alone, which cannot do with less: %v", err)
 	}
 }
 

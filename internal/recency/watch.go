@@ -49,8 +49,9 @@ const (
 )
 
 // Start begins to watch. The areas must be aligned to the page size of their
-// memory, shared, and may not overlap. It fails where the process cannot be
-// traced, when ctx is done, and with [Pagemap] where entries cannot be dropped.
+// memory, shared, and may not overlap. When ctx is done it makes do with what has
+// been dropped by then; [Pagemap] cannot, and fails. It fails as well where the
+// process cannot be traced.
 func Start(ctx context.Context, pid int, areas []Area) (*Watch, error) {
 	return start(ctx, pid, areas, true)
 }
@@ -72,12 +73,21 @@ func start(ctx context.Context, pid int, areas []Area, scan bool) (_ *Watch, err
 	if scan && w.register() == nil {
 		w.method = PagemapScan
 	}
-	err = w.drop(ctx)
-	if err == nil || w.method == Pagemap || ctx.Err() != nil {
+	done, err := w.drop(ctx)
+	if err == nil || w.method == Pagemap {
 		return w, err
 	}
-	// The entries stay: all are armed, and only writes will be seen.
-	return w, w.Sample(func(int, uint64, uint64) {})
+	// Entries that stay are armed, and only writes to their pages will be seen.
+	for _, a := range w.areas {
+		skip := min(done, a.Len)
+		done -= skip
+		if rest := (Area{a.Addr + skip, a.Len - skip}); rest.Len > 0 {
+			if err := w.scan(rest, func(uint64, uint64) {}); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return w, nil
 }
 
 // register takes a userfaultfd of the process and registers the areas.
@@ -105,30 +115,32 @@ func (w *Watch) register() error {
 }
 
 // drop takes the entries of all areas away, piece by piece, and lets the process
-// go on for as long between two pieces as one took.
-func (w *Watch) drop(ctx context.Context) error {
+// go on between two pieces for as long as one took. It returns how many bytes it
+// came to.
+func (w *Watch) drop(ctx context.Context) (done uint64, err error) {
 	var total uint64
 	for _, a := range w.areas {
 		total += a.Len
 	}
 	if total > dropMost {
-		return fmt.Errorf("%d bytes of memory are more than may be dropped (%d)", total, uint64(dropMost))
+		return 0, fmt.Errorf("%d bytes of memory are more than may be dropped (%d)", total, uint64(dropMost))
 	}
 	for _, a := range w.areas {
 		for at := uint64(0); at < a.Len; at += dropPiece {
 			began := time.Now()
 			n := min(dropPiece, a.Len-at)
 			if _, err := inject.Syscall(w.pid, 0, unix.SYS_MADVISE, a.Addr+at, n, unix.MADV_DONTNEED); err != nil {
-				return fmt.Errorf("madvise %#x+%#x: %w (EINVAL: the memory is locked)", a.Addr+at, n, err)
+				return done, fmt.Errorf("madvise %#x+%#x: %w (EINVAL: the memory is locked)", a.Addr+at, n, err)
 			}
+			done += n
 			select {
 			case <-time.After(time.Since(began)):
 			case <-ctx.Done():
-				return context.Cause(ctx)
+				return done, context.Cause(ctx)
 			}
 		}
 	}
-	return nil
+	return done, nil
 }
 
 // Method says how the watch finds out.
@@ -150,7 +162,8 @@ func (w *Watch) Sample(yield func(area int, offset, length uint64)) error {
 		}
 	}
 	if w.fd == nil {
-		return w.drop(context.Background())
+		_, err := w.drop(context.Background())
+		return err
 	}
 	return nil
 }

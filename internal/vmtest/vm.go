@@ -82,7 +82,17 @@ func (v *VM) start(t testing.TB, args []string) *VM {
 		t.Fatalf("start QEMU: %v (apt-get install qemu-system-x86)", err)
 	}
 	v.PID = v.cmd.Process.Pid
+	pidfd, err := unix.PidfdOpen(v.PID, 0)
+	if err != nil {
+		t.Fatalf("pidfd of QEMU: %v", err)
+	}
 	go func() {
+		// Not by Wait alone, which would take the stops of a QEMU that is traced
+		// (package inject) from its tracer.
+		for n := 0; n < 1; {
+			n, _ = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, -1)
+		}
+		unix.Close(pidfd)
 		v.cmd.Wait() // that it was killed is no news
 		close(v.Done)
 	}()
