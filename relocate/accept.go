@@ -108,7 +108,7 @@ const firstEpoch = 1
 
 // lastWord tells a source that returns late how its relocation ended here.
 func (h *Host) lastWord(conn *tcp.Conn, rec *record) {
-	ctl, err := newControl(h.ctx, conn)
+	ctl, err := newControl(h.ctx, conn, nil)
 	if err != nil {
 		return
 	}

@@ -26,17 +26,19 @@ type control struct {
 	cancel context.CancelCauseFunc
 	msgs   chan tcp.Message
 	done   chan struct{} // the reader has ended
+
+	optional func(tcp.Message) // takes messages that may be ignored, in the reader; nil: ignores them
 }
 
 // newControl starts the reader; close must be called. On an error it has closed
 // conn.
-func newControl(parent context.Context, conn *tcp.Conn) (*control, error) {
+func newControl(parent context.Context, conn *tcp.Conn, optional func(tcp.Message)) (*control, error) {
 	ch, err := conn.Control()
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("control channel: %w", err)
 	}
-	c := &control{ch: ch, conn: conn, msgs: make(chan tcp.Message, 16), done: make(chan struct{})}
+	c := &control{ch: ch, conn: conn, msgs: make(chan tcp.Message, 16), done: make(chan struct{}), optional: optional}
 	c.ctx, c.cancel = context.WithCancelCause(parent)
 	go c.read()
 	return c, nil
@@ -52,6 +54,9 @@ func (c *control) read() {
 		}
 		switch {
 		case m.Kind >= msgOptional:
+			if c.optional != nil {
+				c.optional(m)
+			}
 			continue
 		case m.Kind == msgAbort:
 			var a abortMsg

@@ -63,7 +63,7 @@ func (in *incoming) hand(conn *tcp.Conn) {
 // run takes a new session from its first control channel to its end.
 func (in *incoming) run(conn *tcp.Conn) {
 	defer in.finish()
-	ctl, err := newControl(in.host.ctx, conn)
+	ctl, err := newControl(in.host.ctx, conn, in.optional)
 	in.update(func(s *Status) { s.Connected = true })
 	if err == nil {
 		err = in.prepare(ctl)
@@ -140,6 +140,9 @@ func (in *incoming) prepare(ctl *control) error {
 	in.mu.Lock()
 	in.fill = memory.fill
 	in.limit = memory.setBandwidth
+	if !o.Options.OnDemandOnly {
+		in.prefer = memory.engine.Prefer
+	}
 	in.mu.Unlock()
 	in.warmUp(ctx, ctl)
 	in.mig, err = in.vm.PrepareDestination(ctx)
@@ -192,6 +195,11 @@ func (in *incoming) load(ctl *control) error {
 	// Not written down: the guest stands still, and a successor treats all that
 	// comes before committed alike.
 	in.rec.Phase = PhaseLoaded
+	if !in.rec.Options.OnDemandOnly {
+		// Held: only what the hot list names. Not sooner: on a host with few CPUs
+		// it takes them from the VMM, which loads its state.
+		in.memory.engine.SetPrecache(true)
+	}
 	in.show(PhaseLoaded, "the device state is loaded")
 	if err := in.alive(); err != nil {
 		return err
@@ -247,7 +255,7 @@ func (in *incoming) await(ctx context.Context) (*control, error) {
 	for {
 		select {
 		case conn := <-in.returns:
-			ctl, err := newControl(in.host.ctx, conn)
+			ctl, err := newControl(in.host.ctx, conn, in.optional)
 			if err != nil {
 				continue
 			}
@@ -332,7 +340,7 @@ func (in *incoming) discard() {
 	vm := in.vm
 	if in.memory != nil {
 		in.mu.Lock()
-		in.fill, in.limit = nil, nil
+		in.fill, in.limit, in.prefer = nil, nil, nil
 		in.mu.Unlock()
 		if in.rec.Phase == PhaseRolledBack {
 			in.memory.abandon()

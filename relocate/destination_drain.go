@@ -26,6 +26,7 @@ func (in *incoming) drain(ctl *control) {
 		in.host.wg.Go(func() { in.announce() })
 	}
 	if !in.rec.Options.OnDemandOnly {
+		in.memory.engine.Hold(false)
 		in.memory.engine.SetPrecache(true)
 	}
 	follow := in.startFollower(ctl)
@@ -53,7 +54,7 @@ func (in *incoming) drain(ctl *control) {
 		in.memory.close() // the VMM keeps its userfaultfd or object; the next daemon takes it up
 		in.memory = nil
 		in.mu.Lock()
-		in.fill, in.limit = nil, nil
+		in.fill, in.limit, in.prefer = nil, nil, nil
 		in.mu.Unlock()
 		return
 	}
@@ -72,7 +73,7 @@ func (in *incoming) complete(follow *follower) {
 	in.memory.close()
 	in.memory = nil
 	in.mu.Lock()
-	in.fill, in.limit = nil, nil
+	in.fill, in.limit, in.prefer = nil, nil, nil
 	final.Phase = in.status.Phase
 	in.status = final
 	in.mu.Unlock()

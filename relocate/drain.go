@@ -180,6 +180,7 @@ func (s *Status) copyCounters(d *Status) {
 	s.PagesSame, s.PagesCandidate, s.BytesSaved = d.PagesSame, d.PagesCandidate, d.BytesSaved
 	s.FaultLatency, s.Stages = d.FaultLatency, d.Stages
 	s.FaultSource = d.FaultSource
+	s.Policies, s.HotPages = d.Policies, d.HotPages
 	s.Drained = d.Drained
 	s.Options.Bandwidth = d.Options.Bandwidth
 }
@@ -313,7 +314,7 @@ func (o *outgoing) dialControl(ctx context.Context, epoch uint64) (*control, err
 	if err != nil {
 		return nil, err
 	}
-	ctl, err := newControl(ctx, conn)
+	ctl, err := newControl(ctx, conn, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/internal/inject"
@@ -95,7 +97,7 @@ func holdMemory(in *incoming, fresh bool, open func(g *guestMemory, fresh bool) 
 		Regions: g.regions, Memory: g.source.Memory(), Open: g.channel,
 		DemandChannels: o.DemandChannels, PrecacheChannels: o.PrecacheChannels,
 		Readers: in.host.cfg.FaultReaders, BlockingDemand: true, Priority: true, BulkNice: faultd.BulkNice,
-		PrecacheOff: true, Bandwidth: uint64(o.Bandwidth), Log: in.log,
+		PrecacheOff: true, Held: true, Policies: in.policies(), Bandwidth: uint64(o.Bandwidth), Log: in.log,
 	})
 	if err == nil {
 		err = g.engine.Start()
@@ -105,6 +107,26 @@ func holdMemory(in *incoming, fresh bool, open func(g *guestMemory, fresh bool) 
 		return nil, err
 	}
 	return g, nil
+}
+
+// policies are the precache policies that the operator chose. A name that only a
+// later version knows is left out.
+func (in *incoming) policies() []pagecache.Policy {
+	names := policyNames(in.rec.Options.Precache)
+	names = slices.DeleteFunc(names, func(n string) bool { return !slices.Contains(pagecache.PolicyNames, n) })
+	p, err := pagecache.Policies(names)
+	if err != nil {
+		in.warn("precache policies", "err", err)
+	}
+	return p
+}
+
+// policyNames splits Options.Precache.
+func policyNames(list string) []string {
+	if list == "" {
+		return slices.Clone(pagecache.PolicyNames)
+	}
+	return strings.Split(list, ",")
 }
 
 // open finds the RAM in the VMM, and opens its files and its claims.
@@ -257,6 +279,10 @@ func (g *guestMemory) fill(s *Status) {
 		if c.Opens > 1 {
 			s.ChannelReopens += c.Opens - 1
 		}
+	}
+	s.Policies = nil
+	for _, p := range st.Planner.Policies {
+		s.Policies = append(s.Policies, PolicyCount(p))
 	}
 	s.FaultLatency = Latency(st.Stages[faultd.StageTotal].Summary())
 	s.Stages = make(map[string]Latency, len(st.Stages))

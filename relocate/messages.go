@@ -24,6 +24,7 @@ const (
 	msgLimit    uint16 = 25
 	// msgOptional and above are ignored by a peer that does not know them.
 	msgOptional uint16 = 0x8000
+	msgHot      uint16 = 0x8001
 )
 
 // offer is what the destination needs to start the same machine.
@@ -41,6 +42,12 @@ type offer struct {
 type regionsMsg struct {
 	Regions []transport.Region `json:"regions"`
 	Stopped time.Time          `json:"stopped"` // when the guest stopped, by the source VMM's clock
+}
+
+// hotMsg lists pages that the guest touched lately, see appendRuns.
+type hotMsg struct {
+	Method string `json:"method"` // how the source found out
+	Runs   []byte `json:"runs"`
 }
 
 // goMsg hands the machine over.

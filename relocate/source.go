@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/pageserver"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport"
@@ -23,6 +25,7 @@ type outgoing struct {
 	desc qemu.Description
 
 	image                    *pageserver.Image
+	hot                      *hotWatch        // nil without a hot list
 	frozen                   chan struct{}    // closed when the image may be served
 	committed                bool             // guarded by transfer.mu
 	frozenAt, loadedAt, goAt time.Time        // for DowntimeParts
@@ -97,6 +100,9 @@ func checkOptions(o *Options, cfg HostConfig) error {
 	if err := checkRDMA(o); err != nil {
 		return err
 	}
+	if _, err := pagecache.Policies(policyNames(o.Precache)); err != nil {
+		return err
+	}
 	if o.Bandwidth < 0 {
 		return fmt.Errorf("bandwidth %d: it must not be negative (0 is no cap)", o.Bandwidth)
 	}
@@ -168,6 +174,7 @@ func (o *outgoing) finish() {
 	if o.mig != nil {
 		o.mig.Close()
 	}
+	o.hot.wait()
 	o.cancel(nil)
 	close(o.done)
 }
@@ -209,12 +216,16 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 		return ctl, err
 	}
 	o.show(PhasePreparing, "the destination starts its VMM")
+	if !o.rec.Options.OnDemandOnly && slices.Contains(policyNames(o.rec.Options.Precache), "hot") {
+		o.hot = o.watchMemory(ctl)
+	}
 	if err := ctl.expect(o.ctx, msgReady, "READY", o.host.cfg.deadlines.prepare, nil); err != nil {
 		return ctl, err
 	}
 	if err := o.enter(PhaseReady, "the destination is ready"); err != nil {
 		return ctl, err
 	}
+	o.hot.isReady()
 	if err := s.connect(ctl.ctx); err != nil {
 		if cause := context.Cause(ctl.ctx); cause != nil {
 			err = cause // the dials were given up because of it
@@ -269,6 +280,7 @@ func (o *outgoing) handOver(ctl *control) error {
 	if err := o.mig.ContinueSwitchover(ctx); err != nil {
 		return err
 	}
+	o.hot.isFrozen()
 	o.show(PhaseFrozen, "the guest has stopped, its image is frozen")
 	if err := ctl.expect(ctx, msgLoaded, "LOADED", o.host.cfg.deadlines.load, nil); err != nil {
 		return err
@@ -281,6 +293,7 @@ func (o *outgoing) handOver(ctl *control) error {
 	if err := ctl.send(msgGo, goMsg{Run: o.rec.WasRun && !o.rec.Options.Paused}); err != nil {
 		return err
 	}
+	o.hot.isGone()
 	o.freezeObjects()
 	return nil
 }

@@ -54,7 +54,7 @@ func (p *peer) control() *control {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	ctl, err := newControl(p.t.Context(), conn)
+	ctl, err := newControl(p.t.Context(), conn, nil)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func startActor(t *testing.T) *actor {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.ctl, err = newControl(t.Context(), conn); err != nil {
+	if p.ctl, err = newControl(t.Context(), conn, nil); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(p.ctl.close)

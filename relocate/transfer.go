@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/pagewarp/pagewarp/pagecache"
 )
 
 // transfer is what both sides of a relocation have in common: its record, its
@@ -21,11 +23,12 @@ type transfer struct {
 	session string // printable name; immutable
 
 	mu     sync.Mutex
-	status Status              // guarded by mu
-	fill   func(*Status)       // guarded by mu; adds the engine's live counters
-	limit  func(int64) error   // guarded by mu; sets the precache bandwidth; nil while there is no way
-	rates  [rateSlots]rateSlot // guarded by mu
-	ratePo int                 // guarded by mu
+	status Status                      // guarded by mu
+	fill   func(*Status)               // guarded by mu; adds the engine's live counters
+	limit  func(int64) error           // guarded by mu; sets the precache bandwidth; nil while there is no way
+	prefer func([]pagecache.Run) error // guarded by mu; takes a hot list; nil while there is no use for one
+	rates  [rateSlots]rateSlot         // guarded by mu
+	ratePo int                         // guarded by mu
 }
 
 const rateSlots = 8

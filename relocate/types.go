@@ -74,6 +74,9 @@ type Options struct {
 	Paused bool `json:"paused,omitempty"`
 	// OnDemandOnly switches precache off: pages come only when touched.
 	OnDemandOnly bool `json:"on_demand_only,omitempty"`
+	// Precache names the precache policies, separated by commas
+	// (pagecache.PolicyNames); empty is all of them.
+	Precache string `json:"precache,omitempty"`
 	// Bandwidth caps precache, in bytes per second on the wire; 0 is no cap.
 	Bandwidth int64 `json:"bandwidth,omitempty"`
 	// Codec is the precache codec policy: "auto", "none", "s2", "zstd".
@@ -121,6 +124,15 @@ type Latency struct {
 	P999  float64 `json:"p999"`
 	Max   float64 `json:"max"`
 	Count int64   `json:"count"`
+}
+
+// PolicyCount is what one precache policy has asked for.
+type PolicyCount struct {
+	Name  string `json:"name"`
+	Runs  uint64 `json:"runs"`
+	Pages uint64 `json:"pages"`
+	Late  uint64 `json:"late"` // faults on a page that was on its way for this policy
+	Used  uint64 `json:"used"` // pages that a walk has passed without a fault; of "around" only
 }
 
 // Status is one relocation as either side sees it.
@@ -174,6 +186,11 @@ type Status struct {
 	Connected      bool   `json:"connected"` // the control channel
 	// Reconnects counts the times that the control channel was lost.
 	Reconnects uint64 `json:"reconnects"`
+
+	// Policies says what each precache policy has asked for, HotPages how many
+	// pages the source's hot lists had.
+	Policies []PolicyCount `json:"policies,omitempty"`
+	HotPages uint64        `json:"hot_pages,omitempty"`
 
 	FaultLatency Latency            `json:"fault_latency_us"`
 	Stages       map[string]Latency `json:"stages_us,omitempty"`

@@ -111,7 +111,7 @@ func TestUsage(t *testing.T) {
 	var all strings.Builder
 	for _, line := range []string{
 		"relcate web1", "vm ad web2", "vm add web2", "vm add a/b --qmp /x", "vm list more", "relocate", "relocate web1", "relocate web1 --to hostB",
-		"relocate web1 --bandwith 2G", "relocate web1 --to hostB:7070 --bandwidth 2", "relocate web1 --to hostB:7070 --codec lz4",
+		"relocate web1 --bandwith 2G", "relocate web1 --to hostB:7070 --bandwidth 2", "relocate web1 --to hostB:7070 --codec lz4", "relocate web1 --to hostB:7070 --precache hot,cold", "relocate web1 --to hostB:7070 --precache hot --on-demand-only",
 		"relocate web1 --to hostB:7070 --demand-channels 99", "relocate web1 --to hostB:7070 --detach --wait", "relocate web1 --to hostB:7070 --json",
 		"bandwidth web1", "bandwidth web1 fast", "relocate web1 --to hostB:7070 --warm a/b", "cache drop", "cache drop a/b", "cache lst", "pki isue", "completion ksh", "--sockt x", "status --xyzzy", "events --after -1",
 	} {
@@ -422,6 +422,9 @@ func TestCompletion(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	if r := pagewarp(t, "__complete", "relocate", "web1", "--codec", ""); !strings.Contains(r.out, "zstd") {
+		t.Errorf("%+v", r)
+	}
+	if r := pagewarp(t, "__complete", "relocate", "web1", "--precache", "sweep,"); !strings.Contains(r.out, "sweep,hot\n") || strings.Contains(r.out, "sweep,sweep") {
 		t.Errorf("%+v", r)
 	}
 	for _, shell := range []string{"bash", "zsh", "fish"} {

@@ -18,6 +18,7 @@ import (
 	"github.com/pagewarp/pagewarp/cmd/internal/config"
 	"github.com/pagewarp/pagewarp/cmd/internal/progress"
 	"github.com/pagewarp/pagewarp/cmd/internal/units"
+	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
@@ -64,6 +65,7 @@ unreachable, 130 interrupted.`,
 	p.StringVar(&f.to, "to", "", "`HOST:PORT` of the destination's daemon")
 	p.BoolVar(&f.opts.Paused, "paused", false, "leave the machine paused at the destination")
 	p.BoolVar(&f.opts.OnDemandOnly, "on-demand-only", false, "no background stream: pages go only when touched")
+	p.StringVar(&f.opts.Precache, "precache", "", "`POLICIES` of the background stream, a list of "+strings.Join(pagecache.PolicyNames, ",")+" (default: all of them)")
 	p.Var(&f.bandwidth, "bandwidth", "cap of the background stream, e.g. 2G (2 Gbit/s); \"none\" for no cap (default: the daemon's)")
 	p.StringVar(&f.opts.Codec, "codec", "", "compression of the background stream: auto, none, s2, zstd (default: the daemon's)")
 	p.IntVar(&f.opts.DemandChannels, "demand-channels", 0, "connections for demand faults (default: the daemon's)")
@@ -77,6 +79,7 @@ unreachable, 130 interrupted.`,
 	p.StringVar(&f.report, "json", "", "write the final status as JSON to `FILE`, \"-\" for standard output")
 	p.BoolVar(&f.detach, "detach", false, "return as soon as it has started")
 	p.BoolVar(&f.wait, "wait", true, "wait until every page has arrived; --wait=false is --detach")
+	c.RegisterFlagCompletionFunc("precache", completeList(pagecache.PolicyNames))
 	c.RegisterFlagCompletionFunc("codec", cobra.FixedCompletions(config.Codecs, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
 	c.RegisterFlagCompletionFunc("fault-source", cobra.FixedCompletions(relocate.FaultSources, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("transport", cobra.FixedCompletions(relocate.Transports, cobra.ShellCompDirectiveNoFileComp))
@@ -112,6 +115,14 @@ func (f *relocateFlags) request(cmd *cobra.Command) (api.RelocateRequest, error)
 	if f.opts.RDMAPin != "" && !slices.Contains(relocate.RDMAPins, f.opts.RDMAPin) {
 		return r, usagef("--rdma-pin %q: choose one of %s", f.opts.RDMAPin, strings.Join(relocate.RDMAPins, ", "))
 	}
+	if cmd.Flags().Changed("precache") {
+		if f.opts.OnDemandOnly {
+			return r, usagef("--precache and --on-demand-only exclude each other")
+		}
+		if _, err := pagecache.Policies(strings.Split(f.opts.Precache, ",")); err != nil {
+			return r, usagef("--precache: %w", err)
+		}
+	}
 	for name, n := range map[string]int{"demand-channels": f.opts.DemandChannels, "precache-channels": f.opts.PrecacheChannels} {
 		if n < 0 || n > config.MaxChannels {
 			return r, usagef("--%s %d: allowed are 0 (the daemon's) to %d", name, n, config.MaxChannels)
@@ -122,6 +133,24 @@ func (f *relocateFlags) request(cmd *cobra.Command) (api.RelocateRequest, error)
 	}
 	f.detach = f.detach || !f.wait
 	return r, nil
+}
+
+// completeList completes the last name of a list separated by commas, by those
+// that it has not got.
+func completeList(names []string) cobra.CompletionFunc {
+	return func(_ *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		had := ""
+		if i := strings.LastIndexByte(typed, ','); i >= 0 {
+			had = typed[:i+1]
+		}
+		var out []cobra.Completion
+		for _, n := range names {
+			if !slices.Contains(strings.Split(had, ","), n) {
+				out = append(out, had+n)
+			}
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+	}
 }
 
 // display chooses how progress is shown on w.

@@ -45,6 +45,9 @@ func Summary(s relocate.Status) string {
 	if s.PagesCandidate > 0 {
 		row("warm", "%s of %s pages that were there are the same, %s not sent", count(s.PagesSame), count(s.PagesCandidate), units.FormatSize(s.BytesSaved))
 	}
+	if by := policies(s.Policies); by != "" {
+		row("precache", "%s pages asked for", by)
+	}
 	if s.BytesWire > 0 {
 		row("wire", "%s for %s of guest memory (ratio %.2f)", units.FormatSize(s.BytesWire), units.FormatSize(s.BytesGuest), float64(s.BytesGuest)/float64(s.BytesWire))
 	}
@@ -62,6 +65,18 @@ func Summary(s relocate.Status) string {
 		row("cuts", "%d, each taken up again", s.Reconnects)
 	}
 	return b.String()
+}
+
+// policies says how many pages each precache policy has asked for, without those
+// that had none.
+func policies(all []relocate.PolicyCount) string {
+	var out []string
+	for _, p := range all {
+		if p.Pages > 0 {
+			out = append(out, p.Name+" "+count(p.Pages))
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 // parts says where the downtime went, in the order of time.
