@@ -184,13 +184,13 @@ type Config struct {
 	PrecacheOff bool
 	// Bandwidth caps precache, in bytes a second on the wire; 0 is no cap.
 	Bandwidth uint64
-	// BatchPages is the most pages of one precache fetch. Default 64: at least
+	// BatchPages is the most pages of one precache fetch. Default 16: at least
 	// two fetches are in flight, and what is in flight competes for the link and
-	// the CPUs with a demand fetch. In runs on two cores, 256 doubled the 99th
-	// percentile of faults under precache, and the stream gained nothing
-	// (BenchmarkDemandFault, BenchmarkPrecacheStream).
+	// the CPUs with a demand fetch. A page costs no more in a fetch of 16 than in
+	// one of 64 (BenchmarkFetchSize), and where a slow link is the bottleneck a
+	// fault waits for a third of the time (docs/PRECACHE.md).
 	BatchPages uint32
-	// WindowBytes is the most precache in flight on one channel. Default 4 MiB.
+	// WindowBytes is the most precache in flight on one channel. Default 16 MiB.
 	WindowBytes uint64
 	// GateHold is the longest time for which demand holds a precache fetch back:
 	// under demand without end precache still posts one fetch per GateHold and
@@ -235,10 +235,10 @@ func (c *Config) setDefaults() error {
 		c.ReadAround = 1
 	}
 	if c.BatchPages == 0 {
-		c.BatchPages = 64
+		c.BatchPages = 16
 	}
 	if c.WindowBytes == 0 {
-		c.WindowBytes = 4 << 20
+		c.WindowBytes = 16 << 20
 	}
 	if c.GateHold == 0 {
 		c.GateHold = 50 * time.Microsecond

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	maxRuns   = 64                     // precache fetches in flight on one channel
+	maxRuns   = 1024                   // precache fetches in flight on one channel
 	postBatch = 8                      // precache fetches in one write
 	dryPause  = 2 * time.Millisecond   // until an idle worker asks the planner again
 	gatePause = 200 * time.Microsecond // until an idle worker looks at the gate again

@@ -6,8 +6,9 @@ const MaxListed = 1 << 16
 // HotConfig configures a [Hot]. Zero fields take the defaults.
 type HotConfig struct {
 	// Gap is the most pages between two neighbours of the list that are fetched
-	// along with them. Default 8: beside its pages, at 2.4 µs each, a fetch costs
-	// 19 µs (BenchmarkFetchSize of faultd).
+	// along with them. Default 16: beside its pages, at 2.4 µs each, a fetch costs
+	// 19 µs (BenchmarkFetchSize of faultd), and the pages between are wanted too,
+	// only later.
 	Gap uint64
 }
 
@@ -22,7 +23,7 @@ type Hot struct {
 // NewHot returns a policy without a list.
 func NewHot(cfg HotConfig) *Hot {
 	if cfg.Gap == 0 {
-		cfg.Gap = 8
+		cfg.Gap = 16
 	}
 	return &Hot{cfg: cfg}
 }

@@ -12,18 +12,18 @@ func TestHotComesFirst(t *testing.T) {
 	p, res := plannerFor(t, 1<<16, 4096, NewHot(HotConfig{}), NewSweep(SweepConfig{}))
 	res.Zero(501, 2)
 	must(t, p.Prefer([]Run{{1, 1, 9000}, {1, 3, 500}, {1, 2, 70}}))
-	must(t, p.Prefer([]Run{{1, 1, 36}, {1, 1, 45}, {1, 1, 60}, {1, 1, 59}, {1, 100, 30000}, {1, 1, 9000}}))
+	must(t, p.Prefer([]Run{{1, 1, 28}, {1, 1, 45}, {1, 1, 63}, {1, 1, 62}, {1, 100, 30000}, {1, 1, 9000}}))
 	buf := make([]Run, 10)
 	n := p.Next(buf, 1<<20)
-	want := []Run{{1, 10, 36}, {1, 1, 60}, {1, 1, 59}, {1, 100, 30000}, {1, 1, 9000}, {1, 1, 500}, {1, 2, 70},
-		{1, 36, 0}, {1, 13, 46}, {1, 9, 61}} // the first block, around what is in flight
+	want := []Run{{1, 18, 28}, {1, 1, 63}, {1, 1, 62}, {1, 100, 30000}, {1, 1, 9000}, {1, 1, 500}, {1, 2, 70},
+		{1, 28, 0}, {1, 16, 46}, {1, 6, 64}} // the first block, around what is in flight
 	if !slices.Equal(buf[:n], want) {
 		t.Fatalf("handed out\n%v, want\n%v", buf[:n], want)
 	}
-	if s := p.Stats().Policies; s[0].Name != "hot" || s[0].Runs != 7 || s[0].Pages != 116 {
+	if s := p.Stats().Policies; s[0].Name != "hot" || s[0].Runs != 7 || s[0].Pages != 124 {
 		t.Errorf("counted %+v", s)
 	}
-	p.Fault(1, 60)
+	p.Fault(1, 63)
 	p.Fault(1, 50000)
 	p.Next(buf, 1)
 	if s := p.Stats().Policies; s[0].Late != 1 || s[1].Late != 0 {

@@ -82,7 +82,7 @@ type region struct {
 	block    uint64 // pages of a block
 	blocks   uint64 // number of blocks
 	planned  bitmap // guarded by Planner.mu; bit per block
-	flying   bitmap // guarded by Planner.mu; bit per page: in flight
+	flying   bitmap // changed under Planner.mu; bit per page: in flight
 }
 
 // piece is part of a region that was planned and waits to be handed out.

@@ -142,14 +142,15 @@ func (r *region) nextWanted(from, to uint64) (first, count uint64, ok bool) {
 	return 0, 0, false
 }
 
-// absentAround returns the longest run of absent pages within [first, end) that
-// has page in it, or page alone.
+// absentAround returns the longest run within [first, end) that has page in it and
+// otherwise pages that are absent and not in flight.
 func (r *region) absentAround(page, first, end uint64) (uint64, uint32) {
+	wanted := func(p uint64) bool { return r.res.State(p) == Absent && !r.flying.hasShared(p) }
 	lo, hi := page, page+1
-	for lo > first && r.res.State(lo-1) == Absent {
+	for lo > first && wanted(lo-1) {
 		lo--
 	}
-	for hi < end && r.res.State(hi) == Absent {
+	for hi < end && wanted(hi) {
 		hi++
 	}
 	return lo, uint32(hi - lo)

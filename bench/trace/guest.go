@@ -88,7 +88,12 @@ func (s *simulation) fault(c *vcpu, m *memory) {
 		f.waiters = append(f.waiters, waiter{c, page})
 		return
 	}
-	f := &fetch{page: page, run: s.planner.Around(m.id, page, s.o.ReadAround), waiters: []waiter{{c, page}}}
+	f := &fetch{page: page, waiters: []waiter{{c, page}}}
+	if s.o.ReadAround > 1 {
+		f.run = s.planner.Around(m.id, page, s.o.ReadAround)
+	} else {
+		f.run = s.planner.Ahead(m.id, page)
+	}
 	s.waiting[key] = f
 	s.busy++
 	s.planner.Fault(m.id, page)

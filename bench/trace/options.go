@@ -25,8 +25,8 @@ type Options struct {
 	// What the engine is set to; the defaults are faultd's and the daemon's.
 	Precache    int    // channels; default 2
 	Demand      int    // channels; default 1
-	RunPages    uint32 // default 64
-	WindowBytes uint64 // default 4 MiB
+	RunPages    uint32 // default 16
+	WindowBytes uint64 // default 16 MiB
 	GateHold    time.Duration
 	ReadAround  uint32  // default 1
 	Cap         float64 // of precache in bytes/s; 0 is none
@@ -66,10 +66,10 @@ func (o *Options) fill(t *Trace) error {
 		o.Ratio = 1
 	}
 	if o.RunPages == 0 {
-		o.RunPages = 64
+		o.RunPages = 16
 	}
 	if o.WindowBytes == 0 {
-		o.WindowBytes = 4 << 20
+		o.WindowBytes = 16 << 20
 	}
 	if o.ReadAround == 0 {
 		o.ReadAround = 1

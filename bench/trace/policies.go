@@ -28,6 +28,10 @@ var policies = map[string]policyMaker{
 	"follow": func(*Trace) []pagecache.Policy {
 		return []pagecache.Policy{pagecache.NewSweep(pagecache.SweepConfig{FollowFaults: true})}
 	},
+	"hot": func(*Trace) []pagecache.Policy { return []pagecache.Policy{pagecache.NewHot(pagecache.HotConfig{})} },
+	"around": func(*Trace) []pagecache.Policy {
+		return []pagecache.Policy{pagecache.NewAround(pagecache.AroundConfig{})}
+	},
 	"none": func(*Trace) []pagecache.Policy { return nil },
 }
 

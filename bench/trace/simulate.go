@@ -129,6 +129,9 @@ func (s *simulation) prepare() error {
 		run = max(run, r.PageSize)
 		s.res.Pages += r.Pages
 	}
+	if err := s.planner.Prefer(s.trace.Hot); err != nil {
+		return err
+	}
 	for range s.o.Demand {
 		s.demand = append(s.demand, &demandFlow{flow: s.link.newFlow()})
 	}

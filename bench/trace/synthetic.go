@@ -1,12 +1,15 @@
 package trace
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/pagewarp/pagewarp/pagecache"
 )
 
 // Synthetic describes a made trace: a guest that touches the pages of a working
@@ -20,7 +23,10 @@ type Synthetic struct {
 	Think    time.Duration // between touches; default 20 µs
 	Exponent float64       // of Zipf's law; default 1.2
 	Stride   uint64        // pages, of the pattern stride; default 8
-	Seed     uint64
+	// Past is how long the guest is watched before it stops, for the hot list;
+	// default 300 ms.
+	Past time.Duration
+	Seed uint64
 }
 
 // Patterns are the names of the patterns.
@@ -32,10 +38,10 @@ const (
 )
 
 // ParseSynthetic reads PATTERN or PATTERN:NAME=VALUE,… with the names ram, ws
-// and zero (in MiB), touches, think (a duration), exponent, stride and seed.
+// and zero (in MiB), touches, think (a duration), exponent, stride, past (a duration) and seed.
 func ParseSynthetic(text string) (Synthetic, error) {
 	name, params, given := strings.Cut(text, ":")
-	s := Synthetic{Pattern: name, RAMMiB: 1024, Touches: 200_000, Think: 20 * time.Microsecond, Exponent: 1.2, Stride: 8, Seed: 1}
+	s := Synthetic{Pattern: name, RAMMiB: 1024, Touches: 200_000, Think: 20 * time.Microsecond, Exponent: 1.2, Stride: 8, Past: 300 * time.Millisecond, Seed: 1}
 	s.WSMiB, s.ZeroMiB = 1<<63, 1<<63
 	if !slices.Contains(Patterns(), name) {
 		return s, fmt.Errorf("pattern %q: choose one of %s", name, strings.Join(Patterns(), ", "))
@@ -73,10 +79,12 @@ func (s *Synthetic) set(key, value string) (err error) {
 		s.Exponent, err = strconv.ParseFloat(value, 64)
 	case "stride":
 		s.Stride, err = strconv.ParseUint(value, 10, 32)
+	case "past":
+		s.Past, err = time.ParseDuration(value)
 	case "seed":
 		s.Seed, err = strconv.ParseUint(value, 10, 64)
 	default:
-		return fmt.Errorf("no parameter %q; there are ram, ws, zero, touches, think, exponent, stride, seed", key)
+		return fmt.Errorf("no parameter %q; there are ram, ws, zero, touches, think, exponent, stride, past, seed", key)
 	}
 	return err
 }
@@ -91,6 +99,8 @@ func (s Synthetic) check() error {
 		return fmt.Errorf("a Zipf working set of %d MiB: %d are possible", s.WSMiB, 1<<16)
 	case s.Touches < 1 || s.Touches > maxTouches:
 		return fmt.Errorf("%d touches: 1 to %d are possible", s.Touches, maxTouches)
+	case s.Past < 0 || s.Past > time.Hour:
+		return fmt.Errorf("past of %v: 0 to 1 h are possible", s.Past)
 	case s.Think < 0 || s.Think > time.Hour:
 		return fmt.Errorf("think of %v: 0 to 1 h are possible", s.Think)
 	case !(s.Exponent > 1 && s.Exponent <= 10):
@@ -117,11 +127,48 @@ func (s Synthetic) Make() (*Trace, error) {
 	}
 	r := rand.New(rand.NewPCG(s.Seed, 0x70616765))
 	next := s.next(r, ws)
+	t.Hot = s.hot(base, next)
 	for i := range t.Touches {
 		t.Touches[i] = Touch{At: time.Duration(i) * s.Think, Think: s.Think, Page: base + next()}
 	}
 	t.Seconds = (time.Duration(s.Touches) * s.Think).Seconds()
 	return t, nil
+}
+
+// hot makes the hot list of the guest's past: as the daemon does it, what was
+// touched in the last 20 ms first, then what was touched in each 100 ms before.
+func (s Synthetic) hot(base uint64, next func() uint64) []pagecache.Run {
+	if s.Think <= 0 {
+		return nil
+	}
+	last := map[uint64]time.Duration{} // how long before the stop
+	for before := s.Past; before > 0; before -= s.Think {
+		last[base+next()] = before
+	}
+	type page struct {
+		number uint64
+		epoch  time.Duration
+	}
+	var pages []page
+	for p, before := range last {
+		epoch := time.Duration(0)
+		if before > 20*time.Millisecond {
+			epoch = 1 + (before-20*time.Millisecond)/(100*time.Millisecond)
+		}
+		pages = append(pages, page{p, epoch})
+	}
+	slices.SortFunc(pages, func(a, b page) int {
+		return cmp.Or(cmp.Compare(a.epoch, b.epoch), cmp.Compare(a.number, b.number))
+	})
+	var runs []pagecache.Run
+	for i, p := range pages {
+		if n := len(runs); n > 0 && p.epoch == pages[i-1].epoch && p.number == pages[i-1].number+1 {
+			runs[n-1].Count++
+		} else {
+			runs = append(runs, pagecache.Run{First: p.number, Count: 1})
+		}
+	}
+	return runs[:min(len(runs), pagecache.MaxListed)]
 }
 
 // next returns what gives the next page of the pattern.

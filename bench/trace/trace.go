@@ -78,6 +78,9 @@ type Trace struct {
 	Created time.Time `json:"created"`
 	VCPUs   int       `json:"vcpus"`
 	Regions []Region  `json:"regions"`
+	// Hot is what the source told of the guest's touches before it stopped, the
+	// last first.
+	Hot []pagecache.Run `json:"hot,omitempty"`
 	// Seconds is how long was recorded.
 	Seconds float64 `json:"seconds"`
 	// Link is what the machine was measured to give in the same run.

@@ -8,7 +8,7 @@ import (
 
 // These are faultd's: see precache.go there.
 const (
-	maxRuns   = 64
+	maxRuns   = 1024
 	postBatch = 8
 	dryPause  = 2 * time.Millisecond
 	gatePause = 200 * time.Microsecond

@@ -57,7 +57,7 @@ func newBenchSimulate() *cobra.Command {
 a simulated network, with every combination of the values given. A trace is a file
 of pagewarp bench trace record, or is made: PATTERN:NAME=VALUE,… with the patterns
 ` + strings.Join(trace.Patterns(), ", ") + ` and the names ram, ws, zero (MiB), touches, think,
-exponent, stride and seed. Policies: ` + strings.Join(trace.PolicyNames(), ", ") + `, in the order
+exponent, stride, past and seed. Policies: ` + strings.Join(trace.PolicyNames(), ", ") + `, in the order
 in which the planner asks them, as A+B.`
 	c.Example = `  pagewarp bench trace simulate --trace zipf:ws=512 --policy default,sweep,none
   pagewarp bench trace simulate --trace build/bench/trace/redis.json.gz --rtt 100us,1ms,10ms,100ms --link 1G,100G`
@@ -72,7 +72,7 @@ in which the planner asks them, as A+B.`
 	fl.IntVar(&f.o.Precache, "channels", 2, "precache connections")
 	fl.IntVar(&f.o.Demand, "demand-channels", 1, "demand connections")
 	fl.Uint32Var(&f.o.ReadAround, "read-around", 1, "pages that a demand fetch takes along, a power of two")
-	fl.Uint32Var(&f.o.RunPages, "run", 64, "most pages of a precache fetch")
+	fl.Uint32Var(&f.o.RunPages, "run", 16, "most pages of a precache fetch")
 	fl.Float64Var(&f.o.Ratio, "ratio", 0, "bytes on the wire for a byte of precache; 0 for what was recorded")
 	fl.DurationVar(&f.o.Limit, "limit", 10*time.Minute, "most simulated time")
 	fl.Uint64Var(&f.o.Seed, "seed", 1, "of the losses")
