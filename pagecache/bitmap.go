@@ -1,9 +1,6 @@
 package pagecache
 
-import (
-	"math/bits"
-	"sync/atomic"
-)
+import "math/bits"
 
 // bitmap is a set of numbers, 64 to a word.
 type bitmap []uint64
@@ -34,23 +31,11 @@ func (b bitmap) nextSet(from, to uint64) uint64 {
 	return to
 }
 
-// hasShared is has for a set that one other goroutine changes meanwhile.
-func (b bitmap) hasShared(i uint64) bool { return atomic.LoadUint64(&b[i/64])>>(i%64)&1 != 0 }
-
-// setRange adds the numbers in [from, to). Words are stored whole, for hasShared.
+// setRange adds the numbers in [from, to).
 func (b bitmap) setRange(from, to uint64) {
 	for from < to {
 		n := min(64-from%64, to-from)
-		atomic.StoreUint64(&b[from/64], b[from/64]|^uint64(0)>>(64-n)<<(from%64))
-		from += n
-	}
-}
-
-// clearRange takes the numbers in [from, to) out, likewise.
-func (b bitmap) clearRange(from, to uint64) {
-	for from < to {
-		n := min(64-from%64, to-from)
-		atomic.StoreUint64(&b[from/64], b[from/64]&^(^uint64(0)>>(64-n)<<(from%64)))
+		b[from/64] |= ^uint64(0) >> (64 - n) << (from % 64)
 		from += n
 	}
 }

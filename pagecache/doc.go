@@ -48,12 +48,13 @@
 // # Planner
 //
 // A [Planner] decides what precache fetches next, over all regions of a
-// machine. Policies propose blocks in order of preference: [Bubbles] grow
-// around recent faults (Hines and Gopalan, "Post-copy based live virtual
-// machine migration using adaptive pre-paging and dynamic self-ballooning",
-// VEE 2009, section 3.1), the [Sweep] takes everything else. The planner owns
-// what has been handed out: a block is planned once, its absent pages are never
-// in flight twice, and runs that a dead channel left unanswered come first.
+// machine. Policies propose pages or blocks, in order of preference: [Hot] has a
+// list from the source, [Around] reads ahead of walks, [Bubbles] grow around
+// recent faults (Hines and Gopalan, "Post-copy based live virtual machine
+// migration using adaptive pre-paging and dynamic self-ballooning", VEE 2009,
+// section 3.1), the [Sweep] takes everything else. The planner owns what has been
+// handed out: a block is planned once, no page is in flight twice, and runs that a
+// dead channel left unanswered come first.
 //
 // # Window and limiter
 //

@@ -82,7 +82,7 @@ type region struct {
 	block    uint64 // pages of a block
 	blocks   uint64 // number of blocks
 	planned  bitmap // guarded by Planner.mu; bit per block
-	flying   bitmap // changed under Planner.mu; bit per page: in flight
+	flying   sparse // changed under Planner.mu; bit per page: in flight
 }
 
 // piece is part of a region that was planned and waits to be handed out.
@@ -154,7 +154,7 @@ func (p *Planner) AddRegion(id uint32, res *Residency, pageSize uint64) error {
 	r.block = max(1, min(blockPages, r.runPages, blockBytes/pageSize))
 	r.blocks = (res.Pages() + r.block - 1) / r.block
 	r.planned = newBitmap(r.blocks)
-	r.flying = newBitmap(res.Pages())
+	r.flying = newSparse(res.Pages())
 	index := maps.Clone(old)
 	index[id] = r
 	p.regions = append(p.regions, r)
