@@ -59,7 +59,7 @@ func deviceMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
 	must(b, err)
 	m.alias, err = sysmem.MapShared(afd, 0, int64(pages*pageSize), true)
 	must(b, err)
-	r, err := kmod.NewReader(kmod.ReaderConfig{Spin: benchSpin}, d)
+	r, err := kmod.NewReader(kmod.ReaderConfig{}, d)
 	must(b, err)
 	buf := make([]kmod.Fault, 64)
 	m.read = func(pages []uint64) (int, error) {
@@ -97,7 +97,7 @@ func uffdMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
 	must(b, err)
 	_, err = u.Register(m.reg.Addr, pages*pageSize, uffd.ModeMissing|uffd.ModeMinor)
 	must(b, err)
-	r, err := u.NewReader(uffd.ReaderConfig{Spin: benchSpin})
+	r, err := u.NewReader(uffd.ReaderConfig{})
 	must(b, err)
 	m.install = func(first, count uint64) error {
 		_, _, err := u.ContinueRange(m.reg.PageAddr(first), count*pageSize, pageSize, 0)
@@ -206,33 +206,22 @@ func compare(b *testing.B, pages uint64, f func(*memory) time.Duration) {
 	}
 }
 
-// benchSpin is how long the readers spin.
-var benchSpin time.Duration
-
-// BenchmarkFaults has threads fault on pages that are served from local memory, by
-// readers that sleep at once, or look for a while first.
+// BenchmarkFaults has threads fault on pages that are served from local memory.
 func BenchmarkFaults(b *testing.B) {
-	const pages = 1024
+	const pages = 2048
 	likeDaemon()
-	for _, spin := range []time.Duration{0, 100 * time.Microsecond} {
-		for _, threads := range []int{1, 2, 4, 8} {
-			if spin > 0 && threads != 1 && threads != 4 {
-				continue
-			}
-			b.Run(fmt.Sprintf("spin=%v/threads=%d", spin, threads), func(b *testing.B) {
-				benchSpin = spin
-				compare(b, pages, func(m *memory) time.Duration {
-					stop := m.serve(b, nil)
-					defer stop()
-					t0 := time.Now()
-					_, err := m.reg.TouchAll(0, pages, false, threads)
-					must(b, err)
-					return time.Since(t0)
-				})
+	for _, threads := range []int{1, 2, 4, 8} {
+		b.Run(fmt.Sprintf("threads=%d", threads), func(b *testing.B) {
+			compare(b, pages, func(m *memory) time.Duration {
+				stop := m.serve(b, nil)
+				defer stop()
+				t0 := time.Now()
+				_, err := m.reg.TouchAll(0, pages, false, threads)
+				must(b, err)
+				return time.Since(t0)
 			})
-		}
+		})
 	}
-	benchSpin = 0
 }
 
 // likeDaemon sets the process up as faultd.Tune does.
