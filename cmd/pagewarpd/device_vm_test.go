@@ -86,10 +86,42 @@ func view(t *testing.T, path string) []byte {
 	return mem
 }
 
+// ended reports whether the command has.
+func (c *cli) ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// sweep destroys what objects a failed test leaves, so that the next one finds none.
+func sweep(t *testing.T) {
+	t.Cleanup(func() {
+		c, err := kmod.Open()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		for name := range objects(t) {
+			if err := c.Destroy(name); !t.Failed() {
+				t.Errorf("object %s was left (destroying it: %v)", name, err)
+			}
+		}
+	})
+}
+
 // move relocates web1 by the operator's command and returns the final status.
 func move(t *testing.T, from, to *node, args ...string) relocate.Status {
 	t.Helper()
 	c := pagewarp(t, from, append([]string{"relocate", "web1", "--to", to.addr, "--json", "-"}, args...)...)
+	// An emulator within an emulator, on a machine that does other things as well.
+	vmtest.Wait(t, "two thirds of the pages", func() bool {
+		return c.ended() || to.status(relocate.RoleDestination).PagesRemaining < vmtest.RAMBytes>>12/3
+	})
+	vmtest.Wait(t, "the command to end", c.ended)
 	if code := c.wait(); code != 0 {
 		t.Fatalf("pagewarp relocate %q exited with %d: %s", args, code, c.text())
 	}
@@ -106,6 +138,7 @@ func move(t *testing.T, from, to *node, args ...string) relocate.Status {
 // object, paused, and from that to a file again, by the operator's command and two
 // daemons in two network namespaces with mutual TLS.
 func TestDeviceThereAndBack(t *testing.T) {
+	sweep(t)
 	r, pkiDir := pair(t)
 	m := onRig(t, r, pkiDir, 0)
 	m.begin("", "")
@@ -180,6 +213,7 @@ func (m *matrix) killIncomingOf(path string) {
 func TestDeviceDaemonKilled(t *testing.T) {
 	for _, phase := range []relocate.Phase{relocate.PhaseCommitted, relocate.PhaseDraining} {
 		t.Run(string(phase), func(t *testing.T) {
+			sweep(t)
 			m := makeMatrix(t, vmtest.Dir(t), place{}, place{})
 			m.begin("", fmt.Sprintf("destination:%s:kill", phase))
 			m.relocate(relocate.Options{Bandwidth: slow, FaultSource: relocate.FaultDevice})
@@ -215,6 +249,7 @@ func TestDeviceDaemonKilled(t *testing.T) {
 func TestDeviceRolledBack(t *testing.T) {
 	for _, at := range []string{"destination:preparing", "destination:loaded", "source:frozen", "source:committed"} {
 		t.Run(at, func(t *testing.T) {
+			sweep(t)
 			root := vmtest.Dir(t)
 			m := makeMatrixOn(t, root, createObject(t, "src"), place{}, place{})
 			crash := map[bool]string{true: at + ":kill"}

@@ -32,7 +32,7 @@ func TestInVM(t *testing.T) {
 // TestQEMUInVM relocates a machine on the device between two daemons, all inside a
 // VM: QEMU in QEMU.
 func TestQEMUInVM(t *testing.T) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 400*time.Second, errors.New("the VM's deadline"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 500*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(t, ctx, "")
 	// The hosts of the test are joined by a bridge.
@@ -60,7 +60,7 @@ func TestQEMUInVM(t *testing.T) {
 	}
 	cfg.Programs = []kvmrig.Program{{
 		Name: "relocate", Path: build(t, ctx, "pagewarpd.test", "./cmd/pagewarpd", "test", "-c", "-tags", "kmodvm", "-ldflags=-s -w"),
-		Args: []string{"-test.v", "-test.timeout=380s", "-test.run=^TestDevice"},
+		Args: []string{"-test.v", "-test.timeout=470s", "-test.run=^TestDevice"},
 		Env:  []string{"PAGEWARP_TEST_BINARIES=/opt"},
 	}}
 	rigtest.Report(t, ctx, cfg, release)
