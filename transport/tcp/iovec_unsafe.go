@@ -39,6 +39,16 @@ func msgIO(nr uintptr, fd uintptr, iov []unix.Iovec, flags int, block bool) (int
 	return int(n), 0
 }
 
+// tcpInfo reads what the kernel knows of a connection. On an error info stays as
+// it is.
+func tcpInfo(fd uintptr, info *unix.TCPInfo) {
+	size := uint32(unix.SizeofTCPInfo)
+	// SAFETY: info and size live across the call (the conversions are in its
+	// argument list), size is that of info, and the kernel keeps neither.
+	syscall.RawSyscall6(unix.SYS_GETSOCKOPT, fd, unix.IPPROTO_TCP, unix.TCP_INFO,
+		uintptr(unsafe.Pointer(info)), uintptr(unsafe.Pointer(&size)), 0)
+}
+
 // adjacent says whether b starts where a ends.
 func adjacent(a, b []byte) bool {
 	// SAFETY: addresses are compared, nothing is read through them.

@@ -30,6 +30,8 @@ type sock struct {
 	wiov     []unix.Iovec // the same of wfn, owned by the writer
 	wn       int
 	werr     unix.Errno
+	ifn      func(fd uintptr)
+	info     unix.TCPInfo // result of ifn, owned by the writer
 	rone     [1]unix.Iovec
 	wone     [1]unix.Iovec
 }
@@ -47,6 +49,7 @@ func newSock(nc net.Conn) (*sock, error) {
 	}
 	s := &sock{Conn: nc, rc: rc}
 	s.rfn, s.wfn = s.doRecv, s.doSend
+	s.ifn = func(fd uintptr) { tcpInfo(fd, &s.info) }
 	return s, nil
 }
 
@@ -225,17 +228,12 @@ func (w *wire) deliveryRate() float64 {
 	if w.sock == nil || w.base.LocalAddr().Network() != "tcp" {
 		return 0
 	}
-	var rate uint64
-	if err := w.sock.control("read tcp_info", func(fd int) error {
-		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
-		if err == nil {
-			rate = info.Delivery_rate
-		}
-		return err
-	}); err != nil {
+	s := w.sock
+	s.info.Delivery_rate = 0
+	if s.rc.Control(s.ifn) != nil {
 		return 0 // a socket that has ended; its writer will see that
 	}
-	return float64(rate)
+	return float64(s.info.Delivery_rate)
 }
 
 func (s *sock) control(what string, f func(fd int) error) error {
