@@ -44,7 +44,6 @@ type caps struct {
 	link          uint8
 	active        bool
 	reads, served uint8 // outstanding READs, as initiator and as responder
-	onDemand      bool
 }
 
 // endpoint is what a peer must know of a queue pair.

@@ -62,7 +62,7 @@ func (d *device) caps() (caps, error) {
 	}
 	out := caps{
 		depth: int(min(c.max_qp_wr, c.max_cqe)), maxMessage: uint32(c.max_message), lid: uint16(c.lid), mtu: uint8(c.mtu),
-		link: uint8(c.link_layer), active: c.state == 4, reads: uint8(c.max_reads), served: uint8(c.max_served), onDemand: c.on_demand != 0,
+		link: uint8(c.link_layer), active: c.state == 4, reads: uint8(c.max_reads), served: uint8(c.max_served),
 	}
 	for i := range out.gid {
 		out.gid[i] = byte(c.gid[i])

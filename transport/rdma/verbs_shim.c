@@ -127,8 +127,6 @@ int pw_device_caps(struct pw_device *d, struct pw_caps *out)
 	out->state = port.state;
 	out->max_reads = attr.orig_attr.max_qp_init_rd_atom > 255 ? 255 : attr.orig_attr.max_qp_init_rd_atom;
 	out->max_served = attr.orig_attr.max_qp_rd_atom > 255 ? 255 : attr.orig_attr.max_qp_rd_atom;
-	out->on_demand = (attr.odp_caps.general_caps & IBV_ODP_SUPPORT) &&
-			 (attr.odp_caps.per_transport_caps.rc_odp_caps & IBV_ODP_SUPPORT_READ);
 	return 0;
 }
 

@@ -21,7 +21,6 @@ struct pw_caps {
 	uint8_t state;      /* enum ibv_port_state */
 	uint8_t max_reads;  /* as initiator */
 	uint8_t max_served; /* as responder */
-	uint8_t on_demand;  /* on-demand paging of RC READs */
 };
 
 struct pw_peer {
