@@ -38,9 +38,10 @@ func testWarm(t *testing.T, h Harness) {
 	for _, kind := range []transport.Kind{transport.Demand, transport.Precache} {
 		for _, mode := range []transport.CodecMode{transport.ModeNone, transport.ModeS2} {
 			t.Run(fmt.Sprintf("%v-%v", kind, mode), func(t *testing.T) {
-				e := answeredChannel(t, h, Options{Kind: kind, Features: transport.AllFeatures, Codec: mode}, im, true)
 				sink, has, damaged := warmed(t, im)
-				im.Same, e.sink = has, sink
+				im.Same = has // before the source's goroutine is there
+				e := answeredChannel(t, h, Options{Kind: kind, Features: transport.AllFeatures, Codec: mode}, im, true)
+				e.sink = sink
 				total, same := 0, 0
 				for _, reg := range im.Regions {
 					for _, c := range e.get(whole(reg, 64)...) {
