@@ -11,7 +11,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build guest kmod tools deps test test-kmod test-rdma lint bench bench-qemu bench-kmod bench-rdma demo fuzz clean
+.PHONY: help build guest kmod tools deps test test-kmod test-rdma lint bench bench-qemu bench-kmod bench-rdma bench-peers bench-paper demo fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ bench-rdma: guest ## RDMA READs against ib_read_lat and ib_read_bw, in a virtual
 bench-peers: build guest ## relocations by pagewarp and by QEMU's own engines, of Debian's newest QEMU too
 	$(BIN)/pagewarp bench peers --make-root
 	$(BIN)/pagewarp bench relocate --engine pagewarp,qemu-postcopy,qemu-precopy,pagewarp@root,qemu-postcopy-preempt@root --load touch
+
+bench-paper: build guest ## the experiments of the paper, in one report in build/bench/paper
+	$(BIN)/pagewarp bench paper
 
 demo: deps ## a real relocation on this machine, and a report of it in build/demo
 	@$(MAKE) --no-print-directory build guest

@@ -88,7 +88,7 @@ func Names() []string {
 	for _, m := range modes {
 		names = append(names, m.name)
 	}
-	return names
+	return append(names, OnDemand)
 }
 
 // AllNames lists the engines with this machine's QEMU and with the root's.
@@ -112,8 +112,8 @@ func New(name string, e Env) (Engine, error) {
 		}
 		binary = path
 	}
-	if base == Pagewarp {
-		return &pagewarp{name: name, binary: binary}, nil
+	if base == Pagewarp || base == OnDemand {
+		return &pagewarp{name: name, binary: binary, onDemand: base == OnDemand}, nil
 	}
 	for _, m := range modes {
 		if m.name == base {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/pagewarp/pagewarp/bench/report"
@@ -9,10 +10,21 @@ import (
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
-// Pagewarp is the name of our own engine.
-const Pagewarp = "pagewarp"
+const (
+	// Pagewarp is the name of our own engine.
+	Pagewarp = "pagewarp"
+	// OnDemand is our own engine without precache: pages go only when they are
+	// touched, so a relocation is complete only if the guest touches all.
+	OnDemand = "pagewarp-on-demand"
+	// onDemandSpan is how long a relocation on demand is measured from the
+	// guest's resumption on.
+	onDemandSpan = 5 * time.Second
+)
 
-type pagewarp struct{ name, binary string }
+type pagewarp struct {
+	name, binary string
+	onDemand     bool
+}
 
 func (p *pagewarp) Name() string { return p.name }
 
@@ -24,20 +36,34 @@ func (p *pagewarp) Arrange(c *rig.VMConfig) { c.QEMU, c.PrivateMemory = p.binary
 func (p *pagewarp) Move(ctx context.Context, j *Job) (Moved, error) {
 	a, b := j.Pair.A, j.Pair.B
 	m := Moved{Settings: pagewarpSettings(j)}
+	if p.onDemand {
+		m.Settings = "without precache: pages go only when touched; " + m.Settings
+	}
 	if _, err := a.Daemon.Add(ctx, j.VM.Name, j.VM.QMPPath); err != nil {
 		return m, err
 	}
+	ctx, enough := context.WithCancel(ctx)
+	defer enough()
+	var last relocate.Status // of a failed or unfinished relocation, too
+	seenAll := false
 	m.Started = j.Begin()
-	leg, err := j.Pair.Relocate(ctx, j.VM.Name, a, b, relocate.Options{Codec: j.Codec}, func(s relocate.Status) {
-		m.Stopped, m.Resumed = s.Stopped, s.Resumed // a failed relocation has got so far
+	leg, err := j.Pair.Relocate(ctx, j.VM.Name, a, b, relocate.Options{Codec: j.Codec, OnDemandOnly: p.onDemand}, func(s relocate.Status) {
+		last = s
+		if p.onDemand && !s.Resumed.IsZero() && time.Since(s.Resumed) >= onDemandSpan {
+			seenAll = true
+			enough()
+		}
 	})
-	if err != nil {
+	m.Stopped, m.Resumed, m.BytesReported = last.Stopped, last.Resumed, last.BytesWire
+	switch {
+	case err == nil:
+		m.Completed = m.Started.Add(time.Duration(leg.TotalMS * float64(time.Millisecond)))
+	case seenAll:
+		m.Notes = append(m.Notes, fmt.Sprintf("%d of %d pages were still at the source %v after the guest had resumed", last.PagesRemaining, last.PagesTotal, onDemandSpan))
+	default:
 		return m, err
 	}
-	s := leg.Status
-	m.Stopped, m.Resumed, m.BytesReported = s.Stopped, s.Resumed, s.BytesWire
-	m.Completed = m.Started.Add(time.Duration(leg.TotalMS * float64(time.Millisecond)))
-	m.Fault = &Fault{Latency: report.Latency(s.FaultLatency), Source: "its histogram, from the fault's arrival at the daemon to the install"}
+	m.Fault = &Fault{Latency: report.Latency(last.FaultLatency), Source: "its histogram, from the fault's arrival at the daemon to the install"}
 	return m, nil
 }
 

@@ -120,7 +120,7 @@ func (r *Result) addLines(p *plot.Plot) (lines int, err error) {
 			continue
 		}
 		var xys plotter.XYs
-		for _, c := range columns(row.Series, width) {
+		for _, c := range Columns(row.Series, width) {
 			xys = append(xys, plotter.XY{X: c.T, Y: c.V}, plotter.XY{X: c.T + width, Y: c.V})
 		}
 		line, err := plotter.NewLine(xys)
@@ -133,6 +133,9 @@ func (r *Result) addLines(p *plot.Plot) (lines int, err error) {
 		}
 		p.Add(line)
 		label := fmt.Sprintf("%s: down %s ms, complete after %s s", s.Engine, report.Number(row.DowntimeMS), report.Number(row.TotalMS/1e3))
+		if row.TotalMS == 0 {
+			label = fmt.Sprintf("%s: down %s ms, not complete", s.Engine, report.Number(row.DowntimeMS))
+		}
 		if row.Error != "" {
 			label = s.Engine + ": failed"
 		} else {
@@ -149,9 +152,9 @@ func (r *Result) addLines(p *plot.Plot) (lines int, err error) {
 	return lines, nil
 }
 
-// columns averages a series over columns of a width in seconds, by the time that
+// Columns averages a series over columns of a width in seconds, by the time that
 // each value held: until the next one's.
-func columns(series []report.Point, width float64) []report.Point {
+func Columns(series []report.Point, width float64) []report.Point {
 	if len(series) == 0 {
 		return nil
 	}

@@ -40,7 +40,8 @@ type Row struct {
 	Run      int    `json:"run"`
 	Error    string `json:"error,omitempty"`
 	Settings string `json:"settings"`
-	// TotalMS is from the command until the source has let go; DowntimeMS from
+	// TotalMS is from the command until the source has let go, 0 of one on demand
+	// that was not complete when it had been watched; DowntimeMS from
 	// the source's stop to the destination's resume; StoppedMS from the command
 	// to the stop.
 	TotalMS    float64 `json:"total_ms"`
@@ -219,7 +220,7 @@ func summarize(name string, rows []Row) Summary {
 	s.DowntimeMS = plain(func(r Row) float64 { return r.DowntimeMS })
 	s.BlackoutMS = maybe(func(r Row) *float64 { return r.BlackoutMS })
 	s.WorstGapMS = plain(func(r Row) float64 { return r.WorstGapMS })
-	s.TotalMS = plain(func(r Row) float64 { return r.TotalMS })
+	s.TotalMS = of(func(r Row) (float64, bool) { return r.TotalMS, r.TotalMS > 0 })
 	s.Warmup90MS = maybe(func(r Row) *float64 { return r.Warmup90MS })
 	s.Lost = plain(func(r Row) float64 { return r.Lost })
 	s.LostSeconds = plain(func(r Row) float64 { return r.LostSeconds })

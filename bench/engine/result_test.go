@@ -138,7 +138,7 @@ func TestPlot(t *testing.T) {
 // The columns keep the area of what they average.
 func TestColumns(t *testing.T) {
 	series := []report.Point{{T: -0.3, V: 10}, {T: -0.2, V: 20}, {T: 0.05, V: 0}, {T: 0.25, V: 40}, {T: 0.4, V: 40}}
-	cs := columns(series, 0.2)
+	cs := Columns(series, 0.2)
 	var got float64
 	for _, c := range cs {
 		got += c.V * 0.2

@@ -9,7 +9,6 @@ import (
 	"strconv"
 
 	"gonum.org/v1/plot"
-	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
@@ -80,14 +79,14 @@ func WriteFigure(width, height vg.Length, paint func(draw.Canvas) error, svgPath
 	if _, err := svg.WriteTo(&b); err != nil {
 		return fmt.Errorf("encode %s: %w", svgPath, err)
 	}
-	if err := writeFile(svgPath, b.Bytes()); err != nil {
+	if err := WriteFile(svgPath, b.Bytes()); err != nil {
 		return err
 	}
 	b.Reset()
 	if _, err := (vgimg.PngCanvas{Canvas: img}).WriteTo(&b); err != nil {
 		return fmt.Errorf("encode %s: %w", pngPath, err)
 	}
-	return writeFile(pngPath, b.Bytes())
+	return WriteFile(pngPath, b.Bytes())
 }
 
 func (c *Chart) draw(dc draw.Canvas) error {
@@ -115,10 +114,7 @@ func (c *Chart) draw(dc draw.Canvas) error {
 		}
 		rows[i] = []*plot.Plot{pl}
 	}
-	rows[0][0].Title.Text = c.Title
-	rows[0][0].Title.TextStyle.Font = font.Font{Typeface: "Liberation", Variant: "Sans", Weight: 2, Size: 12}
-	rows[0][0].Title.TextStyle.Color = ink
-	rows[0][0].Title.Padding = vg.Points(8)
+	styleTitle(rows[0][0], c.Title)
 	last := rows[len(rows)-1][0]
 	last.X.Label.Text = c.X
 	styleText(&last.X.Label.TextStyle, 10)
@@ -194,7 +190,7 @@ func (p *Panel) plot(from, to float64) (*plot.Plot, error) {
 		if m.X < pl.X.Min || m.X > pl.X.Max {
 			continue
 		}
-		if err := errors.Join(vertical(pl, m.X, []vg.Length{vg.Points(1), vg.Points(3)}), noteAt(pl, m.X, pl.Y.Min+0.5*(pl.Y.Max-pl.Y.Min), m.Text)); err != nil {
+		if err := errors.Join(vertical(pl, m.X, []vg.Length{vg.Points(1), vg.Points(3)}), noteAt(pl, m.X, pl.Y.Min+0.94*(pl.Y.Max-pl.Y.Min), m.Text)); err != nil {
 			return nil, err
 		}
 	}

@@ -25,6 +25,9 @@ var (
 	mark      = color.RGBA{R: 0x80, G: 0x80, B: 0x80, A: 0xff}
 )
 
+// titleFont is that of all titles.
+var titleFont = font.Font{Typeface: "Liberation", Variant: "Sans", Weight: 2, Size: 12}
+
 const (
 	plotWidth  = 9 * vg.Inch
 	plotHeight = 7 * vg.Inch
@@ -50,10 +53,7 @@ func (t *Timeline) draw(c draw.Canvas) error {
 	if err != nil {
 		return err
 	}
-	requests.Title.Text = t.Title
-	requests.Title.TextStyle.Font = font.Font{Typeface: "Liberation", Variant: "Sans", Weight: 2, Size: 12}
-	requests.Title.TextStyle.Color = ink
-	requests.Title.Padding = vg.Points(8)
+	styleTitle(requests, t.Title)
 	faults, err := panel("Demand faults\nper second", t.demandRate(), vermilion, from, to)
 	if err != nil {
 		return err
@@ -161,7 +161,8 @@ func (numbers) Ticks(from, to float64) []plot.Tick {
 	}
 	var ts []plot.Tick
 	for v := math.Ceil(from/step) * step; v <= to; v += step {
-		ts = append(ts, plot.Tick{Value: v, Label: humanize.Commaf(math.Round(v*100) / 100)})
+		// Adding 0 makes a negative zero positive.
+		ts = append(ts, plot.Tick{Value: v, Label: humanize.Commaf(math.Round(v*100)/100 + 0)})
 	}
 	return ts
 }

@@ -142,10 +142,12 @@ func Write(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode report %s: %w", path, err)
 	}
-	return writeFile(path, append(b, '\n'))
+	return WriteFile(path, append(b, '\n'))
 }
 
-func writeFile(path string, b []byte) error {
+// WriteFile stores b at path, creating the folder. The file appears complete or
+// not at all.
+func WriteFile(path string, b []byte) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("make the report's folder: %w", err)

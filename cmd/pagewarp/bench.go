@@ -62,7 +62,7 @@ is promised are ratios, because absolute times on a shared machine drift. The
 exit code is 1 if a promise is missed and --strict is given.`,
 		Args: group, RunE: help,
 	}
-	c.AddCommand(newBenchFloors(), newBenchFault(), newBenchStream(), newBenchQueue(), newBenchCodec(), newBenchPlanner(), newBenchDowntime(), newBenchQEMU(), newBenchSpecweb(), newBenchRelocate(), newBenchPeers(), newBenchTrace())
+	c.AddCommand(newBenchFloors(), newBenchFault(), newBenchStream(), newBenchQueue(), newBenchCodec(), newBenchPlanner(), newBenchDowntime(), newBenchQEMU(), newBenchSpecweb(), newBenchRelocate(), newBenchPeers(), newBenchTrace(), newBenchPaper())
 	return c
 }
 

@@ -121,6 +121,41 @@ func TestBenchRelocate(t *testing.T) {
 	}
 }
 
+// Without precache a relocation is watched, not completed, and the guest's memory
+// is right all the same.
+func TestBenchRelocateOnDemand(t *testing.T) {
+	buildDaemon(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "r.json")
+	said := &whenSaid{}
+	code, out := runBench(t, said, "relocate", "--engine", "pagewarp-on-demand", "--load", "touch:ws=24", "--ram", "160M", "--repeat", "1",
+		"--watch", "1s", "--logs", filepath.Join("..", "..", "build", "guest"), "--out", dir, "--json", file)
+	if code != exitOK {
+		t.Fatalf("exit code %d\n%s\n%s", code, out, said.b.String())
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var written struct{ Result engine.Result }
+	if err := json.Unmarshal(text, &written); err != nil {
+		t.Fatal(err)
+	}
+	if len(written.Result.Rows) != 1 {
+		t.Fatalf("%d rows\n%s", len(written.Result.Rows), out)
+	}
+	row := written.Result.Rows[0]
+	if row.Error != "" || row.BadPages != 0 || row.TotalMS != 0 || row.DowntimeMS <= 0 || row.Fault == nil || row.Fault.Count == 0 {
+		t.Errorf("%+v", row)
+	}
+	if len(row.Notes) != 1 || !strings.Contains(row.Notes[0], "still at the source") {
+		t.Errorf("notes %q", row.Notes)
+	}
+	if left := rigsLeft(t); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 // Ctrl-C while the guest boots leaves nothing.
 func TestBenchRelocateInterrupted(t *testing.T) {
 	buildDaemon(t)

@@ -1,0 +1,153 @@
+package paper
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+	"html/template"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/pagewarp/pagewarp/bench/report"
+)
+
+// Report is report.json: the experiments that were made.
+type Report struct {
+	Started  time.Time       `json:"started"`
+	Quick    bool            `json:"quick"`
+	Command  string          `json:"command"`
+	Machine  report.Machine  `json:"machine"`
+	Versions report.Versions `json:"versions"`
+	Commit   string          `json:"commit"`
+	Parts    []Part          `json:"parts"`
+}
+
+// Measured reports whether there is a part with figures.
+func (r *Report) Measured() bool {
+	return slices.ContainsFunc(r.Parts, func(p Part) bool { return len(p.Says) > 0 })
+}
+
+// Files of the report, in its folder; the plots are beside them.
+const (
+	PageFile     = "index.html"
+	JSONFile     = "report.json"
+	MarkdownFile = "RESULTS.md"
+)
+
+//go:embed page.html
+var pageText string
+
+var page = template.Must(template.New(PageFile).Parse(pageText))
+
+// Facts are the machine and the versions, in lines.
+func (r *Report) Facts() []string {
+	m, kind := r.Machine, "full run"
+	if r.Quick {
+		kind = "quick run: few repeats, so the ranges say little"
+	}
+	return []string{
+		fmt.Sprintf("%d × %s, %s of memory, Linux %s, load average %.1f when it began", m.Cores, m.CPU, humanize.IBytes(m.MemoryBytes), m.Kernel, m.LoadAvg),
+		fmt.Sprintf("pagewarp %s, %s, QEMU %s", r.Versions.Pagewarp, r.Versions.Go, r.Versions.QEMU),
+		fmt.Sprintf("%s, %s UTC", kind, r.Started.Format("2006-01-02 15:04")),
+		r.Command,
+	}
+}
+
+// Write writes the page, the plots, Markdown and JSON into a folder. A plot that
+// cannot be drawn is a failure of its part.
+func (r *Report) Write(dir string) error {
+	for i := range r.Parts {
+		p := &r.Parts[i]
+		if p.paint == nil {
+			continue
+		}
+		base := filepath.Join(dir, p.Name)
+		if err := p.paint(base+".svg", base+".png"); err != nil {
+			p.Figure = false
+			p.Failures = append(p.Failures, oneLine(err.Error()))
+		}
+		p.paint = nil // drawn once
+	}
+	var html, markdown bytes.Buffer
+	if err := page.Execute(&html, r); err != nil {
+		return fmt.Errorf("make %s: %w", PageFile, err)
+	}
+	r.Markdown(&markdown)
+	if err := report.WriteFile(filepath.Join(dir, PageFile), html.Bytes()); err != nil {
+		return err
+	}
+	if err := report.WriteFile(filepath.Join(dir, MarkdownFile), markdown.Bytes()); err != nil {
+		return err
+	}
+	return report.Write(filepath.Join(dir, JSONFile), r)
+}
+
+// Markdown writes the report; its plots are linked by their names.
+func (r *Report) Markdown(w io.Writer) {
+	fmt.Fprintf(w, "# The paper's experiments\n\n")
+	bullets(w, r.Facts())
+	for _, p := range r.Parts {
+		fmt.Fprintf(w, "\n## %s\n\nClaim: %s\n\n", p.Title, p.Claim)
+		for _, s := range p.Says {
+			fmt.Fprintf(w, "%s\n", s)
+		}
+		if len(p.Rows) > 0 {
+			fmt.Fprintf(w, "\n%s%s", markdownRow(p.Header), strings.Repeat("|---", len(p.Header))+"|\n")
+			for _, row := range p.Rows {
+				io.WriteString(w, markdownRow(row))
+			}
+		}
+		if p.Figure {
+			fmt.Fprintf(w, "\n![%s](%s.png)\n", p.Title, p.Name)
+		}
+		for _, f := range p.Failures {
+			fmt.Fprintf(w, "\n**FAILED** %s\n", f)
+		}
+		if len(p.Setup) > 0 {
+			fmt.Fprintln(w)
+			bullets(w, p.Setup)
+		}
+	}
+}
+
+func bullets(w io.Writer, lines []string) {
+	for _, l := range lines {
+		if l != "" {
+			fmt.Fprintf(w, "- %s\n", l)
+		}
+	}
+}
+
+func markdownRow(cells []string) string {
+	escaped := make([]string, len(cells))
+	for i, c := range cells {
+		escaped[i] = strings.ReplaceAll(c, "|", `\|`)
+	}
+	return "| " + strings.Join(escaped, " | ") + " |\n"
+}
+
+// Text writes the tables and the findings for the terminal.
+func (r *Report) Text(w io.Writer) error {
+	for _, p := range r.Parts {
+		fmt.Fprintf(w, "%s\n", p.Title)
+		if len(p.Rows) > 0 {
+			// Table changes the header that it is given.
+			if err := report.Table(w, append([]string(nil), p.Header...), p.Rows); err != nil {
+				return err
+			}
+		}
+		for _, s := range p.Says {
+			fmt.Fprintf(w, "  %s\n", s)
+		}
+		for _, f := range p.Failures {
+			fmt.Fprintf(w, "  FAILED: %s\n", f)
+		}
+		fmt.Fprintln(w)
+	}
+	return nil
+}
