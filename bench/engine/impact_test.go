@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"math"
 	"strings"
 	"testing"
@@ -166,5 +167,22 @@ func TestFaults(t *testing.T) {
 	dst.Latency = 0
 	if f := faults(src, dst); math.Abs(f.Mean-(90*192+10*1536)/100.0) > 1e-9 {
 		t.Errorf("mean of the bins %g", f.Mean)
+	}
+}
+
+// deaf is a guest that did not survive its relocation.
+type deaf struct{}
+
+func (deaf) finish(ctx context.Context, _ time.Time, _ moments) (observation, error) {
+	<-ctx.Done()
+	return observation{}, ctx.Err()
+}
+
+func TestGuestThatDoesNotAnswer(t *testing.T) {
+	c := &contest{Options: Options{AnswerLimit: 10 * time.Millisecond}}
+	now := time.Now()
+	err := c.evaluate(t.Context(), deaf{}, Moved{Started: now, Stopped: now, Resumed: now, Completed: now})
+	if err == nil || !strings.Contains(err.Error(), "did not answer within 10ms after it had moved") {
+		t.Errorf("%v", err)
 	}
 }

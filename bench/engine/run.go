@@ -37,6 +37,10 @@ type Options struct {
 	// BootLimit and MoveLimit are how long a guest may take to boot, and a
 	// relocation to be complete. Default 2 and 3 min.
 	BootLimit, MoveLimit time.Duration
+	// AnswerLimit bounds the questions to a guest that has moved, of which the
+	// verification of its memory takes seconds under TCG: a guest that did not
+	// survive answers none. Default 1 min.
+	AnswerLimit time.Duration
 	// Accel is auto, kvm or tcg. Default auto. CacheDir keeps what auto found.
 	Accel, CacheDir string
 	// Step, if not nil, is told what goes on.
@@ -49,6 +53,7 @@ func (o *Options) fill() error {
 	}
 	for d, byDefault := range map[*time.Duration]time.Duration{
 		&o.Before: 5 * time.Second, &o.After: 5 * time.Second, &o.BootLimit: 2 * time.Minute, &o.MoveLimit: 3 * time.Minute,
+		&o.AnswerLimit: time.Minute,
 	} {
 		if *d == 0 {
 			*d = byDefault
@@ -78,8 +83,8 @@ var errBoot = errors.New("the guest did not come up")
 
 // Run relocates the guest by each engine in alternation, A B A B …, a new guest
 // between new hosts every time. It needs root and the guest's image. A run that
-// fails is a row with an error; Run itself fails only if ctx ends or the
-// comparison cannot be made at all.
+// fails is a row with an error; Run itself fails only if ctx ends, and then
+// returns what was finished as well, or if the comparison cannot be made at all.
 func Run(ctx context.Context, o Options) (*Result, error) {
 	if err := o.fill(); err != nil {
 		return nil, err
@@ -112,7 +117,8 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 			c := &contest{Options: o, engine: e, kernel: kernel, image: image, row: Row{Engine: e.Name(), Run: n + 1}}
 			err := c.run(ctx)
 			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
+				r.sumUp()
+				return r, context.Cause(ctx)
 			}
 			if err != nil {
 				c.row.Error = err.Error()
@@ -268,7 +274,14 @@ func (c *contest) move(ctx context.Context, vm *rig.VM, config rig.VMConfig) (Mo
 
 // evaluate asks the load and the guest what they have noticed, and for bad
 // pages.
-func (c *contest) evaluate(ctx context.Context, o observer, m Moved) error {
+func (c *contest) evaluate(ctx context.Context, o observer, m Moved) (err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.AnswerLimit, fmt.Errorf("the guest did not answer within %v after it had moved", c.AnswerLimit))
+	defer cancel()
+	defer func() {
+		if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
+			err = fmt.Errorf("%w: %w", cause, err)
+		}
+	}()
 	at := moments{m.Stopped.Sub(m.Started), m.Resumed.Sub(m.Started), m.Completed.Sub(m.Started)}
 	seen, err := o.finish(ctx, m.Started, at)
 	if err != nil {

@@ -149,10 +149,14 @@ func (o *Options) compare(ctx context.Context, l lab, name, load string, ram uin
 	}
 	tools := o.Tools
 	tools.Insecure = true // QEMU's own ways run without TLS as well
-	return l.compare(ctx, engine.Options{
+	c, err := l.compare(ctx, engine.Options{
 		Tools: tools, Engines: es, Load: parsed, LogDir: filepath.Join(o.LogDir, "paper-"+name), RAM: ram, Repeat: o.Repeat, Link: gigabit,
 		MoveLimit: limit, After: after, Accel: o.Accel, CacheDir: o.CacheDir, Step: func(s string) { o.Step(name + ": " + s) },
 	})
+	if err != nil && ctx.Err() != nil && c != nil && len(c.Rows) > 0 {
+		return c, nil // what was finished before the interruption counts
+	}
+	return c, err
 }
 
 func (o *Options) web(ctx context.Context, l lab) ([]Part, error) {

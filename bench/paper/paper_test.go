@@ -200,3 +200,24 @@ func TestOnly(t *testing.T) {
 		t.Errorf("an unknown experiment: %v", err)
 	}
 }
+
+// A comparison that was interrupted keeps the relocations that were made.
+func TestInterruptedComparison(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	stop := errors.New("interrupted by the test")
+	o := Options{LogDir: t.TempDir(), Out: t.TempDir(), Only: []string{Memory}, Quick: true}
+	r, err := run(ctx, o, lab{func(ctx context.Context, e engine.Options) (*engine.Result, error) {
+		c, _ := made(ctx, e)
+		c.Facts["pagewarp"], c.Facts["qemu-precopy"] = engine.Facts{}, engine.Facts{}
+		c.Rows, c.Engines = c.Rows[:1], c.Engines[:1]
+		cancel(stop)
+		return c, context.Cause(ctx)
+	}, still})
+	if !errors.Is(err, stop) {
+		t.Fatal(err)
+	}
+	if p := part(t, r, Memory); len(p.Rows) != 1 || len(p.Failures) != 1 || !strings.Contains(p.Failures[0], "1 of 2 relocations") {
+		t.Errorf("%q %q", p.Rows, p.Failures)
+	}
+}

@@ -120,6 +120,9 @@ func comparison(name string, c *engine.Result, engines ...string) Part {
 			}
 		}
 	}
+	if missing := c.Repeat*len(c.Facts) - len(c.Rows); missing > 0 {
+		p.Failures = append(p.Failures, fmt.Sprintf("not complete: %d of %d relocations were not made", missing, c.Repeat*len(c.Facts)))
+	}
 	for _, u := range c.Unavailable {
 		if slices.Contains(engines, u.Engine) {
 			p.Failures = append(p.Failures, fmt.Sprintf("%s cannot run here: %s", u.Engine, oneLine(u.Reason)))

@@ -83,8 +83,8 @@ Markdown and JSON.
   downtime  against the size of memory: 1, 4, 16 GiB and 64 GiB sparse
 
 The report is written anew after each experiment: an interrupted run keeps what
-was finished. An experiment that fails is a part that says so. --quick takes some
-four minutes, with smaller guests, fewer repeats, and downtime of 1 and 16 GiB only.`
+was finished. An experiment that fails is a part that says so. --quick takes a few
+minutes, with smaller guests, fewer repeats, and downtime of 1 and 16 GiB only.`
 	c.Example = `  pagewarp bench paper
   pagewarp bench paper --quick --only web,precache --out /tmp/paper`
 	fl := c.Flags()
