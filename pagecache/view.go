@@ -103,8 +103,10 @@ func (r *region) nextOpen(from, to uint64) (block uint64, ok bool) {
 			return 0, false
 		}
 		end := min(to*r.block, r.res.Pages())
-		page, _, found := r.res.NextAbsent(from*r.block, end)
-		if !found {
+		// Not NextAbsent: it would go on to the end of the run, which may be that
+		// of the region.
+		page := r.res.next(from*r.block, end, Absent, true)
+		if page == end {
 			r.planned.setRange(from, to)
 			return 0, false
 		}

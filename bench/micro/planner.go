@@ -54,7 +54,7 @@ type PlannerRow struct {
 	// Runs is how many decisions the last pass timed.
 	Runs       uint64 `json:"runs"`
 	TableBytes uint64 `json:"table_bytes"` // the residency's, whole
-	HeapBytes  uint64 `json:"heap_bytes"`  // the planner's own, at the end of the first drain
+	HeapBytes  uint64 `json:"heap_bytes"`  // the planner's own, when the first drain ended or the time was over
 }
 
 // PlannerResult is what [Planner] found.
