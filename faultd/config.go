@@ -207,6 +207,8 @@ type Config struct {
 	// Planner replaces the engine's own choice of what to precache. Its regions
 	// must be those above, and Policies is not used.
 	Planner *pagecache.Planner
+	// Record, if not nil, is told of every fault.
+	Record Recorder
 
 	// MaxDamage is how many channels in a row may end without one good answer
 	// between them because the peer broke the protocol, until the session fails.

@@ -260,6 +260,9 @@ func (c *demandChannel) answered(comp *transport.Completion, rec *recorders) {
 	rec.decode.Record(comp.Decode)
 	rec.install.Record(now.Sub(comp.Sent) - comp.Wire - comp.Decode)
 	rec.total.Record(now.Sub(s.read))
+	if e.cfg.Record != nil {
+		e.cfg.Record.Served(s.rng.Region, s.page, now)
+	}
 	e.end(i, s)
 }
 

@@ -86,9 +86,15 @@ func (w *faultWorker) fault(ev *Event, now time.Time) {
 		switch st {
 		case pagecache.Installing:
 			e.stats.faultsInstalling.Add(1)
+			e.record(ev, FaultInstalling, now)
 			return // the end of the claim wakes it
 		case pagecache.Resident, pagecache.Zero:
 			e.show(transport.Range{Region: r.ID, First: ev.Page, Count: 1}, st)
+			if st == pagecache.Zero {
+				e.record(ev, FaultZero, now)
+			} else {
+				e.record(ev, FaultResident, now)
+			}
 			w.local.Record(time.Since(now))
 			return
 		}
@@ -96,6 +102,7 @@ func (w *faultWorker) fault(ev *Event, now time.Time) {
 		switch how {
 		case lookupDup:
 			e.stats.faultsDup.Add(1)
+			e.record(ev, FaultJoined, now)
 			return
 		case lookupFull:
 			// The bound: this thread waits, and what it does not read waits in the
@@ -128,7 +135,15 @@ func (w *faultWorker) fault(ev *Event, now time.Time) {
 		e.planner.Fault(r.ID, ev.Page)
 		w.push[w.n] = n
 		w.n++
+		e.record(ev, FaultFetched, now)
 		return
+	}
+}
+
+// record tells the recorder, if there is one, of a fault.
+func (e *Engine) record(ev *Event, class FaultClass, read time.Time) {
+	if r := e.cfg.Record; r != nil {
+		r.Fault(ev.Region, ev.Page, class, read)
 	}
 }
 

@@ -71,6 +71,9 @@ type HostConfig struct {
 	// relocation does not say: one of FaultSources; empty is FaultAuto.
 	FaultSource string
 	Spin        time.Duration // busy wait before a fault thread sleeps; 0: none
+	// FaultLogDir, if not empty, gets a log of the faults of every machine that
+	// arrives, VM-SESSION.faults; see faultLog.
+	FaultLogDir string
 	// DeadAfter is the silence after which a peer is taken for gone; 0: the
 	// transport's default.
 	DeadAfter time.Duration

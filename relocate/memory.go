@@ -28,6 +28,7 @@ type guestMemory struct {
 	files   []*os.File    // the RAM files
 	tables  [][]byte      // the mapped residency files
 	begun   chan struct{} // closed when the source's image is frozen
+	faults  *faultLog     // nil: not kept
 }
 
 // catchFaults has every touch of the RAM of a VMM that was just started fault into
@@ -93,11 +94,19 @@ func holdMemory(in *incoming, fresh bool, open func(g *guestMemory, fresh bool) 
 	}
 	in.update(func(s *Status) { s.FaultSource = in.faultSource() })
 	o := in.rec.Options
+	var record faultd.Recorder
+	if dir := in.host.cfg.FaultLogDir; dir != "" {
+		if g.faults, err = newFaultLog(dir, in); err != nil {
+			g.close()
+			return nil, err
+		}
+		record = g.faults
+	}
 	g.engine, err = faultd.New(faultd.Config{
 		Regions: g.regions, Memory: g.source.Memory(), Open: g.channel,
 		DemandChannels: o.DemandChannels, PrecacheChannels: o.PrecacheChannels,
 		Readers: in.host.cfg.FaultReaders, BlockingDemand: true, Priority: true, BulkNice: faultd.BulkNice,
-		PrecacheOff: true, Held: true, Policies: in.policies(), Bandwidth: uint64(o.Bandwidth), Log: in.log,
+		PrecacheOff: true, Held: true, Policies: in.policies(), Bandwidth: uint64(o.Bandwidth), Record: record, Log: in.log,
 	})
 	if err == nil {
 		err = g.engine.Start()
@@ -245,9 +254,9 @@ func (g *guestMemory) close() {
 	if g.engine != nil {
 		g.engine.Detach()
 	}
-	var err error
+	err := g.faults.close()
 	if g.source != nil {
-		err = g.source.Close()
+		err = errors.Join(err, g.source.Close())
 	}
 	for _, t := range g.tables {
 		err = errors.Join(err, sysmem.Unmap(t))

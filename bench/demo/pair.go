@@ -37,6 +37,9 @@ type Tools struct {
 	Certificates func(dir, host string, addr netip.Addr) (ca, cert, key string, err error)
 	// Insecure leaves out certificates and TLS, to compare with what has none.
 	Insecure bool
+	// FaultLog, if not empty, is a folder for the daemons' logs of faults; an
+	// absolute path.
+	FaultLog string
 }
 
 const (
@@ -160,6 +163,9 @@ func (s *Side) start(t Tools, other *Side, pkiDir string) error {
 	}
 	if err := os.MkdirAll(s.stateDir(), 0o700); err != nil {
 		return err
+	}
+	if t.FaultLog != "" {
+		security += fmt.Sprintf("\n[engine]\nfault_log = %q", t.FaultLog)
 	}
 	path := filepath.Join(s.Dir, "pagewarpd.toml")
 	if err := os.WriteFile(path, []byte(s.config(security, other)), 0o600); err != nil {

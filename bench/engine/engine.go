@@ -12,6 +12,7 @@ import (
 	"github.com/pagewarp/pagewarp/bench/demo"
 	"github.com/pagewarp/pagewarp/internal/guestapi"
 	"github.com/pagewarp/pagewarp/internal/rig"
+	"github.com/pagewarp/pagewarp/relocate"
 )
 
 // Engine is one way to move a running guest from the pair's host A to host B.
@@ -46,6 +47,11 @@ type Job struct {
 	Link uint64
 	// Codec is pagewarp's for precache; empty is auto.
 	Codec string
+	// Precache are pagewarp's policies, as of [relocate.Options]; empty is all.
+	Precache string
+	// Span is how long a relocation on demand is watched from the guest's
+	// resumption on; 0: onDemandSpan.
+	Span time.Duration
 	// TLS says that the pair's daemons run over mutual TLS.
 	TLS bool
 	// Begin is to be called when the command is given; it returns that time.
@@ -64,6 +70,8 @@ type Moved struct {
 	BytesReported uint64
 	// Notes are further facts, such as the passes of a precopy.
 	Notes []string
+	// Status is the destination's last word, of pagewarp.
+	Status *relocate.Status
 }
 
 // Env is what engines are made with.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -46,20 +47,21 @@ func (p *pagewarp) Move(ctx context.Context, j *Job) (Moved, error) {
 	defer enough()
 	var last relocate.Status // of a failed or unfinished relocation, too
 	seenAll := false
+	span := cmp.Or(j.Span, onDemandSpan)
 	m.Started = j.Begin()
-	leg, err := j.Pair.Relocate(ctx, j.VM.Name, a, b, relocate.Options{Codec: j.Codec, OnDemandOnly: p.onDemand}, func(s relocate.Status) {
+	leg, err := j.Pair.Relocate(ctx, j.VM.Name, a, b, relocate.Options{Codec: j.Codec, OnDemandOnly: p.onDemand, Precache: j.Precache}, func(s relocate.Status) {
 		last = s
-		if p.onDemand && !s.Resumed.IsZero() && time.Since(s.Resumed) >= onDemandSpan {
+		if p.onDemand && !s.Resumed.IsZero() && time.Since(s.Resumed) >= span {
 			seenAll = true
 			enough()
 		}
 	})
-	m.Stopped, m.Resumed, m.BytesReported = last.Stopped, last.Resumed, last.BytesWire
+	m.Stopped, m.Resumed, m.BytesReported, m.Status = last.Stopped, last.Resumed, last.BytesWire, &last
 	switch {
 	case err == nil:
 		m.Completed = m.Started.Add(time.Duration(leg.TotalMS * float64(time.Millisecond)))
 	case seenAll:
-		m.Notes = append(m.Notes, fmt.Sprintf("%d of %d pages were still at the source %v after the guest had resumed", last.PagesRemaining, last.PagesTotal, onDemandSpan))
+		m.Notes = append(m.Notes, fmt.Sprintf("%d of %d pages were still at the source %v after the guest had resumed", last.PagesRemaining, last.PagesTotal, span))
 	default:
 		return m, err
 	}

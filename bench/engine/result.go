@@ -6,6 +6,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/bench/report"
 	"github.com/pagewarp/pagewarp/bench/workloads"
+	"github.com/pagewarp/pagewarp/relocate"
 )
 
 // Result is a comparison.
@@ -69,6 +70,8 @@ type Row struct {
 	BadPages      uint64   `json:"bad_pages"`      // pages, and answers, that were wrong
 	Notes         []string `json:"notes,omitempty"`
 	ClientErrors  []string `json:"client_errors,omitempty"`
+	// Status is the destination's last word, of pagewarp.
+	Status *relocate.Status `json:"status,omitempty"`
 	// Series is the throughput; its times are seconds from the command.
 	Series []report.Point `json:"series"`
 }
@@ -90,7 +93,7 @@ func exists(path string) bool {
 // fill notes the engine's own account and the hosts' costs.
 func (r *Row) fill(m Moved, costs [2]Cost) {
 	r.Settings, r.Fault, r.BytesReported, r.Notes = m.Settings, m.Fault, m.BytesReported, m.Notes
-	r.Source, r.Destination = costs[0], costs[1]
+	r.Source, r.Destination, r.Status = costs[0], costs[1], m.Status
 	if !m.Stopped.IsZero() {
 		r.StoppedMS = ms(m.Stopped.Sub(m.Started))
 	}

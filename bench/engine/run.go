@@ -31,6 +31,11 @@ type Options struct {
 	Link uint64
 	// Codec is pagewarp's for precache; empty is auto.
 	Codec string
+	// Precache are pagewarp's policies, as of [relocate.Options]; empty is all.
+	Precache string
+	// Span is how long a relocation on demand is watched from the guest's
+	// resumption on; 0: onDemandSpan.
+	Span time.Duration
 	// Before and After are how long the guest is watched before the command,
 	// and after it has moved. Default 5 s each.
 	Before, After time.Duration
@@ -43,6 +48,9 @@ type Options struct {
 	AnswerLimit time.Duration
 	// Accel is auto, kvm or tcg. Default auto. CacheDir keeps what auto found.
 	Accel, CacheDir string
+	// Inspect, if not nil, is called after each relocation that succeeded, while
+	// the hosts are still there.
+	Inspect func(context.Context, *Job, Moved) error
 	// Step, if not nil, is told what goes on.
 	Step func(string)
 }
@@ -250,13 +258,17 @@ func (c *contest) move(ctx context.Context, vm *rig.VM, config rig.VMConfig) (Mo
 	var mt *meter
 	var meterErr error
 	_, ours := c.engine.(*pagewarp)
-	m, err := c.engine.Move(ctx, &Job{
-		Pair: c.pair, VM: vm, Config: config, Guest: c.guest, Link: c.Link, Codec: c.Codec, TLS: !c.Tools.Insecure,
+	job := &Job{
+		Pair: c.pair, VM: vm, Config: config, Guest: c.guest, Link: c.Link, Codec: c.Codec, Precache: c.Precache, Span: c.Span, TLS: !c.Tools.Insecure,
 		Begin: func() time.Time {
 			mt, meterErr = startMeter(ours, [2]*rig.Host{c.pair.A.Host, c.pair.B.Host})
 			return time.Now()
 		},
-	})
+	}
+	m, err := c.engine.Move(ctx, job)
+	if err == nil && c.Inspect != nil {
+		err = c.Inspect(ctx, job, m)
+	}
 	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}

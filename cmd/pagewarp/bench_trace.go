@@ -24,7 +24,7 @@ is worth, in seconds of real time, at round trips and bandwidths that this machi
 does not have.`,
 		Args: group, RunE: help,
 	}
-	c.AddCommand(newBenchSimulate())
+	c.AddCommand(newBenchRecord(), newBenchSimulate())
 	return c
 }
 

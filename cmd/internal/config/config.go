@@ -96,6 +96,7 @@ type Engine struct {
 	FaultReaders int      `toml:"fault_readers"`
 	Spin         Duration `toml:"spin"`
 	FaultSource  string   `toml:"fault_source"` // one of relocate.FaultSources
+	FaultLog     string   `toml:"fault_log"`    // folder; empty: none
 }
 
 // Cache is what is kept of machines that have left, for a quick return.

@@ -103,6 +103,9 @@ func (c Config) Validate() error {
 	if !slices.Contains(relocate.RDMAPolicies, c.RDMA.Policy) {
 		bad("rdma.policy %q; choose one of %s", c.RDMA.Policy, strings.Join(relocate.RDMAPolicies, ", "))
 	}
+	if c.Engine.FaultLog != "" && !filepath.IsAbs(c.Engine.FaultLog) {
+		bad("engine.fault_log %q must be an absolute path", c.Engine.FaultLog)
+	}
 	if c.Engine.Spin < 0 {
 		bad("engine.spin must not be negative")
 	}

@@ -1,0 +1,221 @@
+package record
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/pagewarp/pagewarp/bench/demo"
+	"github.com/pagewarp/pagewarp/bench/engine"
+	"github.com/pagewarp/pagewarp/bench/floor"
+	"github.com/pagewarp/pagewarp/bench/report"
+	"github.com/pagewarp/pagewarp/bench/trace"
+	"github.com/pagewarp/pagewarp/relocate"
+)
+
+// What the real relocations are set to, and the simulation of them. The hot list
+// is left out: which pages it named is not recorded.
+const (
+	realPolicies      = "around,bubbles,sweep"
+	simulatedPolicies = "around+bubbles+follow"
+	recordSpan        = 10 * time.Second
+	channels          = 2  // the daemon's default
+	runPages          = 16 // faultd's default of BatchPages
+)
+
+// Options of a recording.
+type Options struct {
+	// Engine are those of the relocations; its Engines are replaced. Repeat is
+	// the number of relocations with precache.
+	Engine engine.Options
+	Env    engine.Env
+}
+
+// Recording is a trace and what a simulation of it is worth.
+type Recording struct {
+	Trace *trace.Trace `json:"-"`
+	File  string       `json:"file,omitempty"`
+	Load  string       `json:"load"`
+	Real  []trace.Real `json:"real"`
+	// Simulated is the simulation under the conditions of the real runs.
+	Simulated *trace.Result `json:"simulated"`
+	// Errors are simulated to real, less 1: of the medians of the real runs.
+	DrainError float64 `json:"drain_error"`
+	FaultError float64 `json:"fault_error"` // of the pages fetched on demand
+	StallError float64 `json:"stall_error"`
+}
+
+// Run records a trace and checks the simulation. It needs root.
+func Run(ctx context.Context, o Options) (*Recording, error) {
+	if o.Engine.Step == nil {
+		o.Engine.Step = func(string) {}
+	}
+	dir, err := os.MkdirTemp("", "pagewarp-trace-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	t := &trace.Trace{Schema: trace.Schema, Origin: "recorded", Created: time.Now().UTC().Truncate(time.Second),
+		VCPUs: max(o.Engine.VCPUs, 1), Load: o.Engine.Load.String()}
+	t.Link.LinkBitsPerSec = float64(o.Engine.Link) * 8
+	if err := floors(ctx, o.Engine, t); err != nil {
+		return nil, fmt.Errorf("floors: %w", err)
+	}
+	if err := onDemand(ctx, o, t, filepath.Join(dir, "faults")); err != nil {
+		return nil, fmt.Errorf("record on demand only: %w", err)
+	}
+	r := &Recording{Trace: t, Load: t.Load}
+	if err := r.real(ctx, o); err != nil {
+		return nil, fmt.Errorf("relocate with precache: %w", err)
+	}
+	r.Simulated, err = trace.Simulate(ctx, t, AsRecorded(t))
+	if err != nil {
+		return nil, err
+	}
+	over := func(a, b float64) float64 {
+		if b == 0 {
+			return 0
+		}
+		return a/b - 1
+	}
+	r.DrainError = over(r.Simulated.DrainS, t.Real.DrainS)
+	r.FaultError = over(float64(r.Simulated.DemandPages), float64(t.Real.PagesDemand))
+	r.StallError = over(r.Simulated.StallS, t.Real.StallS)
+	return r, nil
+}
+
+// floors measures what the hosts' link and the machine do without pagewarp.
+func floors(ctx context.Context, o engine.Options, t *trace.Trace) (err error) {
+	o.Step("floors of this machine, over the same links")
+	p, err := demo.NewPair(ctx, o.Tools, filepath.Join(o.LogDir, "floors"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	cpus, err := floor.PickCPUs()
+	if err != nil {
+		return err
+	}
+	f, err := floor.Run(ctx, floor.Options{CPUs: cpus, Count: 2000, StreamBytes: 128 << 20, Pair: demo.PathOf(p.A.Host, p.B.Host)})
+	if err != nil {
+		return err
+	}
+	r := f.Report()
+	t.Link.LocalFaultUS, t.Link.RTTUS, t.Link.BytesPerSec = r.LocalFaultUS, r.RTTUS, r.StreamBytesPerSec
+	return nil
+}
+
+// onDemand moves a guest without precache and makes the trace of its faults.
+func onDemand(ctx context.Context, o Options, t *trace.Trace, dir string) error {
+	e, err := engine.New(engine.OnDemand, o.Env)
+	if err != nil {
+		return err
+	}
+	eo := o.Engine
+	// Read-ahead would hide touches from the log.
+	eo.Engines, eo.Repeat, eo.Tools.FaultLog, eo.Precache, eo.Span = []engine.Engine{e}, 1, dir, "sweep", recordSpan
+	var resumed time.Time
+	eo.Inspect = func(_ context.Context, j *engine.Job, m engine.Moved) error {
+		resumed = m.Resumed
+		t.Seconds = recordSpan.Seconds()
+		zero, pages, err := zeroRuns(j.VM.MemPath)
+		t.Regions = []trace.Region{{ID: 0, Name: "mem", Pages: pages, PageSize: pageSize, Zero: zero}}
+		t.Link.DemandTotalUS = m.Fault.P50
+		return err
+	}
+	res, err := engine.Run(ctx, eo)
+	if err != nil {
+		return err
+	}
+	if row := res.Rows[0]; row.Error != "" {
+		return errors.New(row.Error)
+	}
+	fs, err := readLog(dir)
+	if err != nil {
+		return err
+	}
+	end := resumed.Add(time.Duration(t.Seconds * 1e9)).UnixNano()
+	fs = slices.DeleteFunc(fs, func(f relocate.FaultRecord) bool { return f.At > end })
+	if t.Touches, err = touches(fs, resumed); err != nil {
+		return err
+	}
+	id := t.Touches[0].Region
+	t.Regions[0].ID = id
+	for _, x := range t.Touches {
+		if x.Region != id {
+			return fmt.Errorf("faults in the regions %d and %d: only machines with one are recorded", id, x.Region)
+		}
+	}
+	return nil
+}
+
+// real moves guests with precache and notes their medians in the trace.
+func (r *Recording) real(ctx context.Context, o Options) error {
+	e, err := engine.New(engine.Pagewarp, o.Env)
+	if err != nil {
+		return err
+	}
+	eo := o.Engine
+	eo.Engines, eo.Precache = []engine.Engine{e}, realPolicies
+	res, err := engine.Run(ctx, eo)
+	if err != nil {
+		return err
+	}
+	var ratios []float64
+	for _, row := range res.Rows {
+		if row.Error != "" || row.Status == nil {
+			continue
+		}
+		s := row.Status
+		r.Real = append(r.Real, trace.Real{
+			DrainS: s.Drained.Sub(s.Resumed).Seconds(), PagesDemand: s.PagesDemand, Faults: uint64(s.FaultLatency.Count),
+			FaultP50US: s.FaultLatency.P50, FaultP99US: s.FaultLatency.P99,
+			StallS:    s.FaultLatency.Mean * float64(s.FaultLatency.Count) / 1e6,
+			WireBytes: s.BytesWire, Precache: channels, RunPages: runPages, ReadAround: 1, PolicyNames: simulatedPolicies,
+		})
+		if s.PagesPrecache > 0 {
+			ratios = append(ratios, (float64(s.BytesWire)-float64(s.PagesDemand)*pageSize)/(float64(s.PagesPrecache)*pageSize))
+		}
+	}
+	if len(r.Real) == 0 {
+		return fmt.Errorf("not one relocation succeeded: %s", res.Rows[0].Error)
+	}
+	median := func(f func(trace.Real) float64) float64 {
+		vs := make([]float64, len(r.Real))
+		for i, x := range r.Real {
+			vs[i] = f(x)
+		}
+		return report.SpreadOf(vs).Median
+	}
+	m := r.Real[0]
+	m.DrainS = median(func(x trace.Real) float64 { return x.DrainS })
+	m.PagesDemand = uint64(median(func(x trace.Real) float64 { return float64(x.PagesDemand) }))
+	m.Faults = uint64(median(func(x trace.Real) float64 { return float64(x.Faults) }))
+	m.FaultP50US = median(func(x trace.Real) float64 { return x.FaultP50US })
+	m.FaultP99US = median(func(x trace.Real) float64 { return x.FaultP99US })
+	m.StallS = median(func(x trace.Real) float64 { return x.StallS })
+	r.Trace.Real = &m
+	r.Trace.Link.WireRatio = max(0.001, report.SpreadOf(ratios).Median)
+	return nil
+}
+
+// AsRecorded are the options that a trace's real relocations had, as far as
+// floors tell them.
+func AsRecorded(t *trace.Trace) trace.Options {
+	us := func(v float64) time.Duration { return time.Duration(v * 1e3) }
+	o := trace.Options{Policies: simulatedPolicies, RTT: us(t.Link.RTTUS), Bandwidth: t.Link.BytesPerSec * 8, LocalFault: us(t.Link.LocalFaultUS),
+		Precache: channels, RunPages: runPages, ReadAround: 1}
+	if l := t.Link.LinkBitsPerSec; l > 0 {
+		o.Bandwidth = min(l, o.Bandwidth)
+	} else {
+		// What limits is the CPUs' time for each connection: no queue is shared.
+		o.Fair = true
+	}
+	// The engine's own share of a fault, from the recorded run, on an idle link.
+	o.ServeDemand = max(time.Microsecond, us(t.Link.DemandTotalUS)-o.RTT)
+	return o
+}
