@@ -10,9 +10,13 @@ import (
 // a planner asks them.
 var PolicyNames = []string{"hot", "around", "bubbles", "sweep"}
 
-// DefaultPolicies returns what a relocation uses: all of them.
+// DefaultPolicyNames are those that a relocation uses if it is told nothing: all
+// but the hot list, which costs downtime and has not paid (docs/PRECACHE.md).
+var DefaultPolicyNames = []string{"around", "bubbles", "sweep"}
+
+// DefaultPolicies returns what a relocation uses if it is told nothing.
 func DefaultPolicies() []Policy {
-	p, _ := Policies(PolicyNames) // knows its own names
+	p, _ := Policies(DefaultPolicyNames) // knows its own names
 	return p
 }
 

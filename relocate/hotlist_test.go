@@ -64,7 +64,7 @@ func FuzzParseRuns(f *testing.F) {
 // that are wrong are said to be so, and the relocation goes on.
 func TestHotList(t *testing.T) {
 	r := newRig(t, nil)
-	r.relocate(r.b.addr, Options{})
+	r.relocate(r.b.addr, Options{Precache: strings.Join(pagecache.PolicyNames, ",")})
 	bad := []hotMsg{
 		{Runs: appendRuns(nil, []pagecache.Run{{Region: 9, First: 0, Count: 1}})},
 		{Runs: appendRuns(nil, []pagecache.Run{{Region: 0, First: 1 << 40, Count: 1}})},

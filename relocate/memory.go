@@ -133,7 +133,7 @@ func (in *incoming) policies() []pagecache.Policy {
 // policyNames splits Options.Precache.
 func policyNames(list string) []string {
 	if list == "" {
-		return slices.Clone(pagecache.PolicyNames)
+		return slices.Clone(pagecache.DefaultPolicyNames)
 	}
 	return strings.Split(list, ",")
 }

@@ -75,7 +75,7 @@ type Options struct {
 	// OnDemandOnly switches precache off: pages come only when touched.
 	OnDemandOnly bool `json:"on_demand_only,omitempty"`
 	// Precache names the precache policies, separated by commas
-	// (pagecache.PolicyNames); empty is all of them.
+	// (pagecache.PolicyNames); empty is pagecache.DefaultPolicyNames.
 	Precache string `json:"precache,omitempty"`
 	// Bandwidth caps precache, in bytes per second on the wire; 0 is no cap.
 	Bandwidth int64 `json:"bandwidth,omitempty"`
