@@ -171,7 +171,8 @@ type Config struct {
 	// most, within an aligned group of that size; a power of two. Default 1: the
 	// page alone.
 	ReadAround uint32
-	// Priority raises the priority of the threads on the fault path (nice -10).
+	// Priority raises the priority of the threads on the fault path
+	// (internal/sched: real-time while they use little of a CPU, else nice -10).
 	// Refusal is logged, not fatal.
 	Priority bool
 

@@ -24,7 +24,7 @@
 // Commit says "the content is complete", and where the content outlives the
 // daemon it comes before the guest can see the page:
 //
-//   - Shared memory: write through the alias, Commit, then UFFDIO_CONTINUE. A
+//   - Shared memory: write to the file, Commit, then UFFDIO_CONTINUE. A
 //     daemon that is killed between the two finds a Resident page and only maps
 //     it again. A page found Installing was certainly never visible, so Recover
 //     makes it Absent and it is fetched anew.
