@@ -112,10 +112,10 @@ func TestFaultAround(t *testing.T) {
 	d.fill(0, 6, 1)
 	d.fill(7, 500, 1)
 	copy(d.alias[6*pageSize:], "not yet") // in memory, not resident
-	mem := o.mmap(1024, true)
+	// The window is 16 pages, aligned by address.
+	mem := o.mmapAligned()
 	o.check(mem, 0, 1) // the first touch makes the page table
 	o.check(mem, 3, 1)
-	// The window is 16 pages, aligned by address: it may begin or end at the page.
 	before := mapped(t, mem)
 	if before < 4*pageSize || before > 6*pageSize {
 		t.Errorf("%d bytes are mapped after a touch of page 3, want 4 to 6 pages of those before the gap", before)
