@@ -4,7 +4,8 @@
 //
 // which counts tests and subtests, and each linter and each package without a
 // failing test of its own as one. It exits with 1 after any failure or skip:
-// a test that did not run has shown nothing.
+// a test that did not run has shown nothing. One or two failed tests are run
+// once more, alone; one that passes then is named before the last line.
 package main
 
 import (
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,7 +39,14 @@ func main() {
 	t := newTally(os.Stdout)
 	lint(ctx, t, *staticcheck, packages)
 	if !*lintOnly {
-		runTests(ctx, t, *race, *limit, packages)
+		args := []string{"-timeout", limit.String()}
+		if *race {
+			args = append(args, "-race")
+		}
+		runTests(ctx, t, slices.Concat(args, packages))
+		t.again(ctx, func(ctx context.Context, into *tally, pkg, test string) {
+			runTests(ctx, into, slices.Concat(args, []string{"-count=1", "-run", "^" + test + "$", pkg}))
+		})
 	}
 	os.Exit(t.finish())
 }
@@ -73,14 +82,10 @@ func lint(ctx context.Context, t *tally, staticcheck string, packages []string) 
 	}
 }
 
-// runTests runs go test one package at a time: the tests start virtual
-// machines, and share two cores.
-func runTests(ctx context.Context, t *tally, race bool, limit time.Duration, packages []string) {
-	args := []string{"test", "-json", "-p", "1", "-timeout", limit.String()}
-	if race {
-		args = append(args, "-race")
-	}
-	cmd := exec.CommandContext(ctx, "go", append(args, packages...)...)
+// runTests runs go test with further arguments, one package at a time: the tests
+// start virtual machines, and share two cores.
+func runTests(ctx context.Context, t *tally, args []string) {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-p", "1"}, args...)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 30 * time.Second
 	var stderr bytes.Buffer

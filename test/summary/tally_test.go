@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"strings"
 	"testing"
 )
@@ -56,5 +57,55 @@ func TestChecksCount(t *testing.T) {
 	tl.check("vet", "p.go: bad")
 	if code := tl.finish(); code != 1 || !strings.HasSuffix(out.String(), "p.go: bad\n1 passed, 1 failed, 0 skipped\n") {
 		t.Errorf("exit code %d after\n%s", code, &out)
+	}
+}
+
+func TestAgain(t *testing.T) {
+	const (
+		fails = `{"Action":"fail","Package":"p","Test":"TestA/sub"}
+{"Action":"fail","Package":"p","Test":"TestA"}
+{"Action":"pass","Package":"p","Test":"TestB"}
+{"Action":"fail","Package":"p"}
+`
+		passes = `{"Action":"pass","Package":"p","Test":"TestA/sub"}
+{"Action":"pass","Package":"p","Test":"TestA"}
+{"Action":"pass","Package":"p"}
+`
+	)
+	for _, tc := range []struct {
+		name, first, second, last, shows string
+		runs                             int
+	}{
+		{"passes", fails, passes, "3 passed, 0 failed, 0 skipped", "UNSTEADY  p TestA:", 1},
+		{"fails again", fails, fails, "1 passed, 2 failed, 0 skipped", "FAIL  p TestA a second time", 1},
+		{"runs nothing", fails, `{"Action":"pass","Package":"p"}`, "1 passed, 2 failed, 0 skipped", "a second time", 1},
+		{"is skipped", fails, `{"Action":"skip","Package":"p","Test":"TestA"}`, "1 passed, 2 failed, 0 skipped", "a second time", 1},
+		{"a race", `{"Action":"output","Package":"p","Test":"TestA/sub","Output":"WARNING: DATA RACE\n"}
+` + fails, passes, "1 passed, 2 failed, 0 skipped", "no second run", 0},
+		{"many", fails + `{"Action":"fail","Package":"q","Test":"TestA"}
+{"Action":"fail","Package":"q","Test":"TestC"}`, passes, "1 passed, 4 failed, 0 skipped", "", 0},
+		{"a package does not build", fails + `{"Action":"fail","Package":"q"}`, passes, "1 passed, 3 failed, 0 skipped", "", 0},
+		{"none", passes, fails, "2 passed, 0 failed, 0 skipped", "", 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var out strings.Builder
+			tl := newTally(&out)
+			if err := tl.read(strings.NewReader(tc.first)); err != nil {
+				t.Fatal(err)
+			}
+			runs := 0
+			tl.again(context.Background(), func(_ context.Context, into *tally, pkg, test string) {
+				if runs++; pkg != "p" || test != "TestA" {
+					t.Errorf("runs %s of %s", test, pkg)
+				}
+				if err := into.read(strings.NewReader(tc.second)); err != nil {
+					t.Error(err)
+				}
+			})
+			tl.finish()
+			if runs != tc.runs || !strings.HasSuffix(out.String(), "\n"+tc.last+"\n") || !strings.Contains(out.String(), tc.shows) {
+				t.Errorf("%d runs, want %d; want %q and at the end %q in\n%s", runs, tc.runs, tc.shows, tc.last, &out)
+			}
+		})
 	}
 }
