@@ -185,11 +185,10 @@ type Config struct {
 	PrecacheOff bool
 	// Bandwidth caps precache, in bytes a second on the wire; 0 is no cap.
 	Bandwidth uint64
-	// BatchPages is the most pages of one precache fetch. Default 16: at least
-	// two fetches are in flight, and what is in flight competes for the link and
-	// the CPUs with a demand fetch. A page costs no more in a fetch of 16 than in
-	// one of 64 (BenchmarkFetchSize), and where a slow link is the bottleneck a
-	// fault waits for a third of the time (docs/PRECACHE.md).
+	// BatchPages is the most pages of one precache fetch. Default 32. At least two
+	// fetches are in flight, and what is in flight competes for the link and the
+	// CPUs with a demand fetch: on a link where 32 pages take longer than 0.5 ms a
+	// fetch has fewer, down to 16 (docs/PRECACHE.md).
 	BatchPages uint32
 	// WindowBytes is the most precache in flight on one channel. Default 16 MiB.
 	WindowBytes uint64
@@ -238,7 +237,7 @@ func (c *Config) setDefaults() error {
 		c.ReadAround = 1
 	}
 	if c.BatchPages == 0 {
-		c.BatchPages = 16
+		c.BatchPages = 32
 	}
 	if c.WindowBytes == 0 {
 		c.WindowBytes = 16 << 20

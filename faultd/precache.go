@@ -14,6 +14,7 @@ import (
 const (
 	maxRuns   = 1024                   // precache fetches in flight on one channel
 	postBatch = 8                      // precache fetches in one write
+	leastRun  = 64 << 10               // bytes of a precache fetch on a slow link
 	dryPause  = 2 * time.Millisecond   // until an idle worker asks the planner again
 	gatePause = 200 * time.Microsecond // until an idle worker looks at the gate again
 )
@@ -41,14 +42,15 @@ type precacheChannel struct {
 }
 
 func newPrecacheChannel(e *Engine, index int) *precacheChannel {
-	run := uint64(e.cfg.BatchPages) * 4096
+	longest := uint64(e.cfg.BatchPages) * 4096
+	run := min(longest, leastRun)
 	for _, r := range e.cfg.Regions {
 		run = max(run, uint64(r.PageSize))
 	}
 	return &precacheChannel{
 		channel: channel{e: e, kind: transport.Precache, index: index},
 		kick:    make(chan struct{}, 1),
-		window:  pagecache.NewWindow(pagecache.WindowConfig{Run: run, Cap: e.cfg.WindowBytes}),
+		window:  pagecache.NewWindow(pagecache.WindowConfig{Run: run, MaxRun: longest, Cap: e.cfg.WindowBytes}),
 	}
 }
 
@@ -114,10 +116,11 @@ func (c *precacheChannel) post(f transport.Fetcher) (pause time.Duration, err er
 			pause = d
 			break
 		}
-		if c.window.Budget() == 0 {
+		room := c.window.Next()
+		if room == 0 {
 			break
 		}
-		if e.planner.Next(c.runs[:], 1<<32) == 0 {
+		if e.planner.Next(c.runs[:], room/4096) == 0 {
 			pause = dryPause
 			break
 		}

@@ -273,7 +273,7 @@ func TestNoAllocations(t *testing.T) {
 		r.Zero(page%(1<<20), 1)
 		r.NextAbsent(page%(1<<20), 1<<20)
 		w.OnDelivered(4096, now, now.Add(1e5))
-		l.Charge(int64(w.Budget()), now)
+		l.Charge(int64(w.Next()), now)
 		l.Delay(now)
 	}
 	for range 100 {

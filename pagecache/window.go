@@ -20,6 +20,10 @@ const (
 	regrowBy     = 1.15
 	historySize  = 256 // points of the delivery curve remembered
 	historySteps = 32  // at most so many points in one minimal answer time
+
+	// A run is as long as what is delivered in so much time: a demand answer waits
+	// behind a run that is being sent, and each run costs both sides the same work.
+	runTime = 500 * time.Microsecond
 )
 
 // cruiseGains cycles, one a round: probe for more, drain what that queued, hold
@@ -28,9 +32,10 @@ var cruiseGains = [...]float64{1.25, 0.75, 1, 1, 1, 1, 1, 1}
 
 // WindowConfig configures a [Window]. Bytes are bytes of pages asked for.
 type WindowConfig struct {
-	Run     uint64 // bytes of the longest run; required
+	Run     uint64 // bytes of a run on a slow link; required
+	MaxRun  uint64 // bytes of a run on a fast one; default and least: Run
 	MinRuns int    // runs that may always be in flight; default 2
-	Cap     uint64 // bytes in flight at most; default 64 MiB, at least MinRuns runs
+	Cap     uint64 // bytes in flight at most; default 64 MiB, at least MinRuns of the longest runs
 	// Inflation is the multiple of the time that an answer takes on an empty
 	// link at which the window shrinks; default 3. It keeps queues in the
 	// network short, where demand answers would wait behind precache.
@@ -99,24 +104,26 @@ func NewWindow(cfg WindowConfig) *Window {
 	if cfg.Cap == 0 {
 		cfg.Cap = 64 << 20
 	}
-	cfg.Cap = max(cfg.Cap, uint64(cfg.MinRuns)*cfg.Run)
+	cfg.MaxRun = max(cfg.MaxRun, cfg.Run)
+	cfg.Cap = max(cfg.Cap, uint64(cfg.MinRuns)*cfg.MaxRun)
 	if cfg.Inflation <= 1 {
 		cfg.Inflation = 3
 	}
 	return &Window{cfg: cfg, starting: true, scale: 1}
 }
 
-// Budget returns how many bytes may be sent now. It is 0 unless there is room
-// for a whole run, so that runs are not cut to crumbs.
-func (w *Window) Budget() uint64 {
+// Next returns how many bytes the next run should have, from Run to MaxRun of the
+// configuration, or 0 while there is no room for a whole one: runs are not cut to
+// crumbs.
+func (w *Window) Next() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	size := w.size()
-	if w.inflight+w.cfg.Run > size {
+	run := w.run()
+	if w.inflight+run > w.size(run) {
 		w.limited = true
 		return 0
 	}
-	return size - w.inflight
+	return run
 }
 
 // OnSent says that a run of so many bytes was asked for.
@@ -171,25 +178,39 @@ func (w *Window) OnDelivered(bytes uint64, sentAt, now time.Time) {
 func (w *Window) Stats() WindowStats {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return WindowStats{Rate: w.rate(), MinRTT: w.minRTT, Window: w.size(), InFlight: w.inflight}
+	return WindowStats{Rate: w.rate(), MinRTT: w.minRTT, Window: w.size(w.run()), InFlight: w.inflight}
 }
 
-// size is the window in bytes.
-func (w *Window) size() uint64 {
+// run is the length of a run in bytes: Run times a power of two, so that runs
+// stay aligned and the length does not change with each sample.
+func (w *Window) run() uint64 {
+	run := w.cfg.Run
 	if w.probing {
-		return w.cfg.Run
+		return run
+	}
+	want := w.rate() * runTime.Seconds()
+	for 2*run <= w.cfg.MaxRun && float64(2*run) <= want {
+		run *= 2
+	}
+	return run
+}
+
+// size is the window in bytes, for runs of so many.
+func (w *Window) size(run uint64) uint64 {
+	if w.probing {
+		return run
 	}
 	// On top, one run for that which is half received, since it counts as in
 	// flight until its last byte; and, when the gain alone does not provide it,
-	// half a run, since Budget waits for room for a whole one.
-	gain, extra := startGain, w.cfg.Run
+	// half a run, since Next waits for room for a whole one.
+	gain, extra := startGain, run
 	if !w.starting {
-		gain, extra = cruiseGains[w.cycle], w.cfg.Run*3/2
+		gain, extra = cruiseGains[w.cycle], run*3/2
 		// The shortest answer may be that of a short run; a whole one takes longer.
-		extra += w.cfg.Run - min(w.cfg.Run, w.minBytes)
+		extra += run - min(run, w.minBytes)
 	}
 	bdp := w.scale * gain * w.rate() * w.minRTT.Seconds()
-	least := uint64(w.cfg.MinRuns) * w.cfg.Run
+	least := uint64(w.cfg.MinRuns) * run
 	return min(w.cfg.Cap, max(least, uint64(min(bdp, float64(w.cfg.Cap)))+extra))
 }
 
@@ -203,7 +224,7 @@ func (w *Window) rate() (m float64) {
 // tooLong is the answer time that counts as inflated: a multiple of that of a
 // run which meets an empty link, or as many as may always be in flight.
 func (w *Window) tooLong() time.Duration {
-	own := float64(w.cfg.MinRuns) * float64(w.cfg.Run) / w.rate()
+	own := float64(w.cfg.MinRuns) * float64(w.run()) / w.rate()
 	return time.Duration(w.cfg.Inflation * (float64(w.minRTT) + own*float64(time.Second)))
 }
 

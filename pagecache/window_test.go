@@ -66,11 +66,11 @@ func (s *simulation) run(d time.Duration, size func() uint64) {
 	end := s.now.Add(d)
 	for {
 		for {
-			room := s.w.Budget()
-			if room == 0 {
+			next := s.w.Next()
+			if next == 0 {
 				break
 			}
-			n := min(room, size())
+			n := min(next, size())
 			s.w.OnSent(n, s.now)
 			heap.Push(&s.air, flight{n, s.now, s.l.answer(s.now, n)})
 			s.max = max(s.max, s.w.Stats().InFlight)
@@ -86,14 +86,25 @@ func (s *simulation) run(d time.Duration, size func() uint64) {
 	}
 }
 
+// longest is the longest run that the window may ask for on this link, in bytes.
+// The rate it has measured may be a little too high.
+func (s *simulation) longest() float64 {
+	run := s.w.cfg.Run
+	for 2*run <= s.w.cfg.MaxRun && float64(2*run) <= 1.1*s.l.rate*runTime.Seconds() {
+		run *= 2
+	}
+	return float64(run)
+}
+
 // rounds returns n answer times of the link with a few runs in flight.
 func (s *simulation) rounds(n int) time.Duration {
-	one := s.l.delay + time.Duration(2*float64(s.w.cfg.Run)/s.l.rate*float64(time.Second))
+	one := s.l.delay + time.Duration(2*s.longest()/s.l.rate*float64(time.Second))
 	return time.Duration(n) * one
 }
 
 func drawLink(t *rapid.T) (WindowConfig, float64, time.Duration) {
 	cfg := WindowConfig{Run: rapid.Uint64Range(64<<10, 2<<20).Draw(t, "run"), Cap: 1 << 40}
+	cfg.MaxRun = cfg.Run * rapid.SampledFrom([]uint64{0, 1, 2, 4}).Draw(t, "run times")
 	rate := float64(rapid.IntRange(5, 3000).Draw(t, "MB/s")) * 1e6
 	delay := time.Duration(rapid.IntRange(20, 100_000).Draw(t, "delay µs")) * time.Microsecond
 	// Short runs on a long fat link are a test of their own: this one is to be quick.
@@ -109,14 +120,14 @@ func TestWindowFillsTheLink(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg, rate, delay := drawLink(t)
 		s := newSimulation(cfg, rate, delay)
-		size := func() uint64 { return cfg.Run }
+		size := func() uint64 { return max(cfg.Run, cfg.MaxRun) }
 		if rapid.Bool().Draw(t, "bubbles") {
 			i := 0
 			size = func() uint64 { // some runs are smaller
 				if i++; i%3 == 0 {
 					return cfg.Run / 8
 				}
-				return cfg.Run
+				return max(cfg.Run, cfg.MaxRun)
 			}
 		}
 		s.run(s.rounds(25), size)
@@ -128,9 +139,9 @@ func TestWindowFillsTheLink(t *testing.T) {
 		if got < 0.9*rate {
 			t.Fatalf("%.3f of the link's rate (%+v)", got/rate, s.w.Stats())
 		}
-		bound := 1.01 * (s.l.bdp() + 2*float64(cfg.Run))
+		bound := 1.01 * (s.l.bdp() + 2*s.longest())
 		if max(startQueue, s.l.queue) > bound {
-			t.Fatalf("queued %.0f bytes at the start, %.0f later; BDP %.0f, run %d", startQueue, s.l.queue, s.l.bdp(), cfg.Run)
+			t.Fatalf("queued %.0f bytes at the start, %.0f later; BDP %.0f, run %.0f", startQueue, s.l.queue, s.l.bdp(), s.longest())
 		}
 	})
 }
@@ -141,7 +152,7 @@ func TestWindowFollowsTheLink(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg, rate, delay := drawLink(t)
 		s := newSimulation(cfg, rate, delay)
-		size := func() uint64 { return cfg.Run }
+		size := func() uint64 { return max(cfg.Run, cfg.MaxRun) }
 		s.run(s.rounds(40), size)
 
 		slow := rate / float64(rapid.IntRange(2, 20).Draw(t, "slower"))
@@ -156,8 +167,8 @@ func TestWindowFollowsTheLink(t *testing.T) {
 		if got := float64(s.delivered-before) / d.Seconds(); got < 0.8*slow {
 			t.Fatalf("%.3f of the slow link's rate (%+v)", got/slow, s.w.Stats())
 		}
-		if bound := s.l.bdp() + 2*float64(cfg.Run); s.l.queue > bound {
-			t.Fatalf("queued %.0f bytes on the slow link, BDP %.0f, run %d", s.l.queue, s.l.bdp(), cfg.Run)
+		if bound := s.l.bdp() + 2*s.longest(); s.l.queue > bound {
+			t.Fatalf("queued %.0f bytes on the slow link, BDP %.0f, run %.0f", s.l.queue, s.l.bdp(), s.longest())
 		}
 
 		s.l.rate = rate
@@ -230,22 +241,49 @@ func TestWindowBounds(t *testing.T) {
 	now := time.Unix(1, 0)
 	w := NewWindow(WindowConfig{Run: run, MinRuns: 3, Cap: 5*run + 7})
 	for i := range 3 {
-		if got := w.Budget(); got != uint64(3-i)*run {
-			t.Fatalf("budget %d with %d runs in flight", got, i)
+		if got := w.Next(); got != run {
+			t.Fatalf("next run of %d with %d in flight", got, i)
 		}
 		w.OnSent(run, now)
 	}
-	if got := w.Budget(); got != 0 {
-		t.Fatalf("budget %d with the floor in flight", got)
+	if got := w.Next(); got != 0 {
+		t.Fatalf("next run of %d with the floor in flight", got)
 	}
 	w.OnLost(run)
-	if got := w.Budget(); got != run {
-		t.Fatalf("budget %d after a loss", got)
+	if got := w.Next(); got != run {
+		t.Fatalf("next run of %d after a loss", got)
 	}
 	s := newSimulation(WindowConfig{Run: run, Cap: 5*run + 7}, 1e9, time.Second)
 	s.run(30*time.Second, func() uint64 { return run })
 	if s.max > 5*run+7 || s.max < 5*run {
 		t.Fatalf("%d bytes in flight, the cap is %d", s.max, 5*run+7)
+	}
+}
+
+// TestWindowRun: a run has what the link delivers in half a millisecond, between
+// the two lengths, and follows the link.
+func TestWindowRun(t *testing.T) {
+	const least, most = 64 << 10, 256 << 10
+	size := func() uint64 { return most }
+	for _, tc := range []struct {
+		rate float64 // bytes/s
+		want uint64
+	}{{20e6, least}, {125e6, least}, {300e6, 2 * least}, {1e9, most}, {20e9, most}} {
+		s := newSimulation(WindowConfig{Run: least, MaxRun: most}, tc.rate, 200*time.Microsecond)
+		if got := s.w.Next(); got != least {
+			t.Errorf("first run of %d, want %d", got, least)
+		}
+		s.run(time.Second, size)
+		if got := s.w.run(); got != tc.want {
+			t.Errorf("runs of %d at %.0f MB/s, want %d", got, tc.rate/1e6, tc.want)
+		}
+	}
+	s := newSimulation(WindowConfig{Run: least, MaxRun: most}, 1e9, 200*time.Microsecond)
+	s.run(time.Second, size)
+	s.l.rate = 50e6
+	s.run(time.Second, size)
+	if got := s.w.run(); got != least {
+		t.Errorf("runs of %d after the link has become slow, want %d", got, least)
 	}
 }
 

@@ -25,7 +25,7 @@ type Options struct {
 	// What the engine is set to; the defaults are faultd's and the daemon's.
 	Precache    int    // channels; default 2
 	Demand      int    // channels; default 1
-	RunPages    uint32 // default 16
+	RunPages    uint32 // the most of one fetch; default 32
 	WindowBytes uint64 // default 16 MiB
 	GateHold    time.Duration
 	ReadAround  uint32  // default 1
@@ -66,7 +66,7 @@ func (o *Options) fill(t *Trace) error {
 		o.Ratio = 1
 	}
 	if o.RunPages == 0 {
-		o.RunPages = 16
+		o.RunPages = 32
 	}
 	if o.WindowBytes == 0 {
 		o.WindowBytes = 16 << 20

@@ -110,7 +110,8 @@ func (s *simulation) prepare() error {
 	s.on = len(list) > 0
 	s.planner = pagecache.NewPlanner(pagecache.Config{Policies: list,
 		MaxRunPages: s.o.RunPages, MaxRunBytes: uint64(s.o.RunPages) * pageSize})
-	run := uint64(s.o.RunPages) * pageSize
+	longest := uint64(s.o.RunPages) * pageSize
+	run := min(longest, leastRun)
 	for _, r := range s.trace.Regions {
 		res, err := pagecache.New(r.Pages)
 		if err != nil {
@@ -137,7 +138,7 @@ func (s *simulation) prepare() error {
 	}
 	for range s.o.Precache {
 		w := &worker{s: s, flow: s.link.newFlow(),
-			window: pagecache.NewWindow(pagecache.WindowConfig{Run: run, Cap: s.o.WindowBytes})}
+			window: pagecache.NewWindow(pagecache.WindowConfig{Run: run, MaxRun: longest, Cap: s.o.WindowBytes})}
 		s.workers = append(s.workers, w)
 		s.after(0, w.post)
 	}

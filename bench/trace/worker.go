@@ -10,6 +10,7 @@ import (
 const (
 	maxRuns   = 1024
 	postBatch = 8
+	leastRun  = 64 << 10
 	dryPause  = 2 * time.Millisecond
 	gatePause = 200 * time.Microsecond
 )
@@ -44,10 +45,11 @@ func (w *worker) post() {
 			pause = d
 			break
 		}
-		if w.window.Budget() == 0 {
+		room := w.window.Next()
+		if room == 0 {
 			break
 		}
-		if s.planner.Next(w.runs[:], 1<<32) == 0 {
+		if s.planner.Next(w.runs[:], room/pageSize) == 0 {
 			pause = dryPause
 			break
 		}

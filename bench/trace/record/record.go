@@ -24,7 +24,7 @@ const (
 	simulatedPolicies = "around+bubbles+follow"
 	recordSpan        = 10 * time.Second
 	channels          = 2  // the daemon's default
-	runPages          = 16 // faultd's default of BatchPages
+	runPages          = 32 // faultd's default of BatchPages
 )
 
 // Options of a recording.
