@@ -1,0 +1,126 @@
+package relocate
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/pagewarp/pagewarp/internal/vmtest"
+	"golang.org/x/sys/unix"
+)
+
+const hugePage = 2 << 20
+
+// A machine whose memory is in huge pages: it goes there, and comes back paused.
+func TestRelocateHugePages(t *testing.T) {
+	root := vmtest.Dir(t)
+	// The test itself holds on to the memory that has left.
+	reserveHugePages(t, 3*vmtest.RAMBytes/hugePage)
+	for _, name := range []string{"a", "b"} {
+		mountHuge(t, filepath.Join(root, name, "huge"))
+	}
+	a, b := startHost(t, root, "a", nil), startHost(t, root, "b", nil)
+	ram := func(h *testHost) string { return filepath.Join(h.dir, "huge", "vm.mem") }
+	vm := vmtest.StartOn(t, a.dir, ram(a))
+	want := vmtest.Pattern(5)
+	vmtest.WritePattern(t, vm.RAM, want)
+	a.adopt(t, "web1", vm.QMP)
+
+	if _, err := a.Relocate(t.Context(), "web1", b.addr, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	a.await(t, "web1", PhaseDone)
+	b.await(t, "web1", PhaseDone)
+	if s := a.last(t, RoleSource); s.PagesTotal < vmtest.RAMBytes/hugePage || s.PagesTotal >= vmtest.RAMBytes>>12 {
+		t.Errorf("%d pages of a machine with %d MiB, most of it in pages of 2 MiB", s.PagesTotal, vmtest.RAMBytes>>20)
+	}
+	if got := runState(t, b, "web1"); got != "running" {
+		t.Errorf("at the destination the machine is %q", got)
+	}
+	vmtest.CheckPattern(t, ram(b), want)
+
+	if _, err := b.Relocate(t.Context(), "web1", a.addr, Options{Paused: true, KeepSource: true}); err != nil {
+		t.Fatal(err)
+	}
+	b.await(t, "web1", PhaseDone)
+	vmtest.Wait(t, "a to finish", func() bool { return runState(t, a, "web1") == "paused" })
+	if !bytes.Equal(vmtest.MapRAM(t, ram(a)), vmtest.MapRAM(t, ram(b))) {
+		t.Error("the two memory files differ after a paused relocation")
+	}
+	vmtest.CheckPattern(t, ram(a), want)
+	killAll(t, a)
+	killAll(t, b)
+}
+
+// A destination without huge pages left refuses before the machine has stopped.
+func TestNoHugePagesThere(t *testing.T) {
+	root := vmtest.Dir(t)
+	reserveHugePages(t, vmtest.RAMBytes/hugePage) // the source's
+	for _, name := range []string{"a", "b"} {
+		mountHuge(t, filepath.Join(root, name, "huge"))
+	}
+	a, b := startHost(t, root, "a", nil), startHost(t, root, "b", nil)
+	vm := vmtest.StartOn(t, a.dir, filepath.Join(a.dir, "huge", "vm.mem"))
+	want := vmtest.Pattern(6)
+	vmtest.WritePattern(t, vm.RAM, want)
+	a.adopt(t, "web1", vm.QMP)
+	if _, err := a.Relocate(t.Context(), "web1", b.addr, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	ev := a.await(t, "web1", PhaseRolledBack)
+	if !strings.Contains(ev.Text, "memory") {
+		t.Errorf("%q does not say what is missing", ev.Text)
+	}
+	if got := runState(t, a, "web1"); got != "running" {
+		t.Errorf("the machine is %q at its source", got)
+	}
+	vmtest.CheckPattern(t, vm.RAM, want)
+	killAll(t, b)
+}
+
+func mountHuge(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("hugetlbfs", dir, "hugetlbfs", 0, fmt.Sprintf("pagesize=%d", hugePage)); err != nil {
+		t.Fatalf("mount hugetlbfs: %v", err)
+	}
+	t.Cleanup(func() {
+		os.Remove(filepath.Join(dir, "vm.mem"))
+		unix.Unmount(dir, unix.MNT_DETACH)
+	})
+}
+
+// reserveHugePages has so many more than are in use, until the test has ended.
+func reserveHugePages(t *testing.T, n int) {
+	t.Helper()
+	const path = "/sys/kernel/mm/hugepages/hugepages-2048kB/"
+	read := func(name string) int {
+		b, err := os.ReadFile(path + name)
+		if err != nil {
+			t.Fatalf("this kernel has no huge pages of 2 MiB: %v", err)
+		}
+		v, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	set := func(v int) {
+		if err := os.WriteFile(path+"nr_hugepages", []byte(strconv.Itoa(v)), 0o600); err != nil {
+			t.Fatalf("reserve huge pages (root is needed): %v", err)
+		}
+	}
+	before := read("nr_hugepages")
+	used := before - read("free_hugepages") + read("resv_hugepages")
+	set(used + n)
+	t.Cleanup(func() { set(before) })
+	if got := read("nr_hugepages"); got < used+n {
+		t.Fatalf("the kernel has found %d of %d huge pages of 2 MiB: free some memory", got-used, n)
+	}
+}
