@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/pagewarp/pagewarp/internal/hugetest"
 	"github.com/pagewarp/pagewarp/internal/vmtest"
 	"golang.org/x/sys/unix"
 )
@@ -19,7 +19,7 @@ const hugePage = 2 << 20
 func TestRelocateHugePages(t *testing.T) {
 	root := vmtest.Dir(t)
 	// The test itself holds on to the memory that has left.
-	reserveHugePages(t, 3*vmtest.RAMBytes/hugePage)
+	hugetest.Reserve(t, 3*vmtest.RAMBytes/hugePage)
 	for _, name := range []string{"a", "b"} {
 		mountHuge(t, filepath.Join(root, name, "huge"))
 	}
@@ -59,7 +59,7 @@ func TestRelocateHugePages(t *testing.T) {
 // A destination without huge pages left refuses before the machine has stopped.
 func TestNoHugePagesThere(t *testing.T) {
 	root := vmtest.Dir(t)
-	reserveHugePages(t, vmtest.RAMBytes/hugePage) // the source's
+	hugetest.Reserve(t, vmtest.RAMBytes/hugePage) // the source's
 	for _, name := range []string{"a", "b"} {
 		mountHuge(t, filepath.Join(root, name, "huge"))
 	}
@@ -94,33 +94,4 @@ func mountHuge(t *testing.T, dir string) {
 		os.Remove(filepath.Join(dir, "vm.mem"))
 		unix.Unmount(dir, unix.MNT_DETACH)
 	})
-}
-
-// reserveHugePages has so many more than are in use, until the test has ended.
-func reserveHugePages(t *testing.T, n int) {
-	t.Helper()
-	const path = "/sys/kernel/mm/hugepages/hugepages-2048kB/"
-	read := func(name string) int {
-		b, err := os.ReadFile(path + name)
-		if err != nil {
-			t.Fatalf("this kernel has no huge pages of 2 MiB: %v", err)
-		}
-		v, err := strconv.Atoi(strings.TrimSpace(string(b)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-	set := func(v int) {
-		if err := os.WriteFile(path+"nr_hugepages", []byte(strconv.Itoa(v)), 0o600); err != nil {
-			t.Fatalf("reserve huge pages (root is needed): %v", err)
-		}
-	}
-	before := read("nr_hugepages")
-	used := before - read("free_hugepages") + read("resv_hugepages")
-	set(used + n)
-	t.Cleanup(func() { set(before) })
-	if got := read("nr_hugepages"); got < used+n {
-		t.Fatalf("the kernel has found %d of %d huge pages of 2 MiB: free some memory", got-used, n)
-	}
 }

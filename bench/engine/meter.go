@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pagewarp/pagewarp/internal/rig"
+	"github.com/pagewarp/pagewarp/internal/sysmem"
 )
 
 const (
@@ -173,7 +174,7 @@ func (s *sideMeter) see(dir, pid string, first bool) uint64 {
 	if first {
 		p.firstTotal, p.firstGst = p.total, p.guest
 	}
-	return anonymous(filepath.Join(dir, "status"))
+	return anonymous(dir)
 }
 
 // guestTicks is the time of a QEMU's vCPU threads.
@@ -214,18 +215,18 @@ func parseStat(stat string) (name string, ticks uint64, start string, err error)
 	return stat[open+1 : end], user + system, f[19], errors.Join(err1, err2)
 }
 
-func anonymous(path string) uint64 {
-	b, err := os.ReadFile(path)
+// anonymous is what the process below a folder of /proc has for itself; one that
+// has ended has nothing.
+func anonymous(dir string) uint64 {
+	pid, err := strconv.Atoi(filepath.Base(dir))
 	if err != nil {
 		return 0
 	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "RssAnon:"); ok {
-			kb, _ := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
-			return kb << 10
-		}
+	u, err := sysmem.UsageOf(pid)
+	if err != nil {
+		return 0
 	}
-	return 0
+	return u.Anonymous
 }
 
 // filesIn is what the files below dir take, in bytes; holes take nothing.

@@ -96,7 +96,7 @@ func ParseLink(text string) (uint64, error) {
 func parseScaled(text string, unit float64) (float64, error) {
 	factor := 1.0
 	if text != "" {
-		if i := strings.IndexByte("KMG", text[len(text)-1]); i >= 0 {
+		if i := strings.IndexByte("KMGT", text[len(text)-1]); i >= 0 {
 			factor, text = math.Pow(unit, float64(i+1)), text[:len(text)-1]
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/pagewarp/pagewarp/bench/floor"
+	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/tcp"
 )
@@ -24,13 +25,17 @@ const envTask = "PAGEWARP_ENGINE_TASK"
 
 const (
 	pageSize = 4096
+	hugeSize = 2 << 20
 	regionID = 1
+	// maxRegion is the largest region, in bytes.
+	maxRegion = 1 << 40
 )
 
 // task is what such a process is told at its start.
 type task struct {
 	Role     string // "server" or "daemon"
 	Pages    uint64
+	PageSize uint32 // bytes
 	Addr     string // server: dials it; daemon: listens on it
 	Mapping  uint64 // daemon: address of the memory in the touching process
 	Demand   int    // channels
@@ -78,7 +83,7 @@ func Main() {
 }
 
 func (t *task) region() transport.Region {
-	return transport.Region{ID: regionID, Name: "bench", Pages: t.Pages, PageSize: pageSize}
+	return transport.Region{ID: regionID, Name: "bench", Pages: t.Pages, PageSize: t.PageSize}
 }
 
 // tls returns the configuration for either side, nil without TLS.
@@ -201,3 +206,6 @@ func listen(f func(op string) (reply, error)) error {
 		}
 	}
 }
+
+// usage is what this process has for itself.
+func usage() (sysmem.Usage, error) { return sysmem.UsageOf(os.Getpid()) }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/internal/hist"
+	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/internal/uffd"
 	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/transport"
@@ -25,6 +26,8 @@ type Stats struct {
 	Elapsed time.Duration
 	// Stages are in µs.
 	Stages map[string]summary
+	// Memory is the fault daemon's own, ServerMemory the page server's.
+	Memory, ServerMemory sysmem.Usage
 }
 
 // faultDaemon is the fault daemon's process: its descriptor 3 is the touching
@@ -94,16 +97,19 @@ func (t *task) faultDaemon() error {
 			if err := engine.Wait(context.Background()); err != nil {
 				return reply{}, err
 			}
-			return t.stats(engine, time.Since(began)), nil
+			return t.stats(engine, time.Since(began))
 		case "stats":
 		default:
 			return reply{}, fmt.Errorf("request %q is unknown", op)
 		}
-		return t.stats(engine, time.Since(began)), engine.Err()
+		if err := engine.Err(); err != nil {
+			return reply{}, err
+		}
+		return t.stats(engine, time.Since(began))
 	})
 }
 
-func (t *task) stats(e *faultd.Engine, elapsed time.Duration) reply {
+func (t *task) stats(e *faultd.Engine, elapsed time.Duration) (reply, error) {
 	st := e.Stats()
 	s := Stats{
 		PagesDemand: st.PagesDemand, PagesPrecache: st.PagesPrecache, PagesZero: st.PagesZero, PagesLeft: st.PagesLeft,
@@ -112,7 +118,9 @@ func (t *task) stats(e *faultd.Engine, elapsed time.Duration) reply {
 	for name, h := range st.Stages {
 		s.Stages[string(name)] = h.Summary()
 	}
-	return reply{Stats: s}
+	var err error
+	s.Memory, err = usage()
+	return reply{Stats: s}, err
 }
 
 func admit(transport.Hello, string) (transport.Offer, *transport.RemoteError) {

@@ -3,51 +3,12 @@ package fault
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"os"
 
 	"github.com/pagewarp/pagewarp/bench/floor"
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/internal/touch"
 )
-
-// Image is the memory that the page server has.
-type Image struct {
-	file  *os.File
-	sums  []uint32 // of the pages; immutable after NewImage
-	Pages uint64   // immutable
-}
-
-// NewImage makes an image of random bytes. half leaves the second half of each
-// page zero, which makes it compressible two to one.
-func NewImage(pages uint64, half bool) (*Image, error) {
-	size := int64(pages) * pageSize
-	fd, err := sysmem.CreateMemfd("bench-image", size, 0)
-	if err != nil {
-		return nil, err
-	}
-	im := &Image{file: os.NewFile(uintptr(fd), "image"), Pages: pages, sums: make([]uint32, pages)}
-	b, err := sysmem.MapShared(fd, 0, size, true)
-	if err != nil {
-		im.Close()
-		return nil, err
-	}
-	defer sysmem.Unmap(b)
-	n := pageSize
-	if half {
-		n = pageSize / 2
-	}
-	random := rand.NewChaCha8([32]byte{7})
-	for i := range im.sums {
-		page := b[i*pageSize : (i+1)*pageSize]
-		random.Read(page[:n]) // never fails
-		im.sums[i] = touch.Sum(page)
-	}
-	return im, nil
-}
-
-// Close frees the image.
-func (im *Image) Close() error { return im.file.Close() }
 
 // Options of an Engine. Zero values mean the defaults.
 type Options struct {
@@ -92,7 +53,7 @@ func NewEngine(ctx context.Context, im *Image, o Options) (_ *Engine, err error)
 	if o.Addr == "" {
 		o.Addr = "127.0.0.1:0"
 	}
-	t := task{Pages: im.Pages, Demand: o.Demand, Precache: o.Precache, Codec: o.Codec, Addr: o.Addr}
+	t := task{Pages: im.Pages, PageSize: im.PageSize, Demand: o.Demand, Precache: o.Precache, Codec: o.Codec, Addr: o.Addr}
 	if o.TLS {
 		if t.Cert, t.Key, err = floor.Certificate(); err != nil {
 			return nil, err
@@ -136,8 +97,8 @@ func NewEngine(ctx context.Context, im *Image, o Options) (_ *Engine, err error)
 // startDaemon makes the memory, maps it in the touching process, and starts the
 // fault daemon with that process's userfaultfd.
 func (e *Engine) startDaemon(ctx context.Context, o Options, t task) error {
-	size := int64(t.Pages) * pageSize
-	fd, err := sysmem.CreateMemfd("bench-memory", size, 0)
+	size := int64(t.Pages) * int64(t.PageSize)
+	fd, err := sysmem.CreateMemfd("bench-memory", size, int(t.PageSize))
 	if err != nil {
 		return err
 	}
@@ -182,6 +143,7 @@ func (e *Engine) Stats() (Stats, error) {
 	for name, l := range s.Stats.Stages {
 		r.Stats.Stages[name] = l
 	}
+	r.Stats.ServerMemory = s.Stats.Memory
 	return r.Stats, nil
 }
 
@@ -191,20 +153,28 @@ func (e *Engine) ResetLatencies() error {
 	return err
 }
 
-// Verify compares all pages, read by the touching process, with the image.
+// Verify compares all pages that are no holes, read by the touching process,
+// with the image.
 func (e *Engine) Verify() error {
-	sums, err := e.Region.Sums(0, e.image.Pages)
-	if err != nil {
-		return err
-	}
 	bad := 0
-	for i, want := range e.image.sums {
-		if sums[i] != want {
-			bad++
+	for at := 0; at < len(e.image.data); {
+		first, n := e.image.data[at], 1
+		for at+n < len(e.image.data) && e.image.data[at+n] == first+uint64(n) {
+			n++
 		}
+		sums, err := e.Region.Sums(first, uint64(n))
+		if err != nil {
+			return err
+		}
+		for i, got := range sums {
+			if got != e.image.sums[at+i] {
+				bad++
+			}
+		}
+		at += n
 	}
 	if bad > 0 {
-		return fmt.Errorf("%d of %d pages are wrong", bad, e.image.Pages)
+		return fmt.Errorf("%d of %d pages are wrong", bad, len(e.image.data))
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/pagewarp/pagewarp/bench/floor"
@@ -26,6 +25,8 @@ type RunOptions struct {
 	Repeat int
 	// Threads touch at a time, with the link idle. Default 1.
 	Threads int
+	// Channels are those for demand. Default 1.
+	Channels int
 	// PrecacheMiB is how much memory precache moves while faults are timed.
 	// Default 1024.
 	PrecacheMiB int
@@ -48,6 +49,9 @@ func (o *RunOptions) fill() {
 	}
 	if o.Threads == 0 {
 		o.Threads = 1
+	}
+	if o.Channels == 0 {
+		o.Channels = 1
 	}
 	if o.PrecacheMiB == 0 {
 		o.PrecacheMiB = 1024
@@ -77,6 +81,7 @@ func (p Pass) Floor() float64 { return p.LocalFault.P50 + p.RoundTrip.P50 }
 type Result struct {
 	TLS      bool       `json:"tls"`
 	Threads  int        `json:"threads"`
+	Channels int        `json:"channels"`
 	CPUs     floor.CPUs `json:"cpus"`
 	Idle     []Pass     `json:"idle"`
 	Precache []Pass     `json:"precache"`
@@ -86,13 +91,13 @@ type Result struct {
 // precache runs at full rate.
 func Run(ctx context.Context, o RunOptions) (*Result, error) {
 	o.fill()
-	r := &Result{TLS: o.TLS, Threads: o.Threads, CPUs: o.CPUs}
-	big, err := NewImage(uint64(o.PrecacheMiB)<<20/pageSize, false)
+	r := &Result{TLS: o.TLS, Threads: o.Threads, Channels: o.Channels, CPUs: o.CPUs}
+	big, err := NewImage(ImageOptions{Pages: uint64(o.PrecacheMiB) << 20 / pageSize})
 	if err != nil {
 		return nil, err
 	}
 	defer big.Close()
-	small, err := NewImage(uint64(o.Count)*11/10, false)
+	small, err := NewImage(ImageOptions{Pages: withWarmUp(o.Count)})
 	if err != nil {
 		return nil, err
 	}
@@ -115,21 +120,16 @@ func Run(ctx context.Context, o RunOptions) (*Result, error) {
 
 // pass takes the floors, then times faults by f.
 func (o *RunOptions) pass(ctx context.Context, im *Image, f func(context.Context, *Engine, *Pass) ([]time.Duration, error)) (p Pass, err error) {
-	ds, err := floor.LocalFault(ctx, o.CPUs, o.Count)
-	if err != nil {
+	if p, err = floors(ctx, o.CPUs, o.Count); err != nil {
 		return p, err
 	}
-	p.LocalFault = report.Summarize(ds)
-	if ds, err = floor.RoundTrip(ctx, o.CPUs, floor.Loopback, o.Count, false); err != nil {
-		return p, err
-	}
-	p.RoundTrip = report.Summarize(ds)
-	e, err := NewEngine(ctx, im, Options{CPUs: o.CPUs, TLS: o.TLS, Codec: "none"})
+	e, err := NewEngine(ctx, im, Options{CPUs: o.CPUs, TLS: o.TLS, Demand: o.Channels, Codec: "none"})
 	if err != nil {
 		return p, err
 	}
 	defer e.Close()
-	if ds, err = f(ctx, e, &p); err != nil {
+	ds, err := f(ctx, e, &p)
+	if err != nil {
 		return p, err
 	}
 	p.Fault = report.Summarize(ds)
@@ -146,24 +146,48 @@ func (o *RunOptions) pass(ctx context.Context, im *Image, f func(context.Context
 	return p, nil
 }
 
+// floors takes the two of count faults and round trips.
+func floors(ctx context.Context, cpus floor.CPUs, count int) (p Pass, err error) {
+	ds, err := floor.LocalFault(ctx, cpus, count)
+	if err != nil {
+		return p, err
+	}
+	p.LocalFault = report.Summarize(ds)
+	if ds, err = floor.RoundTrip(ctx, cpus, floor.Loopback, count, false); err != nil {
+		return p, err
+	}
+	p.RoundTrip = report.Summarize(ds)
+	return p, nil
+}
+
 // idle touches every page once, in random order, back to back.
 func (o *RunOptions) idle(_ context.Context, e *Engine, _ *Pass) ([]time.Duration, error) {
-	order := permutation(int(e.Region.Pages()))
-	warm := len(order) - o.Count
-	if _, err := e.Region.Touch(order[:warm], false, o.Threads); err != nil {
-		return nil, err
+	ds, _, err := e.touchAll(o.Threads, o.Count)
+	return ds, err
+}
+
+// withWarmUp is how many pages count timed faults need, with those before.
+func withWarmUp(count int) uint64 { return uint64(count) + uint64(max(count/10, 1)) }
+
+// touchAll touches every page that is no hole once, in random order, back to
+// back by a number of threads, and compares all memory. It returns the times of
+// the last count touches, and how long those took together.
+func (e *Engine) touchAll(threads, count int) ([]time.Duration, time.Duration, error) {
+	order := e.image.shuffled()
+	warm := len(order) - count
+	if _, err := e.Region.Touch(order[:warm], false, threads); err != nil {
+		return nil, 0, err
 	}
 	if err := e.ResetLatencies(); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	ns, err := e.Region.Touch(order[warm:], false, o.Threads)
+	began := time.Now()
+	ns, err := e.Region.Touch(order[warm:], false, threads)
+	took := time.Since(began)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	if err := e.Verify(); err != nil {
-		return nil, err
-	}
-	return durations(ns), nil
+	return durations(ns), took, e.Verify()
 }
 
 // hitLimit tells a touch of a page that is there, which takes well under a
@@ -173,7 +197,7 @@ const hitLimit = 8 * time.Microsecond
 // busy touches random pages at intervals while precache runs, and stops when it
 // is done.
 func (o *RunOptions) busy(ctx context.Context, e *Engine, p *Pass) ([]time.Duration, error) {
-	order := permutation(int(e.Region.Pages()))
+	order := e.image.shuffled()
 	if err := e.Precache(); err != nil {
 		return nil, err
 	}
@@ -207,14 +231,6 @@ func (o *RunOptions) busy(ctx context.Context, e *Engine, p *Pass) ([]time.Durat
 		}
 	}
 	return nil, errors.New("precache did not end though every page was touched")
-}
-
-func permutation(n int) []uint64 {
-	order := make([]uint64, n)
-	for i, v := range rand.Perm(n) {
-		order[i] = uint64(v)
-	}
-	return order
 }
 
 func durations(ns []uint32) []time.Duration {

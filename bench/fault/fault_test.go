@@ -9,6 +9,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/pagewarp/pagewarp/bench/floor"
+	"github.com/pagewarp/pagewarp/internal/hugetest"
 	"github.com/pagewarp/pagewarp/internal/touch"
 )
 
@@ -45,6 +46,85 @@ func TestRun(t *testing.T) {
 		}
 		if !strings.Contains(b.String(), "demand fault p50, link idle") {
 			t.Errorf("summary:\n%s", b.String())
+		}
+	}
+}
+
+// Every combination is measured, each pass anew, and all pages are compared by
+// the engine's own end.
+func TestSweep(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	r, err := Sweep(ctx, SweepOptions{Threads: []int{1, 8}, Channels: []int{1, 3}, Count: 200, Repeat: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Cells) != 4 || r.Cells[1].Threads != 8 || r.Cells[2].Channels != 3 {
+		t.Fatalf("cells %+v", r.Cells)
+	}
+	for _, c := range r.Cells {
+		if c.PerSecond.N != 2 || c.PerSecond.Min <= 0 || c.P50.Min < r.RoundTrip.Min/4 || c.P99.Median < c.P50.Median || c.Daemon.Min <= 0 || c.Server.Min <= 0 || c.Tables.Min <= 0 {
+			t.Errorf("cell %+v", c)
+		}
+		// A fault takes its thread's time, so that more of them a second than
+		// threads allow were not all waited for.
+		if limit := 1e6 * float64(c.Threads) / r.RoundTrip.Min * 8; c.PerSecond.Max > limit {
+			t.Errorf("%d threads: %.0f faults/s, at most %.0f can be", c.Threads, c.PerSecond.Max, limit)
+		}
+	}
+	var b strings.Builder
+	if err := r.Text(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"faults/s", "page tables MiB", "most faults/s"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+}
+
+// A tebibyte of holes costs neither daemon more than the pages that are touched.
+func TestSweepTebibyte(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	r, err := Sweep(ctx, SweepOptions{Regions: []uint64{1 << 40}, Count: 300, Repeat: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A touched page takes a page of the page tables and one of the residency.
+	if c := r.Cells[0]; c.RegionBytes != 1<<40 || c.Daemon.Max > 64 || c.Server.Max > 64 || c.Tables.Max > 64 {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestSweepHuge(t *testing.T) {
+	hugetest.Reserve(t, 20)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	r, err := Sweep(ctx, SweepOptions{PageSize: HugePageSize, Threads: []int{2}, Count: 16, Repeat: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := r.Cells[0]; c.RegionBytes != 17*HugePageSize || c.P50.N != 1 {
+		t.Errorf("%+v", c)
+	}
+	if _, err := Sweep(ctx, SweepOptions{PageSize: HugePageSize, Count: 10_000_000}); err == nil || !strings.Contains(err.Error(), "sysctl vm.nr_hugepages=11000000") {
+		t.Errorf("more huge pages than there can be: %v", err)
+	}
+}
+
+func TestSweepRefuses(t *testing.T) {
+	for want, o := range map[string]SweepOptions{
+		"65 threads":          {Threads: []int{1, 65}},
+		"0 demand channels":   {Channels: []int{0}},
+		"pages of 8192 bytes": {PageSize: 8192},
+		"at most 1 TiB":       {Regions: []uint64{2 << 40}},
+		"whole pages":         {Regions: []uint64{1<<30 + 1}},
+		"that are touched":    {Regions: []uint64{1 << 20}},
+		"-1 faults":           {Count: -1},
+	} {
+		if _, err := Sweep(t.Context(), o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want %q", o, err, want)
 		}
 	}
 }

@@ -61,7 +61,8 @@ func (t *task) serve() error {
 		if op != "stats" {
 			return reply{}, fmt.Errorf("request %q is unknown", op)
 		}
-		return reply{Stats: Stats{Stages: map[string]summary{"serve": summary(stats.Service.Snapshot().Summary())}}}, nil
+		memory, err := usage()
+		return reply{Stats: Stats{Stages: map[string]summary{"serve": summary(stats.Service.Snapshot().Summary())}, Memory: memory}}, err
 	})
 }
 

@@ -17,10 +17,10 @@ func ratios(ps []Pass, f func(Pass) float64) report.Spread {
 }
 
 // Verdicts compares the ratios with what is promised. The promises are for
-// plain connections and one touching thread; otherwise the ratios are for
+// plain connections, one touching thread and one demand channel; otherwise the ratios are for
 // information.
 func (r *Result) Verdicts() []report.Verdict {
-	info := r.TLS || r.Threads > 1
+	info := r.TLS || r.Threads > 1 || r.Channels > 1
 	var vs []report.Verdict
 	for _, m := range []struct {
 		name     string

@@ -90,7 +90,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 }
 
 func (o *Options) loopback(ctx context.Context, r *Result) error {
-	im, err := fault.NewImage(uint64(o.MiB)<<20/4096, false)
+	im, err := fault.NewImage(fault.ImageOptions{Pages: uint64(o.MiB) << 20 / 4096})
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (o *Options) loopback(ctx context.Context, r *Result) error {
 
 // link runs the page server and the fault daemon in two namespaces.
 func (o *Options) link(ctx context.Context, r *Result) (err error) {
-	im, err := fault.NewImage(uint64(o.LinkMiB)<<20/4096, true)
+	im, err := fault.NewImage(fault.ImageOptions{Pages: uint64(o.LinkMiB) << 20 / 4096, Half: true})
 	if err != nil {
 		return err
 	}

@@ -164,28 +164,6 @@ func newBenchFloors() *cobra.Command {
 	return c
 }
 
-func newBenchFault() *cobra.Command {
-	var f benchFlags
-	var o fault.RunOptions
-	c := benchmark("fault", "Demand faults through the engine, against the floors", &f, func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
-		cpus, err := f.cpus()
-		if err = errors.Join(err, f.check()); err != nil {
-			return nil, nil, nil, err
-		}
-		o.CPUs, o.Repeat, o.TLS, o.Step = cpus, f.repeat, f.tls, step
-		r, err := fault.Run(ctx, o)
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		return r, r.Verdicts(), r.Text, nil
-	})
-	f.repeatFlag(c, 5)
-	f.engineFlags(c)
-	c.Flags().IntVar(&o.Threads, "threads", 1, "threads that touch at a time, link idle")
-	c.Flags().IntVar(&o.Count, "count", 3000, "faults in a pass")
-	return c
-}
-
 func newBenchStream() *cobra.Command {
 	var f benchFlags
 	var o stream.Options

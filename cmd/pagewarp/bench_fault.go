@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/pagewarp/pagewarp/bench/engine"
+	"github.com/pagewarp/pagewarp/bench/fault"
+	benchreport "github.com/pagewarp/pagewarp/bench/report"
+)
+
+// faultFlags are those that ask for a table of combinations.
+type faultFlags struct {
+	threads, channels []int
+	regions           []string
+	pageSize          string
+	count             int
+}
+
+// table reports whether the plain measurement, with and without precache, does
+// not do: there are several combinations, or other memory.
+func (f *faultFlags) table() bool {
+	return len(f.threads) > 1 || len(f.channels) > 1 || len(f.regions) > 0 || f.pageSize != "4K"
+}
+
+// sweep reads the flags.
+func (f *faultFlags) sweep() (o fault.SweepOptions, err error) {
+	o = fault.SweepOptions{Threads: f.threads, Channels: f.channels, Count: f.count}
+	switch f.pageSize {
+	case "4K":
+	case "2M":
+		o.PageSize = fault.HugePageSize
+	default:
+		return o, usagef("--page-size %q: give 4K or 2M", f.pageSize)
+	}
+	for _, s := range f.regions {
+		n, err := engine.ParseRAM(s)
+		if err != nil {
+			return o, usagef("--region: %w", err)
+		}
+		o.Regions = append(o.Regions, n)
+	}
+	if len(f.threads) == 0 || len(f.channels) == 0 {
+		return o, usagef("--threads and --channels: give at least one number of each")
+	}
+	if err := o.Check(); err != nil {
+		return o, usagef("%w", err)
+	}
+	return o, nil
+}
+
+func newBenchFault() *cobra.Command {
+	var f benchFlags
+	var ff faultFlags
+	c := benchmark("fault", "Demand faults through the engine, against the floors", &f, func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
+		so, err := ff.sweep()
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		cpus, err := f.cpus()
+		if err = errors.Join(err, f.check()); err != nil {
+			return nil, nil, nil, err
+		}
+		if ff.table() {
+			so.CPUs, so.Repeat, so.TLS, so.Step = cpus, f.repeat, f.tls, step
+			r, err := fault.Sweep(ctx, so)
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			return r, nil, r.Text, nil
+		}
+		r, err := fault.Run(ctx, fault.RunOptions{Count: ff.count, Repeat: f.repeat, Threads: ff.threads[0], Channels: ff.channels[0], TLS: f.tls, CPUs: cpus, Step: step})
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		return r, r.Verdicts(), r.Text, nil
+	})
+	c.Long = `Touch pages of a process's memory that a fault daemon and a page server serve,
+each a process of its own, and time each touch: with the link idle, and while
+precache runs at full rate; the floors are taken in the same run.
+
+With several numbers of --threads or --channels, with --region or --page-size 2M,
+the table of all combinations is made instead, with the link idle: faults a second,
+p50 and p99, and the memory that the two daemons have of their own. A region of
+--region has holes wherever nothing is touched, so that it may be larger than this
+machine's memory. --page-size 2M needs huge pages in reserve, one for each fault
+and a tenth more; what is missing is said, not reserved.`
+	c.Example = `  pagewarp bench fault
+  pagewarp bench fault --threads 1,4,16,64 --channels 1,2,4
+  pagewarp bench fault --region 1G,64G,1T
+  pagewarp bench fault --page-size 2M --threads 1,4`
+	f.repeatFlag(c, 5)
+	f.engineFlags(c)
+	fl := c.Flags()
+	fl.IntSliceVar(&ff.threads, "threads", []int{1}, "how many threads touch at a time, link idle")
+	fl.IntSliceVar(&ff.channels, "channels", []int{1}, "demand connections")
+	fl.IntVar(&ff.count, "count", 0, "faults in a pass; by default 3000, of 2 MiB pages 64")
+	fl.StringVar(&ff.pageSize, "page-size", "4K", "size of a page, 4K or 2M")
+	fl.StringSliceVar(&ff.regions, "region", nil, "the region's `SIZES`, such as 1G or 1T, sparse; by default just what is touched")
+	return c
+}
