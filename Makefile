@@ -59,8 +59,8 @@ bench: build guest ## floors, faults, streams and downtime, each against its flo
 bench-qemu: build guest ## QEMU's own postcopy of the same guest, side by side
 	$(BIN)/pagewarp bench qemu
 
-bench-kmod: guest ## the character device against userfaultfd, in a virtual machine
-	$(GO) test -timeout 300s -run '^$$' -bench InVM -benchtime 1x ./kmod/kmodtest
+bench-kmod: guest ## the character device against userfaultfd, in a virtual machine of each kernel
+	$(GO) test -timeout 700s -run '^$$' -bench InVM -benchtime 1x ./kmod/kmodtest
 
 bench-rdma: guest ## RDMA READs against ib_read_lat and ib_read_bw, in a virtual machine
 	$(GO) test -timeout 300s -run '^$$' -bench InVM -benchtime 1x ./transport/rdma/rdmatest

@@ -30,11 +30,17 @@ func TestInVM(t *testing.T) {
 }
 
 // TestQEMUInVM relocates a machine on the device between two daemons, all inside a
-// VM: QEMU in QEMU.
+// VM: QEMU in QEMU. The later kernel does the journey there and back only: crashes
+// and rollbacks of the daemons do not differ by kernel.
 func TestQEMUInVM(t *testing.T) {
+	t.Run("guest", func(t *testing.T) { relocateInVM(t, "", "^TestDevice") })
+	t.Run("6.12", func(t *testing.T) { relocateInVM(t, "6.12", "^TestDeviceThereAndBack$") })
+}
+
+func relocateInVM(t *testing.T, series, tests string) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 500*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
-	cfg, release := prepare(t, ctx, "")
+	cfg, release := prepare(t, ctx, series)
 	// The hosts of the test are joined by a bridge.
 	modules, err := kvmrig.KernelModules(ctx, filepath.Dir(cfg.Dir), release, "llc", "stp", "bridge", "veth")
 	if err != nil {
@@ -60,7 +66,7 @@ func TestQEMUInVM(t *testing.T) {
 	}
 	cfg.Programs = []kvmrig.Program{{
 		Name: "relocate", Path: build(t, ctx, "pagewarpd.test", "./cmd/pagewarpd", "test", "-c", "-tags", "kmodvm", "-ldflags=-s -w"),
-		Args: []string{"-test.v", "-test.timeout=470s", "-test.run=^TestDevice"},
+		Args: []string{"-test.v", "-test.timeout=470s", "-test.run=" + tests},
 		Env:  []string{"PAGEWARP_TEST_BINARIES=/opt"},
 	}}
 	rigtest.Report(t, ctx, cfg, release)
@@ -87,14 +93,19 @@ func runInVM(t *testing.T, series string) {
 	rigtest.Report(t, ctx, cfg, release)
 }
 
-// BenchmarkInVM runs the benchmarks of vmtests in the VM and prints what they
-// print. It is one run, whatever b.N.
+// BenchmarkInVM runs the benchmarks of vmtests in a VM of each kernel and prints what
+// they print. It is one run, whatever b.N.
 func BenchmarkInVM(b *testing.B) {
-	ctx, cancel := context.WithTimeoutCause(b.Context(), 170*time.Second, errors.New("the VM's deadline"))
+	b.Run("guest", func(b *testing.B) { benchInVM(b, "") })
+	b.Run("6.12", func(b *testing.B) { benchInVM(b, "6.12") })
+}
+
+func benchInVM(b *testing.B, series string) {
+	ctx, cancel := context.WithTimeoutCause(b.Context(), 290*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
-	cfg, release := prepare(b, ctx, "")
+	cfg, release := prepare(b, ctx, series)
 	cfg.Programs = []kvmrig.Program{{Name: "bench", Path: build(b, ctx, "vmtests.test", "./kmod/vmtests", "test", "-c", "-tags", "kmodvm"),
-		Args: []string{"-test.run=^$", "-test.bench=.", "-test.benchtime=1x", "-test.timeout=150s"}}}
+		Args: []string{"-test.run=^$", "-test.bench=.", "-test.benchtime=1x", "-test.timeout=270s"}}}
 	o, err := kvmrig.Run(ctx, cfg)
 	if err != nil {
 		b.Fatal(err)
