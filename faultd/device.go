@@ -26,7 +26,8 @@ type DeviceConfig struct {
 	// PIDFD, if more than 0, is a pidfd of the machine's process, so that its
 	// death is noticed. It stays the caller's and must outlive the memory.
 	PIDFD int
-	// Spin is how long a reader looks at the rings before it sleeps.
+	// Spin is how long a reader looks at the rings before it sleeps, and a thread of
+	// the machine for its page, where nothing else wants its CPU.
 	Spin time.Duration
 }
 
@@ -54,6 +55,7 @@ func NewDevice(cfg DeviceConfig) (*Device, error) {
 		err := m.open()
 		d.list = append(d.list, m)
 		d.ends = append(d.ends, r.Daemon)
+		r.Daemon.SetSpin(cfg.Spin)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("device memory: region %d (%q): %w", r.ID, r.Name, err), d.unmap())
 		}

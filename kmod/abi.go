@@ -56,8 +56,8 @@ type rawStat struct {
 	bytes                                  uint64
 	_, deadlineMS                          uint32 // policy
 	faults, posted, overflows, redelivered uint64
-	wakes, killed                          uint64
-	_                                      [4]uint64
+	wakes, killed, spun                    uint64
+	_                                      [3]uint64
 }
 
 type rawAttach struct {
@@ -106,7 +106,8 @@ type rawProducer struct {
 
 type rawConsumer struct {
 	cons, needWakeup uint32
-	_                [7]uint64
+	spinUS, _        uint32
+	_                [6]uint64
 }
 
 // ringPending: faults wait outside the full ring.

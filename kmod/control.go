@@ -86,6 +86,7 @@ type Stat struct {
 	Redelivered uint64        // entries posted again
 	Wakes       uint64        // pages woken
 	Killed      uint64        // touches that ended in SIGBUS
+	Spun        uint64        // touches that found their page before they slept
 }
 
 // Control is the open control device. Its methods may be called concurrently.
@@ -267,7 +268,7 @@ func (r *rawStat) decode() Stat {
 	return Stat{Name: unix.ByteSliceToString(r.name[:]), ID: r.id, State: State(r.state), Bytes: r.bytes,
 		Deadline: time.Duration(r.deadlineMS) * time.Millisecond,
 		Faults:   r.faults, Posted: r.posted, Overflows: r.overflows, Redelivered: r.redelivered,
-		Wakes: r.wakes, Killed: r.killed}
+		Wakes: r.wakes, Killed: r.killed, Spun: r.spun}
 }
 
 // Attach makes this process the daemon of an object, with a ring of so many

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"sync/atomic"
+	"time"
 
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"golang.org/x/sys/unix"
@@ -91,6 +92,15 @@ func (d *Daemon) Alias() (fd int, err error) {
 	}
 	return int(r.fd), nil
 }
+
+// maxSpin is PAGEWARP_MAX_SPIN_US of driver/pagewarp_uapi.h.
+const maxSpin = time.Millisecond
+
+// SetSpin says how long a thread that touches a missing page looks for it before it
+// goes to sleep; 0, the default, is not at all, and more than a millisecond counts as
+// one. It spares two changes of threads and a system call where pages come within
+// microseconds, and fills a CPU for that long where nothing else wants to run on it.
+func (d *Daemon) SetSpin(spin time.Duration) { d.ring.setSpin(spin) }
 
 func (d *Daemon) check(first, count uint64) error {
 	if first >= d.pages || count > d.pages-first {

@@ -52,6 +52,10 @@ func NewReader(cfg ReaderConfig, daemons ...*Daemon) (*Reader, error) {
 	return r, nil
 }
 
+// looksAtOnce is how often a spinning reader looks before it offers its CPU to
+// others: with as many threads as CPUs it would else take the time of those it serves.
+const looksAtOnce = 8
+
 // Read waits until there is a fault, and fills buf with as many as there are. It
 // returns ErrStopped after Stop, ErrGone after the process's exit, ErrDestroyed
 // when an object is no more.
@@ -63,7 +67,7 @@ func (r *Reader) Read(buf []Fault) (int, error) {
 	if r.spin > 0 {
 		until = time.Now().Add(r.spin)
 	}
-	for {
+	for look := 1; ; look++ {
 		if r.stopped.Load() {
 			return 0, ErrStopped
 		}
@@ -73,6 +77,10 @@ func (r *Reader) Read(buf []Fault) (int, error) {
 		timeout := time.Duration(-1)
 		if r.spin > 0 && time.Now().Before(until) {
 			if !r.pending() {
+				if look%looksAtOnce == 0 {
+					// Those who fault may want to run on this CPU.
+					_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+				}
 				continue
 			}
 			timeout = 0 // poll brings in what the ring had no room for

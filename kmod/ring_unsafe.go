@@ -86,3 +86,9 @@ func (r *Ring) Overflows() uint64 { return atomic.LoadUint64(&r.producer.overflo
 // Bad is how many entries were dropped because their page was not of the object:
 // 0, unless the kernel is broken.
 func (r *Ring) Bad() uint64 { return r.bad.Load() }
+
+// setSpin tells the kernel how long a thread is to look for its page before it sleeps.
+func (r *Ring) setSpin(d time.Duration) {
+	us := min(max(d, 0), maxSpin).Microseconds()
+	atomic.StoreUint32(&r.consumer.spinUS, uint32(us))
+}

@@ -16,7 +16,8 @@ long pw_get_info(void __user *arg)
 	struct pagewarp_info info = {
 		.abi = PAGEWARP_ABI,
 		.page_size = PAGE_SIZE,
-		.features = PAGEWARP_FEATURE_FREEZE | PAGEWARP_FEATURE_DEADLINE,
+		.features = PAGEWARP_FEATURE_FREEZE | PAGEWARP_FEATURE_DEADLINE |
+			    PAGEWARP_FEATURE_SPIN,
 		.max_bytes = PAGEWARP_MAX_BYTES,
 		.max_objects = PAGEWARP_MAX_OBJECTS,
 		.max_ring = PAGEWARP_MAX_RING,

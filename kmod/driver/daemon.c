@@ -54,6 +54,7 @@ static struct pw_daemon *pw_daemon_alloc(struct pw_object *o, u32 entries)
 	d->consumer->cons = start;
 	for (i = 0; i < entries; i++)
 		d->ring[i].seq = start + i + 1 - entries;
+	pw_new_epoch(d);
 	d->obj = pw_get(o);
 	return d;
 }
@@ -185,6 +186,10 @@ static long pw_wake(struct pw_daemon *d, void __user *arg)
 	/* The pages that a shrink took away have no waiters; they may be named. */
 	if (w.first >= o->max_pages || w.count > o->max_pages - w.first)
 		return -ERANGE;
+	/* Who has reported such a page and does not sleep yet shall do so again. */
+	if (find_next_zero_bit((unsigned long *)o->resident, w.first + w.count,
+			       w.first) < w.first + w.count)
+		pw_new_epoch(d);
 	w.woken = pw_wake_range(o, w.first, w.count);
 	pw_flush(d);
 	return copy_to_user(arg, &w, sizeof(w)) ? -EFAULT : 0;

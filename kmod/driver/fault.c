@@ -11,6 +11,7 @@
 #include <linux/highmem.h>
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/stat.h>
 
 #include "pagewarp.h"
 
@@ -51,15 +52,16 @@ static long pw_patience(struct pw_object *o)
 }
 
 /*
- * Marks the page as waited for; who is the first to do so reports the fault.
- * Fully ordered before the look at the resident bit that follows (A).
+ * Marks the page as waited for; who is the first to do so reports the fault, unless
+ * it did in @epoch, which lasts. Fully ordered before the look at the resident bit
+ * that follows (A), and before that at the daemon and its epoch (E).
  */
-void pw_announce(struct pw_object *o, u64 page, u32 flags)
+void pw_announce(struct pw_object *o, u64 page, u32 flags, u64 epoch)
 {
-	if (!test_and_set_bit(page, o->waiters))
-		pw_post(o, page, flags);
-	else
+	if (test_and_set_bit(page, o->waiters))
 		smp_mb(); /* A: not implied where the bit was set already */
+	else if (!epoch || epoch != pw_epoch(o))
+		pw_post(o, page, flags);
 }
 
 static int pw_wake_one(wait_queue_entry_t *entry, unsigned int mode, int sync,
@@ -109,12 +111,49 @@ void pw_wake_all(struct pw_object *o)
 		__wake_up(&o->bucket[i].wait, TASK_NORMAL, 0, NULL);
 }
 
+/*
+ * Looks for the page for as long as the daemon wishes, before the thread goes to
+ * sleep: a page that comes soon costs neither a change of threads nor a call of
+ * the daemon. True if it has come. @epoch is that of the daemon that was told.
+ */
+static bool pw_spin(struct pw_object *o, u64 page, u32 flags, u64 *epoch)
+{
+	struct pw_daemon *d;
+	u64 until;
+	u32 us = 0;
+
+	rcu_read_lock();
+	d = rcu_dereference(o->daemon);
+	if (d)
+		us = min_t(u32, READ_ONCE(d->consumer->spin_us), PAGEWARP_MAX_SPIN_US);
+	rcu_read_unlock();
+	if (!us || !single_task_running())
+		return false;
+	until = ktime_get_ns() + us * (u64)NSEC_PER_USEC;
+	/* Whoever sleeps has reported it. */
+	if (!test_bit(page, o->waiters))
+		*epoch = pw_post(o, page, flags);
+	do {
+		if (pw_present(o, page)) {
+			this_cpu_inc(o->stats->spun);
+			return true;
+		}
+		cpu_relax();
+	} while (!need_resched() && single_task_running() &&
+		 !signal_pending(current) && ktime_get_ns() < until);
+	return false;
+}
+
 /* Sleeps until the page is there (0), a signal comes or all hope is lost. */
 static int pw_wait(struct pw_object *o, u64 page, u32 flags, unsigned int state)
 {
 	struct pw_waiter w = { .page = page };
 	struct wait_queue_head *q = &pw_bucket(o, page)->wait;
+	u64 epoch = 0;
 	int ret = 0;
+
+	if (pw_spin(o, page, flags, &epoch))
+		return 0;
 
 	init_waitqueue_func_entry(&w.entry, pw_wake_one);
 	w.entry.private = current;
@@ -124,7 +163,7 @@ static int pw_wait(struct pw_object *o, u64 page, u32 flags, unsigned int state)
 		set_current_state(state);
 		/* Asked twice: a fault that was just served is not reported. */
 		if (!pw_present(o, page))
-			pw_announce(o, page, flags);
+			pw_announce(o, page, flags, epoch);
 		if (pw_present(o, page) || page >= READ_ONCE(o->pages))
 			break;
 		if (pw_dead(o)) {
@@ -136,6 +175,7 @@ static int pw_wait(struct pw_object *o, u64 page, u32 flags, unsigned int state)
 			break;
 		}
 		schedule_timeout(pw_patience(o));
+		epoch = 0;
 	}
 	__set_current_state(TASK_RUNNING);
 	remove_wait_queue(q, &w.entry);
@@ -228,7 +268,7 @@ static vm_fault_t pw_absent(struct pw_object *o, struct file *node,
 	if (vmf->flags & FAULT_FLAG_ALLOW_RETRY) {
 		if (vmf->flags & FAULT_FLAG_RETRY_NOWAIT) {
 			/* KVM's asynchronous faults: the lock stays taken. */
-			pw_announce(o, page, flags | PAGEWARP_FAULT_NOWAIT);
+			pw_announce(o, page, flags | PAGEWARP_FAULT_NOWAIT, 0);
 			return VM_FAULT_RETRY;
 		}
 		/*

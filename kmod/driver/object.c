@@ -321,6 +321,7 @@ void pw_stat(struct pw_object *o, struct pagewarp_stat *s)
 		s->redelivered += READ_ONCE(p->redelivered);
 		s->wakes += READ_ONCE(p->wakes);
 		s->killed += READ_ONCE(p->killed);
+		s->spun += READ_ONCE(p->spun);
 	}
 }
 

@@ -20,7 +20,8 @@
  *  B  producer: entry, then its seq;          consumer: seq, then entry
  *  C  consumer: copies the entry, then cons;  producer: cons, then the entry
  *  D  producer: seq, then need_wakeup;        consumer: need_wakeup, then seq
- *  E  thread: waiter bit, then daemon;        attach: daemon, then waiter bits
+ *  E  thread: waiter bit, then daemon, epoch; attach, redeliver, wake: daemon,
+ *     epoch, then waiter bits. Thread that spins: epoch (F), then the entry
  */
 #ifndef PAGEWARP_H
 #define PAGEWARP_H
@@ -54,6 +55,7 @@ struct pw_stats {
 	u64 redelivered;
 	u64 wakes;
 	u64 killed;
+	u64 spun;
 };
 
 struct pw_bucket {
@@ -75,6 +77,7 @@ struct pw_daemon {
 	struct pagewarp_fault *ring;		/* user: read only */
 	struct pagewarp_consumer *consumer;	/* user: read and write; do not trust */
 	wait_queue_head_t poll_wait;
+	atomic64_t epoch;			/* of faults that were reported: see E */
 
 	spinlock_t pending_lock;
 	u64 npending;				/* bits in obj->pending, pending_lock */
@@ -148,7 +151,7 @@ static inline void pw_put(struct pw_object *o)
 
 /* fault.c */
 void pw_set_vm_ops(struct vm_area_struct *vma, struct file *node);
-void pw_announce(struct pw_object *o, u64 page, u32 flags);
+void pw_announce(struct pw_object *o, u64 page, u32 flags, u64 epoch);
 void pw_wake_page(struct pw_object *o, u64 page);
 u32 pw_wake_range(struct pw_object *o, u64 first, u64 count);
 void pw_wake_all(struct pw_object *o);
@@ -171,7 +174,9 @@ static inline bool pw_present(struct pw_object *o, u64 page)
 }
 
 /* ring.c */
-void pw_post(struct pw_object *o, u64 page, u32 flags);
+u64 pw_post(struct pw_object *o, u64 page, u32 flags);
+u64 pw_epoch(struct pw_object *o);
+void pw_new_epoch(struct pw_daemon *d);
 void pw_flush(struct pw_daemon *d);
 void pw_redeliver(struct pw_daemon *d);
 bool pw_ring_ready(struct pw_daemon *d);

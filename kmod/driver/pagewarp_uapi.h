@@ -24,6 +24,8 @@
 #define PAGEWARP_MAX_OBJECTS 1024
 #define PAGEWARP_MAX_BYTES (1ULL << 44)
 #define PAGEWARP_MAX_DEADLINE_MS 3600000
+/* What is larger in spin_us counts as this. */
+#define PAGEWARP_MAX_SPIN_US 1000
 
 /* What GET_INFO answers, on every kind of descriptor. */
 struct pagewarp_info {
@@ -40,6 +42,7 @@ struct pagewarp_info {
 
 #define PAGEWARP_FEATURE_FREEZE (1ULL << 0)
 #define PAGEWARP_FEATURE_DEADLINE (1ULL << 1)
+#define PAGEWARP_FEATURE_SPIN (1ULL << 2) /* spin_us of the consumer page */
 
 /* What happens to threads that wait for a page while no daemon is attached. */
 enum pagewarp_policy {
@@ -113,7 +116,8 @@ struct pagewarp_stat {
 	__u64 redelivered;	/* faults posted again, after an overflow or attach */
 	__u64 wakes;		/* pages with a waiter that were woken */
 	__u64 killed;		/* touches that ended in SIGBUS */
-	__u64 reserved[4];
+	__u64 spun;		/* touches that found their page before they slept */
+	__u64 reserved[3];
 };
 
 struct pagewarp_attach {
@@ -190,7 +194,9 @@ struct pagewarp_producer {
 struct pagewarp_consumer {
 	__u32 cons;		/* next index to be read, free-running */
 	__u32 need_wakeup;	/* 0: do not wake me; poll() sets it */
-	__u64 reserved[7];
+	__u32 spin_us;		/* how long a thread looks before it sleeps */
+	__u32 reserved0;
+	__u64 reserved[6];
 };
 
 #define PAGEWARP_IOC 0xBD

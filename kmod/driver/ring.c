@@ -92,15 +92,21 @@ void pw_flush(struct pw_daemon *d)
 		pw_wake_consumer(d);
 }
 
-/* Reports a fault to the daemon, if there is one: else attach will. */
-void pw_post(struct pw_object *o, u64 page, u32 flags)
+/*
+ * Reports a fault to the daemon, if there is one: else attach will. Returns the
+ * epoch in which it did, or 0.
+ */
+u64 pw_post(struct pw_object *o, u64 page, u32 flags)
 {
 	struct pw_daemon *d;
+	u64 epoch = 0;
 
 	rcu_read_lock();
 	d = rcu_dereference(o->daemon);
 	if (!d)
 		goto out;
+	/* F: the epoch before the entry, which is of it or of a later one. */
+	epoch = atomic64_read_acquire(&d->epoch);
 	if (pw_ring_put(d, page, flags)) {
 		pw_wake_consumer(d);
 		goto out;
@@ -120,6 +126,33 @@ void pw_post(struct pw_object *o, u64 page, u32 flags)
 	wake_up_interruptible_poll(&d->poll_wait, EPOLLIN | EPOLLRDNORM);
 out:
 	rcu_read_unlock();
+	return epoch;
+}
+
+/* The epoch of the daemon, or 0. A waiter bit that was set before is seen by the next. */
+u64 pw_epoch(struct pw_object *o)
+{
+	struct pw_daemon *d;
+	u64 epoch = 0;
+
+	rcu_read_lock();
+	d = rcu_dereference(o->daemon);
+	if (d)
+		epoch = atomic64_read(&d->epoch);
+	rcu_read_unlock();
+	return epoch;
+}
+
+/*
+ * What was reported before has to be reported anew by who has not set the waiter
+ * bit yet. Fully ordered before the look at the waiter bits that follows (E).
+ */
+void pw_new_epoch(struct pw_daemon *d)
+{
+	static atomic64_t last;
+
+	atomic64_set(&d->epoch, atomic64_inc_return(&last));
+	smp_mb(); /* E */
 }
 
 /* Has all outstanding faults posted anew: a new daemon, or one that asks. */
@@ -128,8 +161,7 @@ void pw_redeliver(struct pw_daemon *d)
 	struct pw_object *o = d->obj;
 	u64 page;
 
-	/* E: the daemon is visible before the waiter bits are read. */
-	smp_mb();
+	pw_new_epoch(d);
 	for_each_set_bit(page, o->waiters, o->max_pages) {
 		if (pw_present(o, page)) {
 			pw_wake_page(o, page);

@@ -37,6 +37,9 @@ func TestModelOfTheBarriers(t *testing.T) {
 		{"ring without the consumer's B", []string{"-DRING", "-DNO_B2"}, "1", "assertion violated"},
 		{"ring without C", []string{"-DRING", "-DNO_C"}, "1", "assertion violated"},
 		{"ring without D", []string{"-DRING", "-DNO_D"}, "1", "invalid end state"},
+		{"spinning", []string{"-DSPIN"}, "0", ""},
+		{"spinning without E", []string{"-DSPIN", "-DNO_E"}, "1", "invalid end state"},
+		{"spinning without F", []string{"-DSPIN", "-DNO_F"}, "1", "invalid end state"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

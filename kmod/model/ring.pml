@@ -6,26 +6,30 @@
  * Memory is weak: stores go through a store buffer of their CPU and become
  * visible later, in any order, unless a barrier comes between; loads read the own
  * buffer, or memory. The barriers have the letters of ../driver/pagewarp.h.
- * Leaving one out, -DNO_A, -DNO_B, -DNO_B2, -DNO_C or -DNO_D, must make the search
- * find an error; package kmodtest runs them all. With -DRING it is the ring that is
- * modelled, without it the waiter bits.
+ * Leaving one out, -DNO_A, -DNO_B, -DNO_B2, -DNO_C, -DNO_D, -DNO_E or -DNO_F, must
+ * make the search find an error; package kmodtest runs them all. With -DRING it is the
+ * ring that is modelled, with -DSPIN a thread that reports its fault before it sets
+ * the waiter bit to a daemon that drops it and asks anew, with neither the waiter bits.
  *
  *  A  thread: waiter bit, then resident bit;  daemon: resident, then waiter bit
  *  B  producer: entry, then its seq;          consumer (B2): seq, then entry
  *  C  consumer: copies the entry, then cons;  producer: cons, then the entry
  *  D  producer: seq, then need_wakeup;        consumer: need_wakeup, then seq
+ *  E  thread: waiter bit, then epoch;         redeliver: epoch, then waiter bits
+ *  F  thread: epoch, then the entry
  *
  * The properties: an entry that is taken is the one of its index (assert), and
  * neither the thread nor the consumer sleeps for ever (no invalid end state).
  */
 
-#define VARS 6
+#define VARS 7
 #define WAITER 0
 #define RESIDENT 1
 #define ENTRY 2		/* content of the ring's only slot: the index it is of */
 #define SEQ 3		/* of that slot */
 #define NEED 4		/* need_wakeup, and the place in the wait queue */
 #define CONS 5
+#define EPOCH 6
 
 #define FAULTS 3	/* that go through the ring */
 #define NONE 255
@@ -36,7 +40,8 @@ typedef cpu { byte buf[VARS] }
 cpu c[4];		/* thread, precache, producer, consumer */
 
 #define EMPTY(k) (c[k].buf[0] == NONE && c[k].buf[1] == NONE && c[k].buf[2] == NONE && \
-		  c[k].buf[3] == NONE && c[k].buf[4] == NONE && c[k].buf[5] == NONE)
+		  c[k].buf[3] == NONE && c[k].buf[4] == NONE && c[k].buf[5] == NONE && \
+		  c[k].buf[6] == NONE)
 
 /* A later store to the same place waits for the earlier: coherence. */
 inline store(k, v, x) { atomic { c[k].buf[v] == NONE -> c[k].buf[v] = x } }
@@ -55,6 +60,7 @@ end:	do
 	:: atomic { MOVE(k, 3) }
 	:: atomic { MOVE(k, 4) }
 	:: atomic { MOVE(k, 5) }
+	:: atomic { MOVE(k, 6) }
 	od
 }
 
@@ -85,6 +91,62 @@ proctype precache()
 #ifndef NO_A
 	mb(1);
 #endif
+	load(1, WAITER, r);
+	if
+	:: r == 1 -> thread_woken = true	/* WAKE */
+	:: else
+	fi
+}
+
+byte posted;	/* entries that the daemon has not read: the ring, of which -DRING is */
+
+/* pw_spin(), then pw_wait() with the epoch in which it has reported. */
+proctype spinner()
+{
+	byte epoch, now, r;
+
+#ifdef NO_F
+	posted++;
+#endif
+	load(0, EPOCH, epoch);
+#ifndef NO_F
+	posted++;
+#endif
+	store(0, WAITER, 1);
+#ifndef NO_E
+	mb(0);
+#endif
+	load(0, EPOCH, now);
+	if
+	:: now != epoch -> posted++
+	:: else
+	fi;
+	mb(0);	/* A */
+	load(0, RESIDENT, r);
+	if
+	:: r == 1
+	:: else -> thread_woken	/* sleeps */
+	fi
+}
+
+/* A daemon that drops a fault, has it redelivered, and serves it then. */
+proctype forgetful()
+{
+	byte r;
+
+	posted > 0 -> posted--;
+	store(1, EPOCH, 1);
+#ifndef NO_E
+	mb(1);
+#endif
+	load(1, WAITER, r);
+	if
+	:: r == 1 -> posted++
+	:: else
+	fi;
+	posted > 0 -> posted--;
+	store(1, RESIDENT, 1);
+	mb(1);	/* A */
 	load(1, WAITER, r);
 	if
 	:: r == 1 -> thread_woken = true	/* WAKE */
@@ -177,12 +239,17 @@ init
 			}
 			run buffers(k)
 		}
+#ifdef SPIN
+		run spinner();
+		run forgetful();
+#else
 #ifndef RING
 		run thread();
 		run precache();
 #else
 		run producer();
 		run consumer()
+#endif
 #endif
 	}
 }

@@ -42,6 +42,16 @@ type memory struct {
 }
 
 func deviceMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
+	return deviceMemorySpinning(b, ctx, pages, 0)
+}
+
+// spinningMemory is the device where neither who waits nor who serves goes to sleep
+// for the first millisecond.
+func spinningMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
+	return deviceMemorySpinning(b, ctx, pages, time.Millisecond)
+}
+
+func deviceMemorySpinning(b *testing.B, ctx context.Context, pages uint64, spin time.Duration) *memory {
 	c, err := kmod.Open()
 	must(b, err)
 	path, err := c.Create(kmod.Config{Name: "bench", Bytes: pages * pageSize})
@@ -59,8 +69,9 @@ func deviceMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
 	must(b, err)
 	m.alias, err = sysmem.MapShared(afd, 0, int64(pages*pageSize), true)
 	must(b, err)
-	r, err := kmod.NewReader(kmod.ReaderConfig{}, d)
+	r, err := kmod.NewReader(kmod.ReaderConfig{Spin: spin}, d)
 	must(b, err)
+	d.SetSpin(spin)
 	buf := make([]kmod.Fault, 64)
 	m.read = func(pages []uint64) (int, error) {
 		n, err := r.Read(buf[:len(pages)])
@@ -182,6 +193,11 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2]
 }
 
+var (
+	makers     = []maker{deviceMemory, spinningMemory, uffdMemory}
+	makerNames = []string{"device", "device-spinning", "uffd"}
+)
+
 type maker func(*testing.B, context.Context, uint64) *memory
 
 // compare runs f on both kinds of memory, in turn, and reports the medians per
@@ -190,18 +206,20 @@ func compare(b *testing.B, pages uint64, f func(*memory) time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for range b.N {
-		var took [2][]time.Duration
+		var took [3][]time.Duration
 		for range rounds {
-			for k, mk := range []maker{deviceMemory, uffdMemory} {
+			for k, mk := range makers {
 				m := mk(b, ctx, pages)
 				took[k] = append(took[k], f(m))
 				m.done()
 			}
 		}
-		d, u := median(took[0]), median(took[1])
+		d, s, u := median(took[0]), median(took[1]), median(took[2])
 		b.ReportMetric(float64(d.Nanoseconds())/float64(pages), "device-ns/page")
+		b.ReportMetric(float64(s.Nanoseconds())/float64(pages), "spinning-ns/page")
 		b.ReportMetric(float64(u.Nanoseconds())/float64(pages), "uffd-ns/page")
 		b.ReportMetric(float64(d)/float64(u), "device/uffd")
+		b.ReportMetric(float64(s)/float64(u), "spinning/uffd")
 		b.ReportMetric(0, "ns/op")
 	}
 }
@@ -238,8 +256,8 @@ func BenchmarkStages(b *testing.B) {
 	const pages = 1024
 	likeDaemon()
 	for _, threads := range []int{1, 4} {
-		for k, mk := range []maker{deviceMemory, uffdMemory} {
-			b.Run(fmt.Sprintf("threads=%d/%s", threads, []string{"device", "uffd"}[k]), func(b *testing.B) {
+		for k, mk := range makers {
+			b.Run(fmt.Sprintf("threads=%d/%s", threads, makerNames[k]), func(b *testing.B) {
 				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 				defer cancel()
 				type row struct{ total, wait, copying, install, batch float64 }
