@@ -187,6 +187,17 @@ static int pw_nothing(pte_t *pte, unsigned long addr, void *data)
 	return 0;
 }
 
+/* The first page of a folio that is missing, or is not of the object; or its end. */
+static u64 pw_first_missing(struct pw_object *o, struct folio *folio)
+{
+	u64 page = folio->index;
+	u64 end = page + folio_nr_pages(folio);
+
+	while (page < end && page < READ_ONCE(o->pages) && pw_present(o, page))
+		page++;
+	return page;
+}
+
 /*
  * Whether a fault on one page of a folio may map all of it, as finish_fault() does
  * from 6.18 on; if not, @missing is a page that has to come first.
@@ -194,14 +205,13 @@ static int pw_nothing(pte_t *pte, unsigned long addr, void *data)
 static bool pw_mappable(struct pw_object *o, struct folio *folio, u64 *missing)
 {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
-	u64 page = folio->index;
-	u64 end = min_t(u64, page + folio_nr_pages(folio), READ_ONCE(o->pages));
+	u64 end = min_t(u64, folio->index + folio_nr_pages(folio),
+			READ_ONCE(o->pages));
+	u64 page = pw_first_missing(o, folio);
 
-	for (; page < end; page++) {
-		if (!pw_present(o, page)) {
-			*missing = page;
-			return false;
-		}
+	if (page < end) {
+		*missing = page;
+		return false;
 	}
 #endif
 	return true;
@@ -214,7 +224,7 @@ static bool pw_mappable(struct pw_object *o, struct folio *folio, u64 *missing)
 static vm_fault_t pw_map(struct pw_object *o, struct vm_fault *vmf, u64 *missing)
 {
 	vm_fault_t ret = pw_shmem_ops->fault(vmf);
-	bool plain;
+	struct folio *folio;
 
 	if (!(ret & VM_FAULT_LOCKED))
 		return ret;
@@ -237,12 +247,12 @@ static vm_fault_t pw_map(struct pw_object *o, struct vm_fault *vmf, u64 *missing
 	}
 	/*
 	 * A huge page would be mapped as a whole, with what is missing in it,
-	 * were there no table of small ones in its place. The acquire is that of
-	 * pw_present().
+	 * were there no table of small ones in its place. One of which nothing is
+	 * missing may be.
 	 */
-	plain = smp_load_acquire(&o->plain);
-	if (unlikely(PageTransCompound(vmf->page)) && !plain &&
-	    pmd_none(*vmf->pmd) &&
+	folio = page_folio(vmf->page);
+	if (unlikely(folio_test_large(folio)) && pmd_none(*vmf->pmd) &&
+	    pw_first_missing(o, folio) < folio->index + folio_nr_pages(folio) &&
 	    apply_to_page_range(vmf->vma->vm_mm, vmf->address & PAGE_MASK,
 				PAGE_SIZE, pw_nothing, NULL)) {
 		unlock_page(vmf->page);

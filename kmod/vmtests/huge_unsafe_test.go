@@ -9,6 +9,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/pagewarp/pagewarp/kmod"
 	"golang.org/x/sys/unix"
 )
 
@@ -89,6 +90,47 @@ func TestHugePagesAreServed(t *testing.T) {
 		}
 		o.check(mem, page, seed)
 	}
+}
+
+// A huge page of which all pages are resident is mapped as one, without waiting for
+// the object to become plain; its neighbour, in which one page is missing, is not.
+func TestHugePagesAreMappedWhole(t *testing.T) {
+	allowHuge(t)
+	const pages = 2 * hugeSize / pageSize
+	o := newObject(t, pages, nil)
+	d := o.attach(16)
+	d.fill(0, pages-1, 1)
+	if shmemHuge(t) == 0 {
+		t.Fatal("the kernel made no huge page, so that there is nothing to test")
+	}
+	mem := o.mmapHuge()
+	for _, write := range []bool{false, true} {
+		must(t, unix.Madvise(mem, unix.MADV_DONTNEED))
+		if write {
+			must(t, poke(mem, 7, 1))
+			must(t, poke(mem, 700, 1))
+		} else {
+			o.check(mem, 7, 1)
+			o.check(mem, 700, 1)
+		}
+		if huge := smaps(t, mem, "ShmemPmdMapped:"); huge != hugeSize {
+			t.Errorf("after a touch (write: %v) of each half %d bytes are mapped by huge pages, want %d", write, huge, hugeSize)
+		}
+		if all := mapped(t, mem); all >= 2*hugeSize {
+			t.Errorf("all of it is mapped (%d bytes), also what is missing", all)
+		}
+	}
+	if s := o.state(); s != kmod.Served {
+		t.Errorf("state %v", s)
+	}
+	o.check(mem, 511, 1)
+	done := peeking(mem, pages-1)
+	if f := d.faults(o.ctx, 1)[0]; f.Page != pages-1 {
+		t.Errorf("fault %+v, want the page that is missing", f)
+	}
+	d.fill(pages-1, 1, 2)
+	must(t, o.await(done))
+	o.check(mem, pages-1, 2)
 }
 
 // mmapAligned maps the first 4 MiB of the object at addresses that agree with
