@@ -19,7 +19,8 @@ const maxAhead = 1<<32 - 1
 type scratch struct {
 	extents []transport.Extent
 	incore  []byte // of mincore(2): bit 0 of byte i is set for a page in memory
-	buf     []byte // off-heap, for byRead
+	buf     []byte // off-heap, for byRead and for copies
+	live    bool   // the machine writes: look at copies only
 
 	warm    *comparer       // what the destination may have already; nil: nothing
 	indexed *pagehash.Index // of the region at hand; nil: do not compare
@@ -43,8 +44,14 @@ func (r *region) answer(f transport.Fetch, s *scratch, a *transport.Answer) erro
 	if r.how == byRead {
 		err = r.read(from, length, s, a)
 	} else {
-		a.Memory = r.mem[from : from+length]
-		err = r.scanMapped(f, s, a.Memory)
+		mem := r.mem[from : from+length]
+		if a.Memory = mem; s.live {
+			if err := s.grow(length); err != nil {
+				return err
+			}
+			a.Memory = s.buf[:length]
+		}
+		err = r.scanMapped(f, s, mem, a.Memory)
 	}
 	if err != nil {
 		return err
@@ -82,8 +89,8 @@ func (s *scratch) addPage(page uint64, mem []byte) {
 }
 
 // scanMapped makes the extents of a range of a mapped file without touching its
-// holes.
-func (r *region) scanMapped(f transport.Fetch, s *scratch, mem []byte) error {
+// holes. What is sent is to, which is mem or, of a live image, takes copies.
+func (r *region) scanMapped(f transport.Fetch, s *scratch, mem, to []byte) error {
 	if r.how == byMincore {
 		if err := s.mincore(mem); err != nil {
 			return err
@@ -93,7 +100,7 @@ func (r *region) scanMapped(f transport.Fetch, s *scratch, mem []byte) error {
 	n := int(f.Count)
 	for i := 0; i < n; {
 		if r.how == byMincore && s.allIncore(i*perPage, perPage) {
-			s.addPage(f.First+uint64(i), mem[i<<r.shift:(i+1)<<r.shift])
+			r.look(f.First+uint64(i), s, mem[i<<r.shift:(i+1)<<r.shift], to[i<<r.shift:])
 			i++
 			continue
 		}
@@ -103,7 +110,7 @@ func (r *region) scanMapped(f transport.Fetch, s *scratch, mem []byte) error {
 			return err
 		}
 		if next == first {
-			s.addPage(first, mem[i<<r.shift:(i+1)<<r.shift])
+			r.look(first, s, mem[i<<r.shift:(i+1)<<r.shift], to[i<<r.shift:])
 			i++
 			continue
 		}
@@ -112,6 +119,15 @@ func (r *region) scanMapped(f transport.Fetch, s *scratch, mem []byte) error {
 		i += hole
 	}
 	return nil
+}
+
+// look adds a page to the extents, of a live image by the copy that it makes.
+func (r *region) look(page uint64, s *scratch, mem, to []byte) {
+	if s.live {
+		copy(to, mem)
+		mem = to[:len(mem)]
+	}
+	s.addPage(page, mem)
 }
 
 // mincore asks which base pages of mem are in memory. Pages in swap and holes
@@ -158,17 +174,25 @@ func (r *region) ahead(page uint64) (uint32, error) {
 	return uint32(min(next-page, maxAhead)), err
 }
 
+// grow makes the buffer at least length bytes long.
+func (s *scratch) grow(length int64) error {
+	if int64(len(s.buf)) >= length {
+		return nil
+	}
+	b, err := sysmem.MapAnonymous(length)
+	if err == nil {
+		err = s.close()
+	}
+	if err == nil {
+		s.buf = b
+	}
+	return err
+}
+
 // read fills a in by pread(2), which does not allocate what it finds missing.
 func (r *region) read(from, length int64, s *scratch, a *transport.Answer) error {
-	if int64(len(s.buf)) < length {
-		b, err := sysmem.MapAnonymous(length)
-		if err != nil {
-			return err
-		}
-		if err := s.close(); err != nil {
-			return err
-		}
-		s.buf = b
+	if err := s.grow(length); err != nil {
+		return err
 	}
 	a.Memory = s.buf[:length]
 	for done := int64(0); done < length; {

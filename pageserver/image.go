@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/transport"
@@ -52,6 +53,7 @@ const (
 // concurrent use.
 type Image struct {
 	regions []transport.Region // immutable after Open
+	state   atomic.Uint32      // an ImageState
 
 	mu       sync.RWMutex // held for reading while an answer is made and sent
 	byID     map[uint32]*region
@@ -62,8 +64,25 @@ type Image struct {
 // a peer that fetches after DRAINED.
 var ErrReleased = errors.New("page server: the image has been released")
 
-// Open maps the regions. The files must not be written from here on; the image
-// does not check that. On an error nothing stays open.
+// ImageState says whether the machine of an image may write to it.
+type ImageState uint32
+
+const (
+	// Frozen: nobody writes to the image any more. The state after Open.
+	Frozen ImageState = iota
+	// Live: the machine runs and writes. Each answer is made of a copy, which may
+	// be torn but is what its CRC says.
+	Live
+	// Shut: fetches are refused with NOT_FROZEN.
+	Shut
+)
+
+// SetState says what holds for fetches that are answered from now on.
+func (im *Image) SetState(s ImageState) { im.state.Store(uint32(s)) }
+
+// Open maps the regions. Once the image is Frozen, which it is until SetState says
+// otherwise, its files must not be written; the image does not check that. On an
+// error nothing stays open.
 func Open(sources []Source) (*Image, error) {
 	im := &Image{byID: make(map[uint32]*region, len(sources))}
 	for i := range sources {

@@ -165,6 +165,10 @@ func (c *channel) prepare(f transport.Fetch) (no *refusal, err error) {
 	if c.im.released {
 		return &refusal{transport.CodeDone, ErrReleased.Error()}, nil
 	}
+	state := ImageState(c.im.state.Load())
+	if state == Shut {
+		return &refusal{transport.CodeNotFrozen, "the image is not frozen"}, nil
+	}
 	r := c.im.byID[f.Region]
 	if r == nil {
 		return &refusal{transport.CodeRange, fmt.Sprintf("no region %d", f.Region)}, nil
@@ -173,6 +177,7 @@ func (c *channel) prepare(f transport.Fetch) (no *refusal, err error) {
 		return &refusal{transport.CodeRange, fmt.Sprintf("pages %d+%d are outside of region %d (%q) with %d pages",
 			f.First, f.Count, r.ID, r.Name, r.Pages)}, nil
 	}
+	c.scratch.live = state == Live
 	return nil, r.answer(f, &c.scratch, &c.ans)
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/internal/pagehash"
 	"github.com/pagewarp/pagewarp/transport"
+	"golang.org/x/sys/unix"
 )
 
 var warmToken = [32]byte{4, 5, 6}
@@ -151,6 +152,57 @@ func TestWarmRefusesAHostileIndex(t *testing.T) {
 	}
 	if n := w.Candidates(); n != 0 {
 		t.Errorf("%d candidates were taken", n)
+	}
+}
+
+// TestLiveAnswersAreCopies has the machine write while its page is on the way.
+func TestLiveAnswersAreCopies(t *testing.T) {
+	for _, how := range []method{byMincore, bySeek, byRead} {
+		im, fd, pages := warmRig(t)
+		im.byID[1].how = how
+		im.SetState(Live)
+		c := &channel{im: im, stats: new(Stats)}
+		defer c.scratch.close()
+		before := blocks(t, fd)
+		if no, err := c.prepare(transport.Fetch{ID: 1, Range: transport.Range{Region: 1, Count: 64}}); no != nil || err != nil {
+			t.Fatal(no, err)
+		}
+		if after := blocks(t, fd); after != before {
+			t.Errorf("method %d: reading a live image allocated pages: %d blocks, before %d", how, after, before)
+		}
+		if _, err := unix.Pwrite(fd, randomPage(77), 0); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(c.ans.Memory[:page], pages[0]) {
+			t.Errorf("method %d: the answer changes with the machine", how)
+		}
+		for _, e := range c.ans.Extents {
+			if e.Kind == transport.Fill && e.Word == 0 && e.Count != 1 {
+				t.Errorf("method %d: %d zero pages, of one", how, e.Count)
+			}
+		}
+		im.SetState(Frozen)
+		if no, err := c.prepare(transport.Fetch{ID: 2, Range: transport.Range{Region: 1, Count: 64}}); no != nil || err != nil {
+			t.Fatal(no, err)
+		}
+		if how != byRead && &c.ans.Memory[0] != &im.byID[1].mem[0] {
+			t.Errorf("method %d: a frozen image is still copied", how)
+		}
+		if !bytes.Equal(c.ans.Memory[:page], randomPage(77)) {
+			t.Errorf("method %d: the frozen page is not the one that was written", how)
+		}
+	}
+}
+
+// TestShutImageRefuses has a peer fetch between the pre-transfer and the freeze.
+func TestShutImageRefuses(t *testing.T) {
+	im, _, _ := warmRig(t)
+	im.SetState(Shut)
+	c := &channel{im: im, stats: new(Stats)}
+	defer c.scratch.close()
+	no, err := c.prepare(transport.Fetch{ID: 1, Range: transport.Range{Region: 1, Count: 1}})
+	if err != nil || no == nil || no.code != transport.CodeNotFrozen {
+		t.Errorf("%+v, %v; want a refusal with NOT_FROZEN", no, err)
 	}
 }
 

@@ -72,12 +72,23 @@ func (x *Index) Get(page uint64) (s Sum, ok bool) {
 	return s, s.real()
 }
 
-// Set notes the hash of a page's candidate. A page outside the region is
-// ignored.
+// Set notes the hash of a page's candidate, in the place of an earlier one. A page
+// outside the region is ignored. Of one page Set, Clear and Drop must not run at the
+// same time.
 func (x *Index) Set(page uint64, s Sum) {
 	if page < x.pages && s.real() {
+		if !x.get(page).real() {
+			x.count.Add(1)
+		}
 		x.put(page, s)
-		x.count.Add(1)
+	}
+}
+
+// Clear says that a page has no candidate, as if none had been set.
+func (x *Index) Clear(page uint64) {
+	if x.get(page).real() {
+		x.put(page, Sum{})
+		x.count.Add(^uint64(0))
 	}
 }
 
@@ -151,6 +162,8 @@ func (x *Index) Take(first uint64, b []byte) error {
 	for i := range n {
 		if s := Parse(b[i*Size:]); s.real() {
 			x.Set(first+i, s)
+		} else {
+			x.Clear(first + i)
 		}
 	}
 	return nil

@@ -156,3 +156,37 @@ func BenchmarkSum(b *testing.B) {
 		h.Sum(page)
 	}
 }
+
+func TestIndexClear(t *testing.T) {
+	x, err := NewIndex(10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := NewHasher(Key{1})
+	a, b := h.Sum([]byte("a")), h.Sum([]byte("b"))
+	x.Set(3, a)
+	x.Set(3, b) // of another time
+	x.Set(4, a)
+	if got, ok := x.Get(3); !ok || got != b || x.Count() != 2 {
+		t.Errorf("%v, %v and %d candidates", got, ok, x.Count())
+	}
+	x.Clear(4)
+	x.Clear(4)
+	x.Clear(1 << 40)
+	if _, ok := x.Get(4); ok || x.Count() != 1 || x.Dropped() != 0 || x.AnyDropped(0, 10) {
+		t.Errorf("page 4 is there: %v; %d candidates, %d dropped", ok, x.Count(), x.Dropped())
+	}
+	// On the wire sixteen zero bytes end a candidate.
+	y, err := NewIndex(10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	y.Set(4, a)
+	if err := y.Take(3, x.Append(nil, 3, 2)); err != nil {
+		t.Fatal(err)
+	}
+	got, ok := y.Get(3)
+	if _, four := y.Get(4); !ok || got != b || four || y.Count() != 1 {
+		t.Errorf("page 3 has %v, %v; page 4: %v; %d candidates", got, ok, four, y.Count())
+	}
+}
