@@ -14,6 +14,7 @@ type engineStats struct {
 	zeroShown, overflows, busy, removes                        atomic.Uint64
 	sends, demandFetches, precacheFetches, gated               atomic.Uint64
 	installed, pagesDemand, pagesPrecache, pagesZero           atomic.Uint64
+	early                                                      preStats
 	duplicates, aborts, refused, retries, damage               atomic.Uint64
 	demandWire, precacheWire                                   atomic.Uint64
 	pagesSame, bytesSame, candidatesBad                        atomic.Uint64
@@ -59,15 +60,16 @@ type ChannelStats struct {
 
 // Stats is what an engine has done until now. Counters only grow.
 type Stats struct {
-	PagesTotal    uint64 `json:"pages_total"`
-	PagesLeft     uint64 `json:"pages_left"`     // neither resident nor zero
-	PagesDemand   uint64 `json:"pages_demand"`   // installed from demand answers
-	PagesPrecache uint64 `json:"pages_precache"` // installed from precache answers
-	PagesZero     uint64 `json:"pages_zero"`     // learnt to be zero
-	PagesSame     uint64 `json:"pages_same"`     // of those installed, taken from the candidates
-	BytesSame     uint64 `json:"bytes_same"`     // of these
-	BytesTotal    uint64 `json:"bytes_total"`
-	BytesLeft     uint64 `json:"bytes_left"`
+	PagesTotal    uint64   `json:"pages_total"`
+	PagesLeft     uint64   `json:"pages_left"`     // neither resident nor zero
+	PagesDemand   uint64   `json:"pages_demand"`   // installed from demand answers
+	PagesPrecache uint64   `json:"pages_precache"` // installed from precache answers
+	PagesZero     uint64   `json:"pages_zero"`     // learnt to be zero
+	PagesSame     uint64   `json:"pages_same"`     // of those installed, taken from the candidates
+	BytesSame     uint64   `json:"bytes_same"`     // of these
+	PreTransfer   PreStats `json:"pre_transfer"`
+	BytesTotal    uint64   `json:"bytes_total"`
+	BytesLeft     uint64   `json:"bytes_left"`
 
 	Faults           uint64 `json:"faults"`            // read from the source
 	FaultReads       uint64 `json:"fault_reads"`       // batches in which they came
@@ -130,6 +132,7 @@ func (e *Engine) Stats() Stats {
 		Gated: s.gated.Load(), Duplicates: s.duplicates.Load(), Aborts: s.aborts.Load(), Refused: s.refused.Load(),
 		Retries: s.retries.Load(), Outstanding: e.out.inUse(),
 		PagesSame: s.pagesSame.Load(), BytesSame: s.bytesSame.Load(), CandidatesBad: s.candidatesBad.Load(),
+		PreTransfer: s.early.stats(),
 		DemandBytes: s.demandWire.Load(), PrecacheBytes: s.precacheWire.Load(),
 		Planner: e.planner.Stats(), Elapsed: e.elapsed(), Drain: time.Duration(s.drain.Load()),
 		Stages: map[Stage]hist.Snapshot{

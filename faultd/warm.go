@@ -79,6 +79,35 @@ func (e *Engine) Place(r transport.Range, dst [][]byte) error {
 	return nil
 }
 
+// PlaceCopies puts src, contiguous in memory, behind the absent pages of r, as
+// candidates. An error that wraps transport.ErrNoMemory says that there is no room;
+// the pages may then be written in part, for Displace to empty.
+func (e *Engine) PlaceCopies(r transport.Range, src [][]byte) (err error) {
+	if w := e.cfg.Memory.Write; w != nil {
+		if reg := e.regions[r.Region]; reg == nil || r.First >= reg.Pages || uint64(r.Count) > reg.Pages-r.First {
+			return fmt.Errorf("place candidates at %d+%d of region %d: it is not there", r.First, r.Count, r.Region)
+		}
+		return w.Write(r, src)
+	}
+	dst := make([][]byte, len(src))
+	if err := e.Place(r, dst); err != nil {
+		return err
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			if _, fault := p.(interface{ Addr() uintptr }); !fault {
+				panic(p)
+			}
+			err = fmt.Errorf("place candidates at %d+%d of region %d: %w", r.First, r.Count, r.Region, transport.ErrNoMemory)
+		}
+	}()
+	for i := range src {
+		copy(dst[i], src[i])
+	}
+	return nil
+}
+
 // Displace empties absent pages in which a candidate was begun.
 func (e *Engine) Displace(r transport.Range) error {
 	if e.cfg.Memory.Place == nil {
