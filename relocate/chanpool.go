@@ -83,17 +83,23 @@ func (p *chanPool) put(kind transport.Kind, index int, epoch uint64, f transport
 
 // open waits for the channel (kind, index).
 func (p *chanPool) open(ctx context.Context, kind transport.Kind, index int) (transport.Fetcher, error) {
+	in, err := p.take(ctx, kind, index)
+	return in.fetcher, err
+}
+
+// take does so for somebody who may put it back.
+func (p *chanPool) take(ctx context.Context, kind transport.Kind, index int) (pooled, error) {
 	c, err := p.slot(slotKey{kind, index})
 	if err != nil {
-		return nil, err
+		return pooled{}, err
 	}
 	select {
 	case in := <-c:
-		return in.fetcher, nil
+		return in, nil
 	case <-p.done:
-		return nil, errPoolClosed
+		return pooled{}, errPoolClosed
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return pooled{}, context.Cause(ctx)
 	}
 }
 

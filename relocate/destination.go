@@ -35,6 +35,7 @@ type incoming struct {
 	returns    chan *tcp.Conn              // control channels that the source dialled anew
 	warm       *faultd.Warm                // guarded by transfer.mu; nil without candidates
 	indexBytes atomic.Uint64               // of candidates, on the wire
+	early      earlyCopy                   // the pre-transfer
 }
 
 func newIncoming(h *Host, rec *record) *incoming {
@@ -67,6 +68,9 @@ func (in *incoming) run(conn *tcp.Conn) {
 	in.update(func(s *Status) { s.Connected = true })
 	if err == nil {
 		err = in.prepare(ctl)
+	}
+	if err == nil {
+		err = in.preTransfer(ctl)
 	}
 	if err == nil {
 		err = in.load(ctl)
@@ -171,7 +175,7 @@ func (in *incoming) load(ctl *control) error {
 	if err := in.enter(PhaseReady, "the VMM is up and its faults are caught by "+in.faultSource()); err != nil {
 		return err
 	}
-	if err := ctl.send(msgReady, struct{}{}); err != nil {
+	if err := in.sayReady(ctl); err != nil {
 		return err
 	}
 	in.relay.Go(func() {
@@ -327,6 +331,7 @@ func (in *incoming) giveUp(ctl *control, cause error) {
 	// source's SYNC is rolled-back, so nothing below may resume the guest.
 	if err := in.enter(PhaseRolledBack, "given up: "+cause.Error()); err != nil {
 		in.warn("journal not written", "err", err)
+		in.show(PhaseRolledBack, "given up: "+cause.Error())
 	}
 	if ctl != nil {
 		ctl.send(msgAbort, abortMsg{Reason: cause.Error()})

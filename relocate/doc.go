@@ -13,6 +13,7 @@
 //	connecting ── OFFER ─────────────────────────────────▶ connecting
 //	                                                       preparing   VMM started paused,
 //	                                                                   faults caught
+//	                                                       (pretransfer, see below)
 //	ready      ◀─────────────────────────────── READY ──── ready
 //	state      ══ STATE (guest still runs) ═══════════════▶ state
 //	frozen     ── REGIONS ───────────────────────────────▶ frozen      fetches begin
@@ -23,6 +24,12 @@
 //	draining   ◀──────────────────────────── PROGRESS ──── draining
 //	done       ◀───────────────────────────── DRAINED ──── done
 //	           ── RELEASED ──────────────────────────────▶
+//
+// With Options.PreTransfer the READY says so, both sides are in pretransfer while the
+// destination fetches memory of the running guest on the precache channels, and its
+// PREPARED takes the place of READY. What comes then are candidates
+// (docs/PROTOCOL.md section 12), the guest is not touched, and every failure is one
+// of those before ready.
 //
 // # Failures
 //

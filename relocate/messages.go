@@ -22,6 +22,7 @@ const (
 	msgSync     uint16 = 23
 	msgFailed   uint16 = 24
 	msgLimit    uint16 = 25
+	msgPrepared uint16 = 26
 	// msgOptional and above are ignored by a peer that does not know them.
 	msgOptional uint16 = 0x8000
 	msgHot      uint16 = 0x8001
@@ -36,6 +37,12 @@ type offer struct {
 	// destination must have free.
 	Allocated int64   `json:"allocated"`
 	Options   Options `json:"options"`
+}
+
+// readyMsg says that the VMM is up and its faults are caught.
+type readyMsg struct {
+	// PreTransfer: memory is fetched now, and the state waits for PREPARED.
+	PreTransfer bool `json:"pre_transfer,omitempty"`
 }
 
 // regionsMsg announces the frozen image.

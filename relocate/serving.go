@@ -132,11 +132,17 @@ func (s *serving) keep(kind transport.Kind, index int, conn *tcp.Conn) {
 	}
 }
 
-// serve answers fetches once the image is frozen.
+// serve answers fetches once the image is frozen, on a precache channel once it may
+// be read at all.
 func (s *serving) serve(conn *tcp.Conn) error {
 	stop := context.AfterFunc(s.ctx, func() { conn.Close() })
 	defer stop()
+	var early <-chan struct{} // never
+	if conn.Kind() == transport.Precache {
+		early = s.o.live
+	}
 	select {
+	case <-early:
 	case <-s.o.frozen:
 	case <-s.ctx.Done():
 		return nil

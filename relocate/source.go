@@ -26,6 +26,7 @@ type outgoing struct {
 
 	image                    *pageserver.Image
 	hot                      *hotWatch        // nil without a hot list
+	live                     chan struct{}    // closed when precache channels may be served before; nil: never
 	frozen                   chan struct{}    // closed when the image may be served
 	committed                bool             // guarded by transfer.mu
 	frozenAt, loadedAt, goAt time.Time        // for DowntimeParts
@@ -70,7 +71,7 @@ func (h *Host) Relocate(ctx context.Context, name, to string, opts Options) (Sta
 			ID: uint32(i), Name: b.ID, PageSize: uint32(b.PageSize), Pages: uint64(b.Size) / uint64(b.PageSize),
 		})
 	}
-	o := &outgoing{transfer: newTransfer(h, rec), m: m, vm: m.vm, desc: desc, frozen: make(chan struct{})}
+	o := &outgoing{transfer: newTransfer(h, rec), m: m, vm: m.vm, desc: desc, live: make(chan struct{}), frozen: make(chan struct{})}
 
 	h.mu.Lock()
 	switch {
@@ -105,6 +106,9 @@ func checkOptions(o *Options, cfg HostConfig) error {
 	}
 	if o.Bandwidth < 0 {
 		return fmt.Errorf("bandwidth %d: it must not be negative (0 is no cap)", o.Bandwidth)
+	}
+	if o.PreTransferTimeoutMS < 0 || o.preTransferTimeout() > MaxPreTransferTimeout {
+		return fmt.Errorf("pre-transfer timeout of %d ms: allowed are 1 ms to %v, 0 is %v", o.PreTransferTimeoutMS, MaxPreTransferTimeout, DefaultPreTransferTimeout)
 	}
 	setDefault(&o.DemandChannels, cfg.DemandChannels)
 	setDefault(&o.PrecacheChannels, cfg.PrecacheChannels)
@@ -219,20 +223,34 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 	if !o.rec.Options.OnDemandOnly && slices.Contains(policyNames(o.rec.Options.Precache), "hot") {
 		o.hot = o.watchMemory(ctl)
 	}
-	if err := ctl.expect(o.ctx, msgReady, "READY", o.host.cfg.deadlines.prepare, nil); err != nil {
+	var ready readyMsg
+	if err := ctl.expect(o.ctx, msgReady, "READY", o.host.cfg.deadlines.prepare, &ready); err != nil {
 		return ctl, err
+	}
+	if ready.PreTransfer {
+		if err := o.preTransfer(ctl, s); err != nil {
+			return ctl, err
+		}
 	}
 	if err := o.enter(PhaseReady, "the destination is ready"); err != nil {
 		return ctl, err
 	}
 	o.hot.isReady()
-	if err := s.connect(ctl.ctx); err != nil {
-		if cause := context.Cause(ctl.ctx); cause != nil {
-			err = cause // the dials were given up because of it
+	if !ready.PreTransfer {
+		if err := o.connectPages(ctl, s); err != nil {
+			return ctl, err
 		}
-		return ctl, err
 	}
 	return ctl, o.handOver(ctl)
+}
+
+// connectPages opens the page channels.
+func (o *outgoing) connectPages(ctl *control, s *serving) error {
+	err := s.connect(ctl.ctx)
+	if cause := context.Cause(ctl.ctx); err != nil && cause != nil {
+		return cause // the dials were given up because of it
+	}
+	return err
 }
 
 // handOver freezes the guest and moves its device state. What stands between
@@ -270,6 +288,7 @@ func (o *outgoing) handOver(ctl *control) error {
 	}
 	// The image is frozen. The journal need not be written here: every phase
 	// before committed is recovered alike.
+	o.image.SetState(pageserver.Frozen)
 	close(o.frozen)
 	o.frozenAt = time.Now()
 	o.rec.Stopped = stopped

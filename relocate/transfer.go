@@ -22,13 +22,14 @@ type transfer struct {
 
 	session string // printable name; immutable
 
-	mu     sync.Mutex
-	status Status                      // guarded by mu
-	fill   func(*Status)               // guarded by mu; adds the engine's live counters
-	limit  func(int64) error           // guarded by mu; sets the precache bandwidth; nil while there is no way
-	prefer func([]pagecache.Run) error // guarded by mu; takes a hot list; nil while there is no use for one
-	rates  [rateSlots]rateSlot         // guarded by mu
-	ratePo int                         // guarded by mu
+	mu        sync.Mutex
+	status    Status                      // guarded by mu
+	fill      func(*Status)               // guarded by mu; adds the engine's live counters
+	limit     func(int64) error           // guarded by mu; sets the precache bandwidth; nil while there is no way
+	prefer    func([]pagecache.Run) error // guarded by mu; takes a hot list; nil while there is no use for one
+	rates     [rateSlots]rateSlot         // guarded by mu
+	ratePo    int                         // guarded by mu
+	rateEarly bool                        // the samples are of a pre-transfer; guarded by mu
 }
 
 const rateSlots = 8
@@ -145,12 +146,19 @@ func (t *transfer) setBandwidth(bytesPerSecond int64) error {
 	return nil
 }
 
-// rate derives the guest bytes per second over the last samples, and the ETA.
+// rate derives the guest bytes per second over the last samples, and the ETA; of a
+// pre-transfer, the bytes on the wire.
 func (t *transfer) rate(s *Status) {
-	now := time.Now()
+	now, moved, early := time.Now(), s.BytesGuest, s.Phase == PhasePreTransfer
+	if early {
+		moved = s.BytesPreTransfer
+	}
+	if early != t.rateEarly {
+		t.rateEarly, t.rates = early, [rateSlots]rateSlot{}
+	}
 	last := t.rates[(t.ratePo+rateSlots-1)%rateSlots]
 	if now.Sub(last.at) >= 150*time.Millisecond {
-		t.rates[t.ratePo] = rateSlot{now, s.BytesGuest}
+		t.rates[t.ratePo] = rateSlot{now, moved}
 		t.ratePo = (t.ratePo + 1) % rateSlots
 	}
 	oldest := t.rates[t.ratePo]
@@ -158,10 +166,10 @@ func (t *transfer) rate(s *Status) {
 		oldest = t.rates[(t.ratePo+i)%rateSlots]
 	}
 	if dt := now.Sub(oldest.at).Seconds(); dt > 0.05 && !oldest.at.IsZero() {
-		s.RateBytes = float64(s.BytesGuest-oldest.bytes) / dt
+		s.RateBytes = float64(moved-oldest.bytes) / dt
 	}
 	s.ETASec = 0
-	if s.RateBytes > 0 && s.PagesTotal > 0 && s.PagesRemaining > 0 {
+	if !early && s.RateBytes > 0 && s.PagesTotal > 0 && s.PagesRemaining > 0 {
 		done := s.PagesTotal - s.PagesRemaining
 		if done > 0 {
 			perPage := float64(s.BytesGuest) / float64(done)

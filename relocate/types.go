@@ -41,15 +41,18 @@ type Phase string
 const (
 	PhaseConnecting Phase = "connecting" // source: dialling, offering; destination: checking the offer
 	PhasePreparing  Phase = "preparing"  // the destination starts its VMM and catches faults
-	PhaseReady      Phase = "ready"      // the device state may come
-	PhaseState      Phase = "state"      // small RAM blocks go while the guest still runs
-	PhaseFrozen     Phase = "frozen"     // the guest has stopped, the image is frozen
-	PhaseLoaded     Phase = "loaded"     // the destination has the device state, paused
-	PhaseCommitted  Phase = "committed"  // the source has given up the guest
-	PhaseDraining   Phase = "draining"   // the guest runs at the destination, memory follows
-	PhaseDone       Phase = "done"       // every page is resident, the source has let go
-	PhaseRolledBack Phase = "rolled-back"
-	PhaseLost       Phase = "lost"
+	// PhasePreTransfer: memory is copied while the guest runs at the source, if that
+	// was asked for.
+	PhasePreTransfer Phase = "pretransfer"
+	PhaseReady       Phase = "ready"     // the device state may come
+	PhaseState       Phase = "state"     // small RAM blocks go while the guest still runs
+	PhaseFrozen      Phase = "frozen"    // the guest has stopped, the image is frozen
+	PhaseLoaded      Phase = "loaded"    // the destination has the device state, paused
+	PhaseCommitted   Phase = "committed" // the source has given up the guest
+	PhaseDraining    Phase = "draining"  // the guest runs at the destination, memory follows
+	PhaseDone        Phase = "done"      // every page is resident, the source has let go
+	PhaseRolledBack  Phase = "rolled-back"
+	PhaseLost        Phase = "lost"
 )
 
 // Final reports whether nothing more will happen.
@@ -95,6 +98,12 @@ type Options struct {
 	// Warm names what the destination may have of the image: a machine in its
 	// cache, or a file there. Empty: what it has kept of the machine itself.
 	Warm string `json:"warm,omitempty"`
+	// PreTransfer copies the memory while the guest still runs at the source, with
+	// low priority. What is written after that is sent again after the switch-over.
+	PreTransfer bool `json:"pre_transfer,omitempty"`
+	// PreTransferTimeoutMS ends the copying, in milliseconds; 0 is
+	// DefaultPreTransferTimeout.
+	PreTransferTimeoutMS int64 `json:"pre_transfer_timeout_ms,omitempty"`
 	// DropWarm frees the memory at the source even where the daemon keeps it.
 	DropWarm bool `json:"drop_warm,omitempty"`
 	// KeepSource leaves the stopped source VMM and its memory file in place
@@ -169,8 +178,18 @@ type Status struct {
 	PagesSame      uint64 `json:"pages_same"`
 	PagesCandidate uint64 `json:"pages_candidate"`
 	BytesSaved     uint64 `json:"bytes_saved"`
-	BytesGuest     uint64 `json:"bytes_guest"` // memory made resident, zero pages included
-	BytesWire      uint64 `json:"bytes_wire"`
+	// PagesPreTransfer were copied before the switch-over, pages that were copied
+	// again included, in PreTransferMS; BytesPreTransfer is what that took on the
+	// wire, the index included, on top of BytesWire.
+	PagesPreTransfer uint64  `json:"pages_pre_transfer,omitempty"`
+	BytesPreTransfer uint64  `json:"bytes_pre_transfer,omitempty"`
+	PreTransferMS    float64 `json:"pre_transfer_ms,omitempty"`
+	// PreTransferPass is the pass over the memory, from 1 on, PreTransferSeen the
+	// pages that this pass has looked at.
+	PreTransferPass int    `json:"pre_transfer_pass,omitempty"`
+	PreTransferSeen uint64 `json:"pre_transfer_seen,omitempty"`
+	BytesGuest      uint64 `json:"bytes_guest"` // memory made resident, zero pages included
+	BytesWire       uint64 `json:"bytes_wire"`
 	// RateBytes is guest bytes made resident per second, of the last second.
 	RateBytes float64 `json:"rate_bytes"`
 	ETASec    float64 `json:"eta_s,omitempty"`

@@ -36,7 +36,7 @@ func (in *incoming) warmUp(ctx context.Context, ctl *control) {
 		return
 	}
 	files, err := in.candidates()
-	if err == nil && len(files) == 0 {
+	if err == nil && len(files) == 0 && !in.rec.Options.PreTransfer {
 		return
 	}
 	defer func() {
@@ -46,10 +46,12 @@ func (in *incoming) warmUp(ctx context.Context, ctl *control) {
 	}()
 	if err != nil {
 		in.warn("what is here of the machine's memory is ignored", "err", err)
-		return
+		if !in.rec.Options.PreTransfer {
+			return
+		}
 	}
 	if err := in.startWarm(); err != nil {
-		in.warn("what is here of the machine's memory is ignored", "err", err)
+		in.warn("what is here of the machine's memory, or could be, is ignored", "err", err)
 		return
 	}
 	for region, f := range files {

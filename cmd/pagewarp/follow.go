@@ -194,7 +194,7 @@ func (m *move) phase(p relocate.Phase, at time.Time, text string) {
 
 // order is where p stands among the phases; 0 for none.
 func order(p relocate.Phase) int {
-	for i, q := range []relocate.Phase{relocate.PhaseConnecting, relocate.PhasePreparing, relocate.PhaseReady, relocate.PhaseState, relocate.PhaseFrozen,
+	for i, q := range []relocate.Phase{relocate.PhaseConnecting, relocate.PhasePreparing, relocate.PhasePreTransfer, relocate.PhaseReady, relocate.PhaseState, relocate.PhaseFrozen,
 		relocate.PhaseLoaded, relocate.PhaseCommitted, relocate.PhaseDraining, relocate.PhaseDone, relocate.PhaseRolledBack, relocate.PhaseLost} {
 		if p == q {
 			return i + 1

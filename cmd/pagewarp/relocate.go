@@ -29,6 +29,7 @@ type relocateFlags struct {
 	detach    bool
 	wait      bool
 	keepWarm  bool
+	preLimit  time.Duration
 	opts      relocate.Options
 }
 
@@ -39,6 +40,8 @@ func newRelocate(a *app) *cobra.Command {
 		Long: `Move a running machine to another host, whose daemon starts the same QEMU there.
 The guest stops for some milliseconds, runs on at the destination, and its
 memory follows: on demand where the guest touches it, the rest in the background.
+With --pre-transfer most of it is copied before, and only what the guest has
+written since follows.
 
 Ctrl-C before the switch-over rolls back: the machine runs on here. After it,
 the daemons finish on their own; ` + "`pagewarp status NAME`" + ` shows how far they are.
@@ -50,6 +53,7 @@ Exit codes: 0 moved, 1 failed, 2 usage, 3 rolled back, 4 machine lost, 5 daemon
 unreachable, 130 interrupted.`,
 		Example: `  pagewarp relocate web1 --to hostB:7070
   pagewarp relocate web1 --to hostB:7070 --bandwidth 2G --json report.json
+  pagewarp relocate web1 --to hostB:7070 --pre-transfer --pre-transfer-timeout 2m
   pagewarp relocate web1 --to hostB:7070 --json - | jq .downtime_ms`,
 		Args: nameFirst(1), ValidArgsFunction: a.names,
 		RunE: func(cmd *cobra.Command, n []string) error {
@@ -74,6 +78,8 @@ unreachable, 130 interrupted.`,
 	p.StringVar(&f.opts.Transport, "transport", "", "how pages travel: tcp, rdma (RDMA READ, not encrypted), auto (rdma where both hosts' policies say so and it is there) (default tcp)")
 	p.StringVar(&f.opts.RDMAPin, "rdma-pin", "", "when the source registers its image for RDMA: lazy (as it is wanted), all (at the freeze) (default lazy)")
 	p.StringVar(&f.opts.Warm, "warm", "", "what the destination may have of the memory: a `NAME` in its cache, or the path of a file there (default: what it kept of the machine)")
+	p.BoolVar(&f.opts.PreTransfer, "pre-transfer", false, "copy the memory before the switch-over, while the guest runs here; what it writes meanwhile is sent again after it")
+	p.DurationVar(&f.preLimit, "pre-transfer-timeout", relocate.DefaultPreTransferTimeout, "switch over after this time with what has been copied")
 	p.BoolVar(&f.keepWarm, "keep-warm", true, "keep the memory here for the machine's return, if the daemon has a cache")
 	p.BoolVar(&f.opts.KeepSource, "keep-source", false, "leave the stopped source QEMU and its memory file in place")
 	p.StringVar(&f.report, "json", "", "write the final status as JSON to `FILE`, \"-\" for standard output")
@@ -91,6 +97,18 @@ unreachable, 130 interrupted.`,
 func (f *relocateFlags) request(cmd *cobra.Command) (api.RelocateRequest, error) {
 	r := api.RelocateRequest{To: f.to, Options: f.opts}
 	r.DropWarm = !f.keepWarm
+	if cmd.Flags().Changed("pre-transfer-timeout") {
+		if !f.opts.PreTransfer {
+			return r, usagef("--pre-transfer-timeout needs --pre-transfer")
+		}
+		if f.preLimit < time.Millisecond || f.preLimit > relocate.MaxPreTransferTimeout {
+			return r, usagef("--pre-transfer-timeout %v: allowed are 1ms to %v", f.preLimit, relocate.MaxPreTransferTimeout)
+		}
+		r.PreTransferTimeoutMS = f.preLimit.Milliseconds()
+	}
+	if f.opts.PreTransfer && f.opts.Transport == relocate.TransportRDMA {
+		return r, usagef("--pre-transfer and --transport rdma exclude each other")
+	}
 	if f.to == "" {
 		return r, usagef("--to is missing: the address of the destination's daemon, HOST:PORT")
 	}

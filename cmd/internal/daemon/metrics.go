@@ -39,6 +39,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	descPhase      = desc("relocation_phase", "1 for the phase that the relocation is in.", "phase")
 	descPages      = desc("pages", "Pages by class: made resident by demand, precache or as zero; same: of these, confirmed and not sent; remaining; total.", "class")
+	descEarly      = desc("pre_transfer_bytes", "Bytes on the wire before the switch-over, by a pre-transfer.")
 	descSaved      = desc("saved_bytes", "Guest memory that did not travel, since the destination had it.")
 	descGuest      = desc("guest_bytes", "Guest memory made resident, in bytes, zero pages included.")
 	descWire       = desc("wire_bytes", "Bytes on the wire.")
@@ -98,7 +99,7 @@ func (m *Metrics) request(route, method string, code int) {
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descPhase, descPages, descSaved, descGuest, descWire, descRate, descFault, descStage, descChannels, descReconnects, descConnected, descDowntime} {
+	for _, d := range []*prometheus.Desc{descPhase, descPages, descEarly, descSaved, descGuest, descWire, descRate, descFault, descStage, descChannels, descReconnects, descConnected, descDowntime} {
 		ch <- d
 	}
 	m.outcomes.Describe(ch)
@@ -169,6 +170,7 @@ func collect(ch chan<- prometheus.Metric, k relocation, s relocate.Status) {
 		gauge(descPages, float64(n), class)
 	}
 	gauge(descSaved, float64(s.BytesSaved))
+	gauge(descEarly, float64(s.BytesPreTransfer))
 	gauge(descGuest, float64(s.BytesGuest))
 	gauge(descWire, float64(s.BytesWire))
 	gauge(descRate, s.RateBytes)

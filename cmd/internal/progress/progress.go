@@ -26,17 +26,18 @@ type Display interface {
 
 // what says in words what a phase does.
 var what = map[relocate.Phase]string{
-	relocate.PhaseConnecting: "asking the destination",
-	relocate.PhasePreparing:  "the destination starts its VMM",
-	relocate.PhaseReady:      "the destination waits for the machine",
-	relocate.PhaseState:      "device state goes, the guest still runs",
-	relocate.PhaseFrozen:     "the guest has stopped",
-	relocate.PhaseLoaded:     "the destination has the device state",
-	relocate.PhaseCommitted:  "switched over: the source has given up the guest",
-	relocate.PhaseDraining:   "the guest runs at the destination, memory follows",
-	relocate.PhaseDone:       "every page has arrived, the source is released",
-	relocate.PhaseRolledBack: "rolled back: the machine runs on at the source",
-	relocate.PhaseLost:       "the machine is lost",
+	relocate.PhaseConnecting:  "asking the destination",
+	relocate.PhasePreparing:   "the destination starts its VMM",
+	relocate.PhasePreTransfer: "memory is copied, the guest runs on",
+	relocate.PhaseReady:       "the destination waits for the machine",
+	relocate.PhaseState:       "device state goes, the guest still runs",
+	relocate.PhaseFrozen:      "the guest has stopped",
+	relocate.PhaseLoaded:      "the destination has the device state",
+	relocate.PhaseCommitted:   "switched over: the source has given up the guest",
+	relocate.PhaseDraining:    "the guest runs at the destination, memory follows",
+	relocate.PhaseDone:        "every page has arrived, the source is released",
+	relocate.PhaseRolledBack:  "rolled back: the machine runs on at the source",
+	relocate.PhaseLost:        "the machine is lost",
 }
 
 func line(p relocate.Phase, t time.Duration, text string) string {
@@ -48,12 +49,13 @@ func line(p relocate.Phase, t time.Duration, text string) string {
 
 // Terminal shows progress on a terminal.
 type Terminal struct {
-	w    io.Writer
-	p    *mpb.Progress
-	bar  *mpb.Bar        // nil until memory follows
-	last relocate.Status // written before each redraw by the same goroutine
-	text chan string     // the bar's right side, newest only
-	cur  string          // what the drawing goroutine shows; its own
+	w     io.Writer
+	p     *mpb.Progress
+	bar   *mpb.Bar        // nil until memory moves
+	early bool            // the bar is the pre-transfer's
+	last  relocate.Status // written before each redraw by the same goroutine
+	text  chan string     // the bar's right side, newest only
+	cur   string          // what the drawing goroutine shows; its own
 }
 
 // NewTerminal draws on w, which must be a terminal.
@@ -78,9 +80,16 @@ func (t *Terminal) write(s string) {
 // Update implements Display.
 func (t *Terminal) Update(s relocate.Status) {
 	t.last = s
-	if s.PagesTotal == 0 || s.Phase != relocate.PhaseDraining && t.bar == nil {
+	early := s.Phase == relocate.PhasePreTransfer
+	if t.early && !early && t.bar != nil { // the bar of the pre-transfer has done its duty
+		t.bar.Abort(true)
+		t.bar.Wait()
+		t.bar = nil
+	}
+	if s.PagesTotal == 0 || s.Phase != relocate.PhaseDraining && !early && t.bar == nil {
 		return
 	}
+	t.early = early
 	select {
 	case <-t.text:
 	default:
@@ -99,7 +108,7 @@ func (t *Terminal) Update(s relocate.Status) {
 	}
 	// Not to the last page: a full bar would complete before the source has let
 	// go. Close completes it.
-	t.bar.SetCurrent(min(int64(s.PagesTotal-min(s.PagesRemaining, s.PagesTotal)), int64(s.PagesTotal)-1))
+	t.bar.SetCurrent(min(int64(here(s)), int64(s.PagesTotal)-1))
 }
 
 // Close implements Display.
@@ -140,25 +149,39 @@ func (l *Log) Note(format string, a ...any) {
 
 // Update implements Display.
 func (l *Log) Update(s relocate.Status) {
-	if n := l.now(); s.Phase == relocate.PhaseDraining && s.PagesTotal > 0 && !n.Before(l.next) {
+	moves := s.Phase == relocate.PhaseDraining || s.Phase == relocate.PhasePreTransfer
+	if n := l.now(); moves && s.PagesTotal > 0 && !n.Before(l.next) {
 		l.next = n.Add(l.interval)
 		fmt.Fprintf(l.w, "%8.3fs  %-11s  %s of %s pages (%.0f %%), %s\n", n.Sub(s.Started).Seconds(), s.Phase,
-			count(s.PagesTotal-min(s.PagesRemaining, s.PagesTotal)), count(s.PagesTotal), Percent(s), detail(s)) // as above
+			count(here(s)), count(s.PagesTotal), Percent(s), detail(s)) // as above
 	}
 }
 
 // Close implements Display.
 func (l *Log) Close() {}
 
-// Percent is how much of the memory has arrived.
+// here is how many pages have arrived or, during a pre-transfer, were looked at by
+// its present pass.
+func here(s relocate.Status) uint64 {
+	if s.Phase == relocate.PhasePreTransfer {
+		return min(s.PreTransferSeen, s.PagesTotal)
+	}
+	return s.PagesTotal - min(s.PagesRemaining, s.PagesTotal)
+}
+
+// Percent is how much of the memory has arrived, or been looked at.
 func Percent(s relocate.Status) float64 {
 	if s.PagesTotal == 0 {
 		return 0
 	}
-	return 100 * float64(s.PagesTotal-min(s.PagesRemaining, s.PagesTotal)) / float64(s.PagesTotal)
+	return 100 * float64(here(s)) / float64(s.PagesTotal)
 }
 
 func detail(s relocate.Status) string {
+	if s.Phase == relocate.PhasePreTransfer {
+		return fmt.Sprintf("pass %d, %s pages copied, %s, %s/s", s.PreTransferPass, count(s.PagesPreTransfer), units.FormatSize(s.BytesPreTransfer),
+			units.FormatSize(uint64(max(s.RateBytes, 0))))
+	}
 	out := fmt.Sprintf("demand %s, precache %s, %s/s", count(s.PagesDemand), count(s.PagesPrecache), units.FormatSize(uint64(max(s.RateBytes, 0))))
 	if s.ETASec > 0 {
 		out += ", " + Seconds(s.ETASec) + " left"

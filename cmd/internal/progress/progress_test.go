@@ -39,7 +39,7 @@ func TestLogLines(t *testing.T) {
 }
 
 func TestEveryPhaseHasWords(t *testing.T) {
-	for _, p := range []relocate.Phase{relocate.PhaseConnecting, relocate.PhasePreparing, relocate.PhaseReady, relocate.PhaseState, relocate.PhaseFrozen,
+	for _, p := range []relocate.Phase{relocate.PhaseConnecting, relocate.PhasePreparing, relocate.PhasePreTransfer, relocate.PhaseReady, relocate.PhaseState, relocate.PhaseFrozen,
 		relocate.PhaseLoaded, relocate.PhaseCommitted, relocate.PhaseDraining, relocate.PhaseDone, relocate.PhaseRolledBack, relocate.PhaseLost} {
 		if what[p] == "" {
 			t.Errorf("no words for %s", p)

@@ -42,6 +42,9 @@ func Summary(s relocate.Status) string {
 	if s.PagesTotal > 0 {
 		row("pages", "%s: %s on demand, %s by precache, %s zero", count(s.PagesTotal), count(s.PagesDemand), count(s.PagesPrecache), count(s.PagesZero))
 	}
+	if s.PreTransferMS > 0 {
+		row("before", "%s pages copied in %s while the guest ran on, %s", count(s.PagesPreTransfer), Seconds(s.PreTransferMS/1e3), units.FormatSize(s.BytesPreTransfer))
+	}
 	if s.PagesCandidate > 0 {
 		row("warm", "%s of %s pages that were there are the same, %s not sent", count(s.PagesSame), count(s.PagesCandidate), units.FormatSize(s.BytesSaved))
 	}
