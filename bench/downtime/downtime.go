@@ -27,19 +27,23 @@ type Options struct {
 	Sizes []uint64
 	// Repeat is how many relocations of each size. Default 10.
 	Repeat int
+	// PreTransfer makes as many more of each size, with a pre-transfer, in
+	// alternation.
+	PreTransfer bool
 	// Accel is auto, kvm or tcg. Default auto. CacheDir keeps what auto found.
 	Accel, CacheDir string
 	// Step, if not nil, is told what goes on.
 	Step func(string)
 }
 
-// Result is one size.
+// Result is one size, with a pre-transfer or without.
 type Result struct {
-	RAMBytes   uint64        `json:"ram_bytes"`
-	Accel      string        `json:"accel"`
-	DowntimeMS report.Spread `json:"downtime_ms"`
-	TotalMS    report.Spread `json:"total_ms"`
-	Each       []float64     `json:"each_ms"`
+	RAMBytes    uint64        `json:"ram_bytes"`
+	Accel       string        `json:"accel"`
+	PreTransfer bool          `json:"pre_transfer,omitempty"`
+	DowntimeMS  report.Spread `json:"downtime_ms"`
+	TotalMS     report.Spread `json:"total_ms"`
+	Each        []float64     `json:"each_ms"`
 	// Parts says where the downtime went, see relocate.Status.
 	Parts map[string]report.Spread `json:"parts_ms"`
 	// DaemonMiB is the largest anonymous memory of a daemon seen in each
@@ -71,12 +75,16 @@ func Run(ctx context.Context, o Options) (_ []Result, err error) {
 			return rs, err
 		}
 		for i := range o.Repeat {
-			if err := m.move(ctx, pair); err != nil {
-				return rs, err
+			for _, s := range m.samples {
+				if err := m.move(ctx, pair, s); err != nil {
+					return rs, err
+				}
+				o.Step(fmt.Sprintf("%s, relocation %d of %d: down for %.1f ms", s.r.name(), i+1, o.Repeat, s.r.Each[i]))
 			}
-			o.Step(fmt.Sprintf("%d GiB, relocation %d of %d: down for %.1f ms", size>>30, i+1, o.Repeat, m.r.Each[i]))
 		}
-		rs = append(rs, m.result())
+		for _, s := range m.samples {
+			rs = append(rs, s.result())
+		}
 		if err := m.from.Discard(ctx, m.name); err != nil {
 			return rs, err
 		}
@@ -84,13 +92,27 @@ func Run(ctx context.Context, o Options) (_ []Result, err error) {
 	return rs, nil
 }
 
-// machine is a guest of one size that goes to and fro, and what was seen of it.
+// machine is a guest of one size that goes to and fro.
 type machine struct {
-	name          string
-	from, to      *demo.Side
+	name     string
+	from, to *demo.Side
+	samples  []*sample // taken in turn
+}
+
+// sample is what was seen of relocations of one kind.
+type sample struct {
 	r             Result
 	totals, memMB []float64
 	parts         map[string][]float64
+}
+
+// name says what was measured.
+func (r *Result) name() string {
+	name := fmt.Sprintf("%d GiB", r.RAMBytes>>30)
+	if r.PreTransfer {
+		name += " with a pre-transfer"
+	}
+	return name
 }
 
 // boot starts a guest of one size. Its working set is small and idle: downtime
@@ -106,18 +128,24 @@ func boot(ctx context.Context, pair *demo.Pair, o Options, name string, size uin
 	if _, err := pair.A.Daemon.Add(ctx, name, vm.QMPPath); err != nil {
 		return nil, err
 	}
-	return &machine{name: name, from: pair.A, to: pair.B, parts: map[string][]float64{},
-		r: Result{RAMBytes: size, Accel: vm.Accel, Parts: map[string]report.Spread{}}}, nil
+	m := &machine{name: name, from: pair.A, to: pair.B}
+	for _, pre := range []bool{false, true} {
+		if o.PreTransfer || !pre {
+			m.samples = append(m.samples, &sample{parts: map[string][]float64{},
+				r: Result{RAMBytes: size, Accel: vm.Accel, PreTransfer: pre, Parts: map[string]report.Spread{}}})
+		}
+	}
+	return m, nil
 }
 
-// move relocates the machine once.
-func (m *machine) move(ctx context.Context, pair *demo.Pair) error {
+// move relocates the machine once, for a sample.
+func (m *machine) move(ctx context.Context, pair *demo.Pair, s *sample) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	most := uint64(0)
-	leg, err := pair.Relocate(ctx, m.name, m.from, m.to, relocate.Options{}, func(relocate.Status) {
-		for _, s := range []*demo.Side{m.from, m.to} {
-			if n, err := s.DaemonBytes(); err == nil {
+	leg, err := pair.Relocate(ctx, m.name, m.from, m.to, relocate.Options{PreTransfer: s.r.PreTransfer}, func(relocate.Status) {
+		for _, side := range []*demo.Side{m.from, m.to} {
+			if n, err := side.DaemonBytes(); err == nil {
 				most = max(most, n)
 			}
 		}
@@ -125,22 +153,22 @@ func (m *machine) move(ctx context.Context, pair *demo.Pair) error {
 	if err != nil {
 		return err
 	}
-	m.r.Each, m.totals = append(m.r.Each, leg.DowntimeMS), append(m.totals, leg.TotalMS)
-	m.memMB = append(m.memMB, float64(most)/(1<<20))
+	s.r.Each, s.totals = append(s.r.Each, leg.DowntimeMS), append(s.totals, leg.TotalMS)
+	s.memMB = append(s.memMB, float64(most)/(1<<20))
 	for name, v := range leg.DowntimeParts {
-		m.parts[name] = append(m.parts[name], v)
+		s.parts[name] = append(s.parts[name], v)
 	}
 	m.from, m.to = m.to, m.from
 	return nil
 }
 
-func (m *machine) result() Result {
-	m.r.DaemonMiB = report.SpreadOf(m.memMB)
-	m.r.DowntimeMS, m.r.TotalMS = report.SpreadOf(m.r.Each), report.SpreadOf(m.totals)
-	for name, vs := range m.parts {
-		m.r.Parts[name] = report.SpreadOf(vs)
+func (s *sample) result() Result {
+	s.r.DaemonMiB = report.SpreadOf(s.memMB)
+	s.r.DowntimeMS, s.r.TotalMS = report.SpreadOf(s.r.Each), report.SpreadOf(s.totals)
+	for name, vs := range s.parts {
+		s.r.Parts[name] = report.SpreadOf(vs)
 	}
-	return m.r
+	return s.r
 }
 
 // partOrder is the order in which the downtime passes its parts.
@@ -153,7 +181,7 @@ func Verdicts(rs []Result) []report.Verdict {
 	var medians []float64
 	for _, r := range rs {
 		vs = append(vs, report.Verdict{
-			Name: fmt.Sprintf("downtime, %d GiB", r.RAMBytes>>30), Value: r.DowntimeMS, Promised: PromisedMS, Unit: "ms",
+			Name: "downtime, " + r.name(), Value: r.DowntimeMS, Promised: PromisedMS, Unit: "ms",
 		})
 		for _, name := range partOrder {
 			if p, ok := r.Parts[name]; ok {
@@ -161,7 +189,7 @@ func Verdicts(rs []Result) []report.Verdict {
 			}
 		}
 		vs = append(vs, report.Verdict{
-			Name: fmt.Sprintf("daemon's memory, %d GiB", r.RAMBytes>>30), Value: r.DaemonMiB, Promised: PromisedMiB, Unit: "MiB",
+			Name: "daemon's memory, " + r.name(), Value: r.DaemonMiB, Promised: PromisedMiB, Unit: "MiB",
 		})
 		medians = append(medians, r.DowntimeMS.Median)
 	}

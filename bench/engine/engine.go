@@ -96,7 +96,7 @@ func Names() []string {
 	for _, m := range modes {
 		names = append(names, m.name)
 	}
-	return append(names, OnDemand)
+	return append(names, OnDemand, PreTransfer)
 }
 
 // AllNames lists the engines with this machine's QEMU and with the root's.
@@ -120,8 +120,8 @@ func New(name string, e Env) (Engine, error) {
 		}
 		binary = path
 	}
-	if base == Pagewarp || base == OnDemand {
-		return &pagewarp{name: name, binary: binary, onDemand: base == OnDemand}, nil
+	if base == Pagewarp || base == OnDemand || base == PreTransfer {
+		return &pagewarp{name: name, binary: binary, onDemand: base == OnDemand, early: base == PreTransfer}, nil
 	}
 	for _, m := range modes {
 		if m.name == base {

@@ -17,6 +17,8 @@ const (
 	// OnDemand is our own engine without precache: pages go only when they are
 	// touched, so a relocation is complete only if the guest touches all.
 	OnDemand = "pagewarp-on-demand"
+	// PreTransfer is our own engine that copies the memory before the switch-over.
+	PreTransfer = "pagewarp-pre-transfer"
 	// onDemandSpan is how long a relocation on demand is measured from the
 	// guest's resumption on.
 	onDemandSpan = 5 * time.Second
@@ -25,6 +27,7 @@ const (
 type pagewarp struct {
 	name, binary string
 	onDemand     bool
+	early        bool // with a pre-transfer
 }
 
 func (p *pagewarp) Name() string { return p.name }
@@ -40,6 +43,9 @@ func (p *pagewarp) Move(ctx context.Context, j *Job) (Moved, error) {
 	if p.onDemand {
 		m.Settings = "without precache: pages go only when touched; " + m.Settings
 	}
+	if p.early {
+		m.Settings = "with a pre-transfer; " + m.Settings
+	}
 	if _, err := a.Daemon.Add(ctx, j.VM.Name, j.VM.QMPPath); err != nil {
 		return m, err
 	}
@@ -49,14 +55,18 @@ func (p *pagewarp) Move(ctx context.Context, j *Job) (Moved, error) {
 	seenAll := false
 	span := cmp.Or(j.Span, onDemandSpan)
 	m.Started = j.Begin()
-	leg, err := j.Pair.Relocate(ctx, j.VM.Name, a, b, relocate.Options{Codec: j.Codec, OnDemandOnly: p.onDemand, Precache: j.Precache}, func(s relocate.Status) {
+	leg, err := j.Pair.Relocate(ctx, j.VM.Name, a, b, relocate.Options{Codec: j.Codec, OnDemandOnly: p.onDemand, PreTransfer: p.early, Precache: j.Precache}, func(s relocate.Status) {
 		last = s
 		if p.onDemand && !s.Resumed.IsZero() && time.Since(s.Resumed) >= span {
 			seenAll = true
 			enough()
 		}
 	})
-	m.Stopped, m.Resumed, m.BytesReported, m.Status = last.Stopped, last.Resumed, last.BytesWire, &last
+	m.Stopped, m.Resumed, m.BytesReported, m.Status = last.Stopped, last.Resumed, last.BytesWire+last.BytesPreTransfer, &last
+	if p.early {
+		m.Notes = append(m.Notes, fmt.Sprintf("%.1f MB before the switch-over, in %.2f s and %d passes; %.1f MB after it; %d of %d candidates confirmed",
+			float64(last.BytesPreTransfer)/1e6, last.PreTransferMS/1e3, last.PreTransferPass, float64(last.BytesWire)/1e6, last.PagesSame, last.PagesCandidate))
+	}
 	switch {
 	case err == nil:
 		m.Completed = m.Started.Add(time.Duration(leg.TotalMS * float64(time.Millisecond)))

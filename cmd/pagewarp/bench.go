@@ -187,12 +187,21 @@ func newBenchStream() *cobra.Command {
 
 func newBenchDowntime() *cobra.Command {
 	var f benchFlags
+	var pre bool
+	var sizes []uint
 	c := benchmark("downtime", "How long a guest of 1, 4 and 16 GiB stands still", &f, func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
 		tools, err := relocationTools()
 		if err = errors.Join(err, f.check()); err != nil {
 			return nil, nil, nil, err
 		}
-		rs, err := downtime.Run(ctx, downtime.Options{Tools: tools, LogDir: f.logs, Repeat: f.repeat, Accel: f.accel, CacheDir: f.logs, Step: step})
+		o := downtime.Options{Tools: tools, LogDir: f.logs, Repeat: f.repeat, PreTransfer: pre, Accel: f.accel, CacheDir: f.logs, Step: step}
+		for _, gib := range sizes {
+			if gib == 0 || gib > 1024 {
+				return nil, nil, nil, usagef("--size %d: 1 to 1024 GiB", gib)
+			}
+			o.Sizes = append(o.Sizes, uint64(gib)<<30)
+		}
+		rs, err := downtime.Run(ctx, o)
 		if err != nil {
 			return nil, nil, nil, err
 		}
@@ -201,6 +210,8 @@ func newBenchDowntime() *cobra.Command {
 	})
 	f.repeatFlag(c, 10)
 	f.vmFlags(c)
+	c.Flags().BoolVar(&pre, "pre-transfer", false, "as many relocations again with a pre-transfer, in alternation")
+	c.Flags().UintSliceVar(&sizes, "size", []uint{1, 4, 16}, "the guest's memory in GiB, one or several")
 	return c
 }
 
