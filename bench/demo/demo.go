@@ -42,6 +42,10 @@ type Config struct {
 	// Before and After are how long throughput is watched before the
 	// relocation and after its drain. Default 5 s and 8 s.
 	Before, After time.Duration
+	// Away, if not 0, has the daemons keep the memory of machines that leave, and
+	// the guest return, with its load to the last, so long after the switch-over:
+	// what it brings back are the pages that have changed.
+	Away time.Duration
 	// Print gets the progress, one line a step. Default: nothing.
 	Print io.Writer
 }
@@ -75,6 +79,9 @@ func (c *Config) complete() error {
 	}
 	if c.Print == nil {
 		c.Print = io.Discard
+	}
+	if c.Away > 0 {
+		c.Cache = 2 * c.RAM
 	}
 	return nil
 }
@@ -190,7 +197,12 @@ func (r *run) live(ctx context.Context) (err error) {
 		return err
 	}
 	r.step("drained after %.2f s, the guest was down for %.1f ms", r.drained(), r.legs[0].DowntimeMS)
-	if err := sleep(ctx, r.After); err != nil {
+	after := r.After
+	if r.Away > 0 {
+		after = max(0, r.Away-time.Since(r.legs[0].Status.Stopped))
+		r.step("the guest works on at host B, until it returns %v after it left", r.Away)
+	}
+	if err := sleep(ctx, after); err != nil {
 		return err
 	}
 	return r.web.finish(r.legs[0].Status.Stopped, r.rep)
@@ -211,6 +223,11 @@ func (r *run) paused(ctx context.Context) (err error) {
 	o := relocate.Options{Paused: true, KeepSource: true}
 	if r.legs[1], err = r.pair.Relocate(lctx, vmName, r.pair.B, r.pair.A, o, nil); err != nil {
 		return err
+	}
+	if r.Away > 0 {
+		there, back := r.legs[0].Status, r.legs[1].Status
+		r.step("away for %.0f s: %d bytes on the wire there, %d back (%.2f), %d of %d pages that were here are the same", back.Stopped.Sub(there.Stopped).Seconds(),
+			there.BytesWire, back.BytesWire, float64(back.BytesWire)/float64(max(there.BytesWire, 1)), back.PagesSame, back.PagesCandidate)
 	}
 	d, err := Compare(ctx, r.pair.B.MemoryFile(vmName), r.pair.A.MemoryFile(vmName))
 	if err != nil {

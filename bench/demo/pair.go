@@ -40,6 +40,9 @@ type Tools struct {
 	// FaultLog, if not empty, is a folder for the daemons' logs of faults; an
 	// absolute path.
 	FaultLog string
+	// Cache, if not 0, is how many bytes of memory of machines that leave a daemon
+	// keeps for their return.
+	Cache uint64
 }
 
 const (
@@ -166,6 +169,10 @@ func (s *Side) start(t Tools, other *Side, pkiDir string) error {
 	}
 	if t.FaultLog != "" {
 		security += fmt.Sprintf("\n[engine]\nfault_log = %q", t.FaultLog)
+	}
+	if t.Cache > 0 {
+		// Where the RAM files are, so that keeping them costs no copy.
+		security += fmt.Sprintf("\n[cache]\ndir = %q\nsize = \"%dM\"", filepath.Join(s.Dir, "kept"), t.Cache>>20)
 	}
 	path := filepath.Join(s.Dir, "pagewarpd.toml")
 	if err := os.WriteFile(path, []byte(s.config(security, other)), 0o600); err != nil {

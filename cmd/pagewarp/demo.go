@@ -40,9 +40,13 @@ exit code is 1 if one page differed or the guest saw one bad page.`,
 	fl.IntVar(&ram, "ram", 1024, "the guest's memory in MiB")
 	fl.IntVar(&c.WorkingSetMiB, "working-set", 384, "what its web server serves from, in MiB")
 	fl.IntVar(&c.Workers, "clients", 4, "connections that request pages")
+	fl.DurationVar(&c.Away, "away", 0, "keep the memory where the machine leaves, and have it return after this time with what has changed")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if ram < 256 || ram <= c.WorkingSetMiB {
 			return usagef("--ram %d: want at least 256, and more than the working set of %d", ram, c.WorkingSetMiB)
+		}
+		if c.Away < 0 || c.Away > time.Hour {
+			return usagef("--away %v: at most an hour", c.Away)
 		}
 		tools, err := relocationTools()
 		if err != nil {
