@@ -7,6 +7,7 @@ set -euo pipefail
 
 packages=(
   ca-certificates   # module downloads
+  dkms              # the kernel module is packaged for it
   gcc libc6-dev     # the race detector, the kernel module
   git               # the list of files to lint
   ibverbs-providers # soft-RoCE in the test VM
