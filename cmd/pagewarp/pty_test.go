@@ -95,6 +95,29 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// TestTerminalPreTransfer has two bars, one after the other.
+func TestTerminalPreTransfer(t *testing.T) {
+	h, sock := serve(t)
+	s := onTerminal(t, "relocate", "web1", "--to", "127.0.0.1:7070", "--pre-transfer", "--socket", sock)
+	s.text.await(t, "connecting")
+	h.Phase("web1", relocate.PhasePreTransfer, func(s *relocate.Status) {
+		s.PagesTotal, s.PagesRemaining, s.Connected = 524288, 524288, true
+		s.PreTransferPass, s.PreTransferSeen, s.PagesPreTransfer, s.BytesPreTransfer, s.RateBytes = 2, 393216, 500001, 1<<30, 200<<20
+	})
+	for _, want := range []string{"the guest runs on", "75 %", "pass 2, 500 001 pages copied, 1 GiB, 200 MiB/s"} {
+		s.text.await(t, want)
+	}
+	h.Phase("web1", relocate.PhaseReady, nil)
+	drain(h)
+	for _, want := range []string{"the destination waits for the machine", "50 %", "demand 1 234"} {
+		s.text.await(t, want)
+	}
+	h.Phase("web1", relocate.PhaseDone, func(s *relocate.Status) { s.PagesRemaining, s.DowntimeMS, s.PreTransferMS = 0, 7.5, 4000 })
+	if code := s.end(t); code != 0 || !strings.Contains(s.text.String(), "before    500 001 pages copied in 4.0 s") {
+		t.Errorf("exit code %d\n%s", code, s.text.String())
+	}
+}
+
 func TestTerminalInterrupt(t *testing.T) {
 	h, sock := serve(t)
 	s := onTerminal(t, "relocate", "web1", "--to", "127.0.0.1:7070", "--socket", sock)

@@ -38,6 +38,38 @@ func TestLogLines(t *testing.T) {
 	}
 }
 
+// TestPreTransferShown has a pre-transfer in a log, in a summary, and as a bar that gives
+// way to the drain's.
+func TestPreTransferShown(t *testing.T) {
+	at := time.Unix(1000, 0)
+	s := relocate.Status{VM: "web1", Peer: "hostB:7070", Phase: relocate.PhasePreTransfer, Started: at, Connected: true, PagesTotal: 1000, PagesRemaining: 1000,
+		PreTransferPass: 2, PreTransferSeen: 250, PagesPreTransfer: 1100, BytesPreTransfer: 4 << 20, RateBytes: 1 << 20, PreTransferMS: 4000}
+	var b strings.Builder
+	l := NewLog(&b, time.Second)
+	l.now = func() time.Time { return at.Add(3 * time.Second) }
+	l.Update(s)
+	if want := "   3.000s  pretransfer  250 of 1 000 pages (25 %), pass 2, 1 100 pages copied, 4 MiB, 1 MiB/s\n"; b.String() != want {
+		t.Errorf("got %q, want %q", b.String(), want)
+	}
+	var screen strings.Builder
+	term := NewTerminal(&screen)
+	term.Update(s)
+	s.Phase = relocate.PhaseReady
+	term.Update(s)
+	term.Phase(relocate.PhaseReady, 0, "the destination is ready")
+	s.Phase, s.PagesRemaining = relocate.PhaseDraining, 10
+	term.Update(s)
+	s.Phase = relocate.PhaseDone
+	term.Update(s)
+	term.Close()
+	if got := screen.String(); !strings.Contains(got, "the destination is ready") { // bars are drawn on terminals only
+		t.Errorf("the terminal has shown %q", got)
+	}
+	if got := Summary(s); !strings.Contains(got, "before    1 100 pages copied in 4.0 s while the guest ran on, 4 MiB\n") {
+		t.Errorf("the summary is %q", got)
+	}
+}
+
 func TestEveryPhaseHasWords(t *testing.T) {
 	for _, p := range []relocate.Phase{relocate.PhaseConnecting, relocate.PhasePreparing, relocate.PhasePreTransfer, relocate.PhaseReady, relocate.PhaseState, relocate.PhaseFrozen,
 		relocate.PhaseLoaded, relocate.PhaseCommitted, relocate.PhaseDraining, relocate.PhaseDone, relocate.PhaseRolledBack, relocate.PhaseLost} {
