@@ -51,7 +51,9 @@ type Result struct {
 	DaemonMiB report.Spread `json:"daemon_mib"`
 }
 
-// Run measures all sizes. It needs root, QEMU and the guest's image.
+// Run measures all sizes. It needs root, QEMU and the guest's image. With an
+// error it returns what was measured, the last size perhaps with fewer
+// relocations.
 func Run(ctx context.Context, o Options) (_ []Result, err error) {
 	if len(o.Sizes) == 0 {
 		o.Sizes = []uint64{1 << 30, 4 << 30, 16 << 30}
@@ -77,14 +79,12 @@ func Run(ctx context.Context, o Options) (_ []Result, err error) {
 		for i := range o.Repeat {
 			for _, s := range m.samples {
 				if err := m.move(ctx, pair, s); err != nil {
-					return rs, err
+					return append(rs, m.results()...), err
 				}
 				o.Step(fmt.Sprintf("%s, relocation %d of %d: down for %.1f ms", s.r.name(), i+1, o.Repeat, s.r.Each[i]))
 			}
 		}
-		for _, s := range m.samples {
-			rs = append(rs, s.result())
-		}
+		rs = append(rs, m.results()...)
 		if err := m.from.Discard(ctx, m.name); err != nil {
 			return rs, err
 		}
@@ -97,6 +97,16 @@ type machine struct {
 	name     string
 	from, to *demo.Side
 	samples  []*sample // taken in turn
+}
+
+// results are those of the kinds of which a relocation was made.
+func (m *machine) results() (rs []Result) {
+	for _, s := range m.samples {
+		if len(s.r.Each) > 0 {
+			rs = append(rs, s.result())
+		}
+	}
+	return rs
 }
 
 // sample is what was seen of relocations of one kind.

@@ -70,6 +70,8 @@ type Moved struct {
 	BytesReported uint64
 	// Notes are further facts, such as the passes of a precopy.
 	Notes []string
+	// There is the QEMU at the destination, if the engine has started it.
+	There *rig.VM
 	// Status is the destination's last word, of pagewarp.
 	Status *relocate.Status
 }

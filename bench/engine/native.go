@@ -51,6 +51,7 @@ func (n *native) Move(ctx context.Context, j *Job) (m Moved, err error) {
 	if err != nil {
 		return m, err
 	}
+	m.There = there
 	g, err := openMigration(ctx, j.VM, there, netip.AddrPortFrom(j.Pair.B.Host.Addr, migratePort))
 	if err != nil {
 		return m, err

@@ -11,6 +11,7 @@ import (
 	"github.com/pagewarp/pagewarp/bench/workloads"
 	"github.com/pagewarp/pagewarp/internal/guestapi"
 	"github.com/pagewarp/pagewarp/internal/rig"
+	"github.com/pagewarp/pagewarp/relocate/qemu"
 )
 
 // Options of a comparison. Zero values of what is not said to be needed mean
@@ -51,6 +52,9 @@ type Options struct {
 	// Inspect, if not nil, is called after each relocation that succeeded, while
 	// the hosts are still there.
 	Inspect func(context.Context, *Job, Moved) error
+	// Progress, if not nil, is shown the comparison so far after each relocation;
+	// it may not change it.
+	Progress func(*Result)
 	// Step, if not nil, is told what goes on.
 	Step func(string)
 }
@@ -137,6 +141,10 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 				r.Accel = c.accel
 			}
 			r.Rows = append(r.Rows, c.row)
+			if o.Progress != nil {
+				r.sumUp()
+				o.Progress(r)
+			}
 		}
 	}
 	r.sumUp()
@@ -217,7 +225,32 @@ func (c *contest) run(ctx context.Context) (err error) {
 		}
 		return moveErr
 	}
-	return c.evaluate(ctx, o, m)
+	if err := c.evaluate(ctx, o, m); err != nil {
+		return c.autopsy(ctx, m.There, err)
+	}
+	return nil
+}
+
+// autopsy adds to the reason why a guest that has moved gave no account of
+// itself what its QEMU at the destination, nil for not known, says of it.
+func (c *contest) autopsy(ctx context.Context, vm *rig.VM, cause error) error {
+	if vm == nil {
+		return cause
+	}
+	state := "has ended"
+	if vm.Alive() {
+		state = "runs, and its monitor does not answer"
+		ctx, cancel := context.WithTimeout(ctx, accountLimit)
+		defer cancel()
+		if q, err := qemu.Connect(ctx, vm.QMPPath); err == nil {
+			if s, err := q.RunState(ctx); err == nil {
+				state = fmt.Sprintf("says that the guest is in the state %q", s.Status)
+			}
+			q.Close()
+		}
+	}
+	guest, says := vm.LastWords()
+	return fmt.Errorf("%w; its QEMU at the destination %s; the guest's last line there is %q, QEMU's is %q", cause, state, guest, says)
 }
 
 // never are the moments of a relocation that did not come to its switch-over.

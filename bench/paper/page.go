@@ -3,9 +3,13 @@ package paper
 import (
 	"bytes"
 	_ "embed"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"html/template"
 	"io"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -44,6 +48,11 @@ var pageText string
 
 var page = template.Must(template.New(PageFile).Parse(pageText))
 
+// By says when a part was made, and by what.
+func (p Part) By() string {
+	return fmt.Sprintf("begun %s UTC, %s", p.Made.Format("2006-01-02 15:04"), p.Command)
+}
+
 // Facts are the machine and the versions, in lines.
 func (r *Report) Facts() []string {
 	m, kind := r.Machine, "full run"
@@ -56,6 +65,40 @@ func (r *Report) Facts() []string {
 		fmt.Sprintf("%s, %s UTC", kind, r.Started.Format("2006-01-02 15:04")),
 		r.Command,
 	}
+}
+
+// put adds a part, in the place of one of the same name, in the order of Names.
+func (r *Report) put(p Part) {
+	i := slices.IndexFunc(r.Parts, func(q Part) bool { return q.Name == p.Name })
+	if i >= 0 {
+		r.Parts[i] = p
+		return
+	}
+	r.Parts = append(r.Parts, p)
+	names := Names()
+	slices.SortStableFunc(r.Parts, func(a, b Part) int { return slices.Index(names, a.Name) - slices.Index(names, b.Name) })
+}
+
+// keep takes over the parts of the report in a folder, if there is one.
+func (r *Report) keep(dir string) error {
+	path := filepath.Join(dir, JSONFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var old Report
+	if err == nil {
+		err = json.Unmarshal(b, &old)
+	}
+	if err != nil {
+		return fmt.Errorf("keep the experiments of %s: %w", path, err)
+	}
+	for _, p := range old.Parts {
+		if Known(p.Name) {
+			r.put(p)
+		}
+	}
+	return nil
 }
 
 // Write writes the page, the plots, Markdown and JSON into a folder. A plot that
@@ -108,10 +151,8 @@ func (r *Report) Markdown(w io.Writer) {
 		for _, f := range p.Failures {
 			fmt.Fprintf(w, "\n**FAILED** %s\n", f)
 		}
-		if len(p.Setup) > 0 {
-			fmt.Fprintln(w)
-			bullets(w, p.Setup)
-		}
+		fmt.Fprintln(w)
+		bullets(w, append(p.Setup, p.By()))
 	}
 }
 

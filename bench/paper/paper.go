@@ -33,6 +33,10 @@ func Known(name string) bool { return slices.Contains(Names(), name) }
 // gigabit is the link of the comparisons, in bytes/s.
 const gigabit = 125_000_000
 
+// answerLimit is for a guest that has moved: verifying its memory takes some
+// seconds.
+const answerLimit = 30 * time.Second
+
 // Options of the report.
 type Options struct {
 	Tools demo.Tools
@@ -44,6 +48,12 @@ type Options struct {
 	Repeat int
 	// Only are the experiments to make; empty is all.
 	Only []string
+	// Keep keeps the other experiments of the report that is in Out.
+	Keep bool
+	// Within is how long the run may take; an experiment whose share of it is
+	// over keeps the relocations that were made. Default the constant Within, or
+	// WithinQuick.
+	Within time.Duration
 	// Accel is auto, kvm or tcg. Default auto. CacheDir keeps what auto found.
 	Accel, CacheDir string
 	// Command is what the report says that it was made by.
@@ -72,6 +82,12 @@ func (o *Options) fill() error {
 			o.Repeat = 1
 		}
 	}
+	if o.Within == 0 {
+		o.Within = Within
+		if o.Quick {
+			o.Within = WithinQuick
+		}
+	}
 	if o.Step == nil {
 		o.Step = func(string) {}
 	}
@@ -84,9 +100,10 @@ type lab struct {
 	downtime func(context.Context, downtime.Options) ([]downtime.Result, error)
 }
 
-// Run makes the experiments, and writes the report anew after each of them. One
-// that fails is a part of the report that says so. If ctx ends, Run returns its
-// cause together with the report of what was finished.
+// Run makes the experiments, and writes the report anew after each relocation of
+// a comparison and after each size of memory. One that fails is a part of the
+// report that says so. If ctx ends, Run returns its cause together with the
+// report of what was finished.
 func Run(ctx context.Context, o Options) (*Report, error) {
 	return run(ctx, o, lab{engine.Run, downtime.Run})
 }
@@ -100,34 +117,47 @@ func run(ctx context.Context, o Options, l lab) (*Report, error) {
 		v.Pagewarp = o.Version
 	}
 	r := &Report{Started: time.Now().UTC(), Quick: o.Quick, Command: o.Command, Machine: report.ThisMachine(), Versions: v, Commit: v.Commit}
-	wants := func(name string) bool { return slices.Contains(o.Only, name) }
-	steps := []struct {
-		names []string
-		make  func() ([]Part, error)
-	}{
-		{[]string{Web, Precache}, func() ([]Part, error) { return o.web(ctx, l) }},
-		{[]string{Memory}, func() ([]Part, error) { return o.memory(ctx, l) }},
-		{[]string{Downtime}, func() ([]Part, error) { return o.sizes(ctx, l) }},
-	}
-	for _, s := range steps {
-		if !slices.ContainsFunc(s.names, wants) {
-			continue
+	if o.Keep {
+		if err := r.keep(o.Out); err != nil {
+			return nil, err
 		}
+	}
+	wants := func(name string) bool { return slices.Contains(o.Only, name) }
+	steps := slices.DeleteFunc([]step{
+		{[]string{Web, Precache}, 30, func(ctx context.Context, soFar func([]Part)) ([]Part, error) { return o.web(ctx, l, soFar) }},
+		{[]string{Memory}, 45, func(ctx context.Context, soFar func([]Part)) ([]Part, error) { return o.memory(ctx, l, soFar) }},
+		{[]string{Downtime}, 25, func(ctx context.Context, soFar func([]Part)) ([]Part, error) { return o.sizes(ctx, l, soFar) }},
+	}, func(s step) bool { return !slices.ContainsFunc(s.names, wants) })
+	ends := shares(steps, time.Now(), o.Within)
+	write := func(parts []Part) error {
+		for _, p := range parts {
+			if wants(p.Name) {
+				p.Made, p.Command = r.Started, o.Command
+				r.put(p)
+			}
+		}
+		return r.Write(o.Out)
+	}
+	for i, s := range steps {
 		o.Step("experiment: " + strings.Join(s.names, " and "))
-		parts, err := s.make()
+		sctx, cancel := limited(ctx, ends[i])
+		parts, err := s.make(sctx, func(parts []Part) {
+			if err := write(parts); err != nil {
+				o.Step(fmt.Sprintf("write the report so far: %v", err))
+			}
+		})
+		cancel()
 		if ctx.Err() != nil && len(parts) == 0 {
 			return r, context.Cause(ctx)
 		}
 		if err != nil {
 			o.Step(fmt.Sprintf("%s FAILED: %v", s.names[0], err))
-			parts = []Part{failed(s.names[0], err)}
-		}
-		for _, p := range parts {
-			if wants(p.Name) {
-				r.Parts = append(r.Parts, p)
+			parts = nil
+			for _, name := range s.names {
+				parts = append(parts, failed(name, err))
 			}
 		}
-		if err := r.Write(o.Out); err != nil {
+		if err := write(parts); err != nil {
 			return r, err
 		}
 		if ctx.Err() != nil {
@@ -138,7 +168,7 @@ func run(ctx context.Context, o Options, l lab) (*Report, error) {
 }
 
 // compare has the engines named relocate a guest under a load.
-func (o *Options) compare(ctx context.Context, l lab, name, load string, ram uint64, limit, after time.Duration, engines ...string) (*engine.Result, error) {
+func (o *Options) compare(ctx context.Context, l lab, name, load string, ram uint64, limit, after time.Duration, soFar func(*engine.Result), engines ...string) (*engine.Result, error) {
 	parsed, err := engine.ParseLoad(load)
 	if err != nil {
 		return nil, err
@@ -152,6 +182,7 @@ func (o *Options) compare(ctx context.Context, l lab, name, load string, ram uin
 	c, err := l.compare(ctx, engine.Options{
 		Tools: tools, Engines: es, Load: parsed, LogDir: filepath.Join(o.LogDir, "paper-"+name), RAM: ram, Repeat: o.Repeat, Link: gigabit,
 		MoveLimit: limit, After: after, Accel: o.Accel, CacheDir: o.CacheDir, Step: func(s string) { o.Step(name + ": " + s) },
+		Progress: soFar, AnswerLimit: answerLimit,
 	})
 	if err != nil && ctx.Err() != nil && c != nil && len(c.Rows) > 0 {
 		return c, nil // what was finished before the interruption counts
@@ -159,24 +190,25 @@ func (o *Options) compare(ctx context.Context, l lab, name, load string, ram uin
 	return c, err
 }
 
-func (o *Options) web(ctx context.Context, l lab) ([]Part, error) {
+func (o *Options) web(ctx context.Context, l lab, soFar func([]Part)) ([]Part, error) {
 	load, ram, after := "specweb-banking:sessions=40,scale=0.02", uint64(2<<30), 10*time.Second
 	if o.Quick {
 		load, ram, after = "specweb-banking:sessions=20,scale=0.02", 1<<30, 5*time.Second
 	}
-	c, err := o.compare(ctx, l, Web, load, ram, 2*time.Minute, after, engine.Pagewarp, engine.OnDemand)
+	tell := func(c *engine.Result) []Part { return []Part{webPart(c), precachePart(c)} }
+	c, err := o.compare(ctx, l, Web, load, ram, time.Minute, after, func(c *engine.Result) { soFar(tell(c)) }, engine.Pagewarp, engine.OnDemand)
 	if err != nil {
 		return nil, err
 	}
-	return []Part{webPart(c), precachePart(c)}, nil
+	return tell(c), nil
 }
 
-func (o *Options) memory(ctx context.Context, l lab) ([]Part, error) {
-	load, ram, limit, after := "churn:ws=512,rate=40000,half=0.5", uint64(2<<30), 2*time.Minute, 5*time.Second
+func (o *Options) memory(ctx context.Context, l lab, soFar func([]Part)) ([]Part, error) {
+	load, ram, limit, after := "churn:ws=512,rate=40000,half=0.5", uint64(2<<30), time.Minute, 5*time.Second
 	if o.Quick {
-		load, ram, limit, after = "churn:ws=256,rate=40000,half=0.5", 512<<20, 12*time.Second, 2*time.Second
+		load, ram, limit, after = "churn:ws=256,rate=40000,half=0.5", 512<<20, 25*time.Second, 2*time.Second
 	}
-	c, err := o.compare(ctx, l, Memory, load, ram, limit, after, engine.Pagewarp, "qemu-precopy", "qemu-precopy-plain", "qemu-multifd", "qemu-postcopy", "qemu-postcopy-preempt")
+	c, err := o.compare(ctx, l, Memory, load, ram, limit, after, func(c *engine.Result) { soFar([]Part{memoryPart(c, limit)}) }, engine.Pagewarp, "qemu-precopy", "qemu-postcopy", "qemu-postcopy-preempt", "qemu-precopy-plain", "qemu-multifd")
 	if err != nil {
 		return nil, err
 	}
@@ -184,22 +216,24 @@ func (o *Options) memory(ctx context.Context, l lab) ([]Part, error) {
 }
 
 // sizes measures each size by itself, so that one that fails spoils no other.
-func (o *Options) sizes(ctx context.Context, l lab) ([]Part, error) {
+func (o *Options) sizes(ctx context.Context, l lab, soFar func([]Part)) ([]Part, error) {
 	all, repeat := []uint64{1 << 30, 4 << 30, 16 << 30, 64 << 30}, 3*o.Repeat
-	if o.Quick {
-		all = []uint64{all[0], all[2]}
-	}
 	var measured []Size
 	for _, ram := range all {
 		rs, err := l.downtime(ctx, downtime.Options{
 			Tools: o.Tools, LogDir: filepath.Join(o.LogDir, fmt.Sprintf("paper-downtime-%d", ram>>30)), Sizes: []uint64{ram}, Repeat: repeat,
 			Accel: o.Accel, CacheDir: o.CacheDir, Step: func(s string) { o.Step(Downtime + ": " + s) },
 		})
-		if ctx.Err() != nil {
+		s := Size{RAMBytes: ram}
+		over := errors.Is(context.Cause(ctx), errTimeOver)
+		if ctx.Err() != nil && !over && len(rs) == 0 {
 			break // what was interrupted says nothing
 		}
-		s := Size{RAMBytes: ram}
 		switch {
+		case over && len(rs) == 0:
+			s.Error = "not measured: " + errTimeOver.Error()
+		case len(rs) == 1 && ctx.Err() != nil:
+			s.Result, s.Error = &rs[0], "cut short"
 		case err != nil:
 			s.Error = err.Error()
 			o.Step(fmt.Sprintf("%s of %d GiB FAILED: %v", Downtime, ram>>30, err))
@@ -209,6 +243,7 @@ func (o *Options) sizes(ctx context.Context, l lab) ([]Part, error) {
 			s.Error = fmt.Sprintf("%d results for one size", len(rs))
 		}
 		measured = append(measured, s)
+		soFar([]Part{downtimePart(measured)})
 	}
 	if len(measured) == 0 {
 		return nil, context.Cause(ctx)

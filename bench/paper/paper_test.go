@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -154,13 +155,13 @@ func TestFailedExperiment(t *testing.T) {
 	o := Options{LogDir: t.TempDir(), Out: t.TempDir(), Quick: true}
 	r, err := run(t.Context(), o, lab{
 		func(context.Context, engine.Options) (*engine.Result, error) { return nil, errors.New("no guest") }, still})
-	if err != nil || len(r.Parts) != 3 {
+	if err != nil || len(r.Parts) != 4 {
 		t.Fatalf("%v, %d parts", err, len(r.Parts))
 	}
 	if p := part(t, r, Memory); len(p.Failures) != 1 || p.Failures[0] != "not measured: no guest" || p.Figure {
 		t.Errorf("%+v", p)
 	}
-	if p := part(t, r, Downtime); len(p.Rows) != 2 || len(p.Failures) != 0 {
+	if p := part(t, r, Downtime); len(p.Rows) != 4 || len(p.Failures) != 1 {
 		t.Errorf("%+v", p)
 	}
 }
@@ -219,5 +220,71 @@ func TestInterruptedComparison(t *testing.T) {
 	}
 	if p := part(t, r, Memory); len(p.Rows) != 1 || len(p.Failures) != 1 || !strings.Contains(p.Failures[0], "1 of 2 relocations") {
 		t.Errorf("%q %q", p.Rows, p.Failures)
+	}
+}
+
+// A comparison is written after each relocation, and one whose time is over keeps
+// them; the next experiment is made all the same, in its own time.
+func TestTimeIsOver(t *testing.T) {
+	o := Options{LogDir: t.TempDir(), Out: t.TempDir(), Only: []string{Memory, Downtime}, Within: 500 * time.Millisecond}
+	r, err := run(t.Context(), o, lab{func(ctx context.Context, e engine.Options) (*engine.Result, error) {
+		c, _ := made(ctx, e)
+		c.Facts["pagewarp"], c.Facts["qemu-precopy"], c.Repeat = engine.Facts{}, engine.Facts{}, 1
+		c.Rows, c.Engines = c.Rows[:1], c.Engines[:1]
+		e.Progress(c)
+		var onDisk Report
+		b, err := os.ReadFile(filepath.Join(o.Out, JSONFile))
+		if err = errors.Join(err, json.Unmarshal(b, &onDisk)); err != nil || len(onDisk.Parts) != 1 || len(onDisk.Parts[0].Rows) != 1 {
+			t.Errorf("after the first relocation: %v, %+v", err, onDisk.Parts)
+		}
+		<-ctx.Done()
+		return c, context.Cause(ctx)
+	}, func(ctx context.Context, d downtime.Options) ([]downtime.Result, error) {
+		if d.Sizes[0] == 1<<30 {
+			return still(ctx, d)
+		}
+		<-ctx.Done()
+		if d.Sizes[0] == 4<<30 {
+			rs, _ := still(ctx, d)
+			return rs, context.Cause(ctx)
+		}
+		return nil, context.Cause(ctx)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := part(t, r, Memory); len(p.Rows) != 1 || len(p.Failures) != 1 || !strings.Contains(p.Failures[0], "1 of 2 relocations were not made") {
+		t.Errorf("%q %q", p.Rows, p.Failures)
+	}
+	p := part(t, r, Downtime)
+	want := []string{"4.0 GiB: cut short after 3 relocations", "16 GiB: not measured: the time", "64 GiB: not measured: the time"}
+	if len(p.Rows) != 4 || len(p.Failures) != len(want) {
+		t.Fatalf("%q %q", p.Rows, p.Failures)
+	}
+	for i, w := range want {
+		if !strings.HasPrefix(p.Failures[i], w) {
+			t.Errorf("%q, want %q", p.Failures[i], w)
+		}
+	}
+}
+
+func TestKeep(t *testing.T) {
+	o := Options{LogDir: t.TempDir(), Out: t.TempDir(), Only: []string{Downtime}, Keep: true, Command: "first"}
+	if r, err := run(t.Context(), o, lab{made, still}); err != nil || len(r.Parts) != 1 {
+		t.Fatalf("with nothing to keep: %v", err)
+	}
+	o.Only, o.Command = []string{Web, Precache}, "second"
+	r, err := run(t.Context(), o, lab{made, still})
+	if err != nil || len(r.Parts) != 3 || r.Parts[0].Name != Web || r.Parts[2].Name != Downtime {
+		t.Fatalf("%v, %+v", err, r.Parts)
+	}
+	if d := r.Parts[2]; len(d.Rows) != 4 || !d.Figure || d.Command != "first" || r.Parts[0].Command != "second" || d.Made.After(r.Parts[0].Made) {
+		t.Errorf("kept: %+v", d)
+	}
+	if err := os.WriteFile(filepath.Join(o.Out, JSONFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run(t.Context(), o, lab{made, still}); err == nil || !strings.Contains(err.Error(), JSONFile) {
+		t.Errorf("a report that cannot be read was overwritten: %v", err)
 	}
 }

@@ -29,6 +29,9 @@ type Part struct {
 	Rows     [][]string `json:"rows,omitempty"`
 	// Figure says that there is a plot, Name.svg and Name.png.
 	Figure bool `json:"figure"`
+	// Made is when its run began, Command what made it.
+	Made    time.Time `json:"made"`
+	Command string    `json:"command"`
 	// Comparison is the whole of it; Web and Precache have the same.
 	Comparison *engine.Result `json:"comparison,omitempty"`
 	Sizes      []Size         `json:"sizes,omitempty"`
@@ -264,6 +267,9 @@ func downtimePart(sizes []Size) Part {
 	var mid, low, high []report.Point
 	for _, s := range sizes {
 		name := humanize.IBytes(s.RAMBytes)
+		if s.Result != nil && s.Error != "" {
+			p.Failures = append(p.Failures, fmt.Sprintf("%s: %s after %d relocations", name, s.Error, s.Result.DowntimeMS.N))
+		}
 		if s.Result == nil {
 			p.Rows = append(p.Rows, []string{name, "-", "failed", "-", "-", "-"})
 			p.Failures = append(p.Failures, name+": "+oneLine(s.Error))

@@ -32,6 +32,9 @@ func newBenchPaper() *cobra.Command {
 				return nil, nil, nil, usagef("--only %s: %schoose from %s", name, engine.Suggest(name, paper.Names()), strings.Join(paper.Names(), ", "))
 			}
 		}
+		if o.Within < 0 {
+			return nil, nil, nil, usagef("--within %v: give a time such as 10m", o.Within)
+		}
 		var err error
 		if o.Tools, err = relocationTools(); err != nil {
 			return nil, nil, nil, err
@@ -47,6 +50,9 @@ func newBenchPaper() *cobra.Command {
 		}
 		if len(o.Only) > 0 {
 			o.Command += " --only " + strings.Join(o.Only, ",")
+		}
+		if o.Within > 0 {
+			o.Command += " --within " + o.Within.String()
 		}
 		made, err = paper.Run(ctx, o)
 		if err != nil {
@@ -82,16 +88,23 @@ Markdown and JSON.
             and postcopy
   downtime  against the size of memory: 1, 4, 16 GiB and 64 GiB sparse
 
-The report is written anew after each experiment: an interrupted run keeps what
-was finished. An experiment that fails is a part that says so. --quick takes a few
-minutes, with smaller guests, fewer repeats, and downtime of 1 and 16 GiB only.`
+The report is written anew after each relocation: an interrupted run keeps what was
+finished. A run has 40 minutes, with --quick 10 (--within): an experiment whose
+share is over says which relocations are missing. One that fails is a part that
+says so. --quick has smaller guests, fewer repeats and shorter limits.
+
+With --keep the experiments that are not made stay in the report as they are, so
+that it can be made experiment by experiment.`
 	c.Example = `  pagewarp bench paper
-  pagewarp bench paper --quick --only web,precache --out /tmp/paper`
+  pagewarp bench paper --quick --only web,precache --out /tmp/paper
+  pagewarp bench paper --only downtime --keep`
 	fl := c.Flags()
 	fl.BoolVar(&o.Quick, "quick", false, "fewer repeats, smaller guests, shorter limits")
 	fl.StringSliceVar(&o.Only, "only", nil, "the `EXPERIMENTS` to make, by default all: "+strings.Join(paper.Names(), ", "))
 	fl.StringVar(&o.Out, "out", filepath.Join("build", "bench", "paper"), "`FOLDER` for the report")
 	fl.IntVar(&f.repeat, "repeat", 0, "relocations of each kind; by default 3, or 1 with --quick; of downtime, three times as many")
+	fl.BoolVar(&o.Keep, "keep", false, "keep the other experiments of the report in --out")
+	fl.DurationVar(&o.Within, "within", 0, "how long the run may take; by default 40m, or 10m with --quick")
 	f.vmFlags(c)
 	return c
 }

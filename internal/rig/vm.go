@@ -284,6 +284,23 @@ func (vm *VM) tail() string {
 	return b.String()
 }
 
+// LastWords returns the last line that the guest, and the last that QEMU printed;
+// empty if there is none.
+func (vm *VM) LastWords() (guest, qemu string) {
+	last := func(path string) string {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return ""
+		}
+		lines := strings.FieldsFunc(string(b), func(r rune) bool { return r == '\n' || r == '\r' })
+		if len(lines) == 0 {
+			return ""
+		}
+		return strings.ToValidUTF8(lines[len(lines)-1], "?")
+	}
+	return last(vm.ConsolePath), last(vm.LogPath)
+}
+
 // Alive reports whether QEMU still runs.
 func (vm *VM) Alive() bool {
 	select {
