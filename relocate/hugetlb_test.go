@@ -95,3 +95,33 @@ func mountHuge(t *testing.T, dir string) {
 		unix.Unmount(dir, unix.MNT_DETACH)
 	})
 }
+
+// A page of 2 MiB is a candidate like any other; the guest writes to some of them.
+func TestPreTransferHugePages(t *testing.T) {
+	root := vmtest.Dir(t)
+	hugetest.Reserve(t, 2*vmtest.RAMBytes/hugePage)
+	for _, name := range []string{"a", "b"} {
+		mountHuge(t, filepath.Join(root, name, "huge"))
+	}
+	a, b := startHost(t, root, "a", nil), startHost(t, root, "b", nil)
+	ram := func(h *testHost) string { return filepath.Join(h.dir, "huge", "vm.mem") }
+	vm := vmtest.StartOn(t, a.dir, ram(a), vmtest.Writer(t)...)
+	vmtest.Writes(t, vm.RAM)
+	want := noise(3, vmtest.WriterOffset-noiseAt)
+	vmtest.WritePattern(t, vm.RAM, want)
+	a.adopt(t, "web1", vm.QMP)
+	if _, err := a.Relocate(t.Context(), "web1", b.addr, Options{PreTransfer: true, Paused: true, KeepSource: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.await(t, "web1", PhaseDone)
+	b.await(t, "web1", PhaseDone)
+	if !bytes.Equal(vmtest.MapRAM(t, ram(a)), vmtest.MapRAM(t, ram(b))) {
+		t.Error("the two memory files differ after a paused relocation")
+	}
+	vmtest.CheckPattern(t, ram(b), want)
+	s := a.last(t, RoleSource)
+	if huge := uint64(len(want) / hugePage); s.PagesSame < huge || s.BytesPreTransfer < uint64(len(want)) || s.BytesWire > vmtest.WriterBytes+8<<20 {
+		t.Errorf("%d pages of 2 MiB were confirmed, of %d that nobody writes; %d bytes before, %d after", s.PagesSame, huge, s.BytesPreTransfer, s.BytesWire)
+	}
+	killAll(t, b)
+}
