@@ -11,7 +11,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build guest kmod tools deps test test-kmod test-rdma lint bench bench-qemu bench-kmod bench-rdma bench-peers bench-paper demo fuzz clean
+.PHONY: help build guest kmod tools deps test test-kmod test-rdma lint bench bench-qemu bench-kmod bench-rdma bench-peers bench-paper benchstat demo fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,10 @@ bench-peers: build guest ## relocations by pagewarp and by QEMU's own engines, o
 
 bench-paper: build guest ## the experiments of the paper, in one report in build/bench/paper
 	$(BIN)/pagewarp bench paper
+
+BASE ?= HEAD~1
+benchstat: ## the hot code's own benchmarks against BASE (HEAD~1), for information
+	@GO='$(GO)' test/benchstat.sh $(BASE)
 
 demo: deps ## a real relocation on this machine, and a report of it in build/demo
 	@$(MAKE) --no-print-directory build guest

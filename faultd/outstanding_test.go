@@ -2,6 +2,7 @@ package faultd
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -100,5 +101,25 @@ func TestConfigIsChecked(t *testing.T) {
 		if _, err := New(c); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+// A fault's fetch found to be new, found again by a second fault, and ended, with
+// others under way.
+func BenchmarkOutstanding(b *testing.B) {
+	for _, others := range []int{0, 48} {
+		b.Run(fmt.Sprint(others), func(b *testing.B) {
+			o := newOutstanding(64, 1)
+			for i := range others {
+				o.enter(2, uint64(i)*977, time.Time{})
+			}
+			b.ReportAllocs()
+			for page := uint64(0); b.Loop(); page += 4099 {
+				n, how := o.enter(1, page, time.Time{})
+				if _, again := o.enter(1, page, time.Time{}); how != lookupNew || again != lookupDup || !o.leave(n) {
+					b.Fatalf("page %d: %v, then %v", page, how, again)
+				}
+			}
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package ringq
 
 import (
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -181,12 +182,17 @@ func TestNoAllocation(t *testing.T) {
 }
 
 func BenchmarkPushPop(b *testing.B) {
-	q := New[uint32](1024)
-	b.RunParallel(func(pb *testing.PB) {
-		in, out := make([]uint32, 1), make([]uint32, 1)
-		for pb.Next() {
-			q.Push(in)
-			q.Pop(out)
-		}
-	})
+	for _, batch := range []int{1, 16, 64} {
+		b.Run(fmt.Sprint(batch), func(b *testing.B) {
+			q := New[uint32](1024)
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				in, out := make([]uint32, batch), make([]uint32, batch)
+				for pb.Next() {
+					q.Push(in)
+					q.Pop(out)
+				}
+			})
+		})
+	}
 }

@@ -2,4 +2,6 @@
 // the program, so that their dependencies stay out of go.mod:
 //
 //	go build -modfile=internal/tools/tools.mod -o build/tools/staticcheck honnef.co/go/tools/cmd/staticcheck
+//
+// benchstat.mod pins benchstat (test/benchstat.sh), without which all else works.
 package tools
