@@ -83,15 +83,18 @@ func cell(s report.Spread) string {
 	return s.Text()
 }
 
+func linkText(c *engine.Result) string {
+	if c.LinkBytesPerSec == 0 {
+		return "no limit"
+	}
+	return humanize.SIWithDigits(float64(c.LinkBytesPerSec)*8, 1, "bit/s")
+}
+
 // comparison makes the part of a comparison, with the table of some engines.
 func comparison(name string, c *engine.Result, engines ...string) Part {
 	p := newPart(name)
-	link := "no limit"
-	if c.LinkBytesPerSec > 0 {
-		link = humanize.SIWithDigits(float64(c.LinkBytesPerSec)*8, 1, "bit/s")
-	}
 	p.Setup = append(p.Setup, fmt.Sprintf("guest of %s, %d vCPU under %s, load %s, link %s, %d × each in alternation",
-		humanize.IBytes(c.RAMBytes), c.VCPUs, c.Accel, c.LoadText, link, c.Repeat))
+		humanize.IBytes(c.RAMBytes), c.VCPUs, c.Accel, c.LoadText, linkText(c), c.Repeat))
 	p.Header = []string{"engine", "runs", "at the destination ms", "downtime ms", "client blackout ms", "back at 90 % ms", "lost s", "total ms", "sent MB", "bad pages"}
 	for _, name := range engines {
 		i := slices.IndexFunc(c.Engines, func(s engine.Summary) bool { return s.Engine == name })
@@ -233,7 +236,7 @@ func memoryPart(c *engine.Result, limit time.Duration) Part {
 	for _, s := range c.Engines {
 		if s.TotalMS.N == 0 {
 			at := limit.Seconds()
-			bars = append(bars, report.Bar{Name: s.Engine, Value: report.SpreadOf([]float64{at}), Pale: true, Text: "failed, or given up"})
+			bars = append(bars, report.Bar{Name: s.Engine, Value: report.SpreadOf([]float64{at}), Pale: true, Text: ending(c, s.Engine, limit)})
 			p.Says = append(p.Says, fmt.Sprintf("%s did not complete; the limit was %v.", s.Engine, limit))
 			continue
 		}
@@ -252,10 +255,23 @@ func memoryPart(c *engine.Result, limit time.Duration) Part {
 	if len(bars) > 0 {
 		p.Figure = true
 		p.paint = func(svg, png string) error {
-			return report.WriteBars(fmt.Sprintf("%s, guest of %s: time until complete", c.LoadText, humanize.IBytes(c.RAMBytes)), "Seconds", bars, svg, png)
+			return report.WriteBars(fmt.Sprintf("Time until complete: %s, guest of %s, link %s", c.LoadText, humanize.IBytes(c.RAMBytes), linkText(c)), "Seconds", bars, svg, png)
 		}
 	}
 	return p
+}
+
+// ending says in few words how the runs of an engine ended that never completed.
+func ending(c *engine.Result, name string, limit time.Duration) string {
+	for _, r := range c.Rows {
+		if r.Engine == name && r.Error != "" && !strings.Contains(r.Error, "given up") {
+			if strings.Contains(r.Error, "did not answer") {
+				return "the guest did not survive"
+			}
+			return "failed"
+		}
+	}
+	return fmt.Sprintf("given up after %v", limit)
 }
 
 func downtimePart(sizes []Size) Part {
@@ -264,7 +280,9 @@ func downtimePart(sizes []Size) Part {
 	p.Setup = []string{"an idle guest that goes to and fro between two hosts; mutual TLS, no limit of the link; the times of QEMU's own STOP and RESUME events"}
 	p.Header = []string{"memory", "accelerator", "relocations", "downtime ms", "total ms", "daemon's memory MiB"}
 	var medians []float64
-	var mid, low, high []report.Point
+	var mid []report.Point
+	var ranges []report.Spread
+	var ticks []float64
 	for _, s := range sizes {
 		name := humanize.IBytes(s.RAMBytes)
 		if s.Result != nil && s.Error != "" {
@@ -279,7 +297,7 @@ func downtimePart(sizes []Size) Part {
 		p.Rows = append(p.Rows, []string{name, s.Result.Accel, fmt.Sprint(d.N), cell(d), cell(s.Result.TotalMS), cell(s.Result.DaemonMiB)})
 		medians = append(medians, d.Median)
 		gib := float64(s.RAMBytes) / (1 << 30)
-		mid, low, high = append(mid, report.Point{T: gib, V: d.Median}), append(low, report.Point{T: gib, V: d.Min}), append(high, report.Point{T: gib, V: d.Max})
+		mid, ranges, ticks = append(mid, report.Point{T: gib, V: d.Median}), append(ranges, d), append(ticks, gib)
 	}
 	if m := report.SpreadOf(medians); m.N > 1 && m.Min > 0 {
 		p.Says = append(p.Says, fmt.Sprintf("The largest median is %.2f times the smallest, from %s to %s of memory.",
@@ -287,8 +305,8 @@ func downtimePart(sizes []Size) Part {
 		p.Figure = true
 		p.paint = func(svg, png string) error {
 			return report.WriteChart(&report.Chart{Title: "Downtime against the size of memory", X: "Memory of the guest (GiB)", Panels: []report.Panel{{
-				Y: "Downtime\n(ms)", LogX: true,
-				Lines: []report.Line{{Name: "median", Points: mid, Dots: true}, {Name: "longest", Points: high, Dots: true}, {Name: "shortest", Points: low, Dots: true}},
+				Y: "Downtime\n(ms)", LogX: true, TicksX: ticks,
+				Lines: []report.Line{{Name: "median and range", Points: mid, Dots: true, Ranges: ranges}},
 			}}}, svg, png)
 		}
 	}

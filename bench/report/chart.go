@@ -35,6 +35,8 @@ type Line struct {
 	Points []Point
 	// Steps holds each value until the next point; Dots marks the points.
 	Steps, Dots bool
+	// Ranges, if given, are one for each point, drawn as a whisker.
+	Ranges []Spread
 }
 
 // Panel is one plot of a chart.
@@ -45,6 +47,8 @@ type Panel struct {
 	Top float64
 	// LogX and LogY make an axis logarithmic, for positive values only.
 	LogX, LogY bool
+	// TicksX are where the X axis is labelled; by default the chart chooses.
+	TicksX []float64
 	// Marks are vertical lines with a text.
 	Marks []Mark
 }
@@ -157,6 +161,15 @@ func (p *Panel) plot(from, to float64) (*plot.Plot, error) {
 			line.Dashes = []vg.Length{vg.Points(4), vg.Points(2)}
 		}
 		pl.Add(line)
+		for j, r := range l.Ranges[:min(len(l.Ranges), len(l.Points))] {
+			whisker, err := plotter.NewLine(plotter.XYs{{X: l.Points[j].T, Y: r.Min}, {X: l.Points[j].T, Y: r.Max}})
+			if err != nil {
+				return nil, err
+			}
+			whisker.Color, whisker.Width = line.Color, vg.Points(1)
+			pl.Add(whisker)
+			top = max(top, r.Max)
+		}
 		if l.Dots && !l.Steps {
 			pl.Add(dots)
 		}
@@ -172,6 +185,7 @@ func (p *Panel) plot(from, to float64) (*plot.Plot, error) {
 		top = 1
 	}
 	pl.Legend.Top, pl.Legend.XOffs, pl.Legend.ThumbnailWidth = true, -vg.Points(6), vg.Points(18)
+	pl.Legend.Padding = vg.Points(3)
 	styleText(&pl.Legend.TextStyle, 9)
 	if named > 0 { // room above the data for the legend
 		top *= 1.05 + 0.09*float64(named)
@@ -185,6 +199,13 @@ func (p *Panel) plot(from, to float64) (*plot.Plot, error) {
 	if p.LogX {
 		pl.X.Min, pl.X.Max = from/1.1, to*1.1
 		pl.X.Scale, pl.X.Tick.Marker = plot.LogScale{}, decades{}
+	}
+	if len(p.TicksX) > 0 {
+		var ts plot.ConstantTicks
+		for _, x := range p.TicksX {
+			ts = append(ts, plot.Tick{Value: x, Label: strconv.FormatFloat(x, 'g', 6, 64)})
+		}
+		pl.X.Tick.Marker = ts
 	}
 	for _, m := range p.Marks {
 		if m.X < pl.X.Min || m.X > pl.X.Max {
