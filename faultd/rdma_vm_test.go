@@ -25,10 +25,10 @@ type reader struct {
 	export *rdma.Export
 	dst    *rdma.Device
 	downs  atomic.Int32
+	reads  rdma.Stats
 
 	mu       sync.Mutex
 	attached map[*tcp.Conn]*rdma.Attachment // guarded by mu
-	fetchers []*rdma.Fetcher                // guarded by mu
 }
 
 func openDevice(t *testing.T) *rdma.Device {
@@ -102,14 +102,11 @@ func (r *reader) open(t *testing.T, pages uint64) faultd.Opener {
 		if err != nil {
 			return nil, err
 		}
-		f, err := rdma.NewFetcher(r.dst, base, c, regions, rdma.FetchOptions{StageBytes: 2 << 20, MaxCount: c.MaxCount(), Spin: rdma.DefaultSpin,
+		f, err := rdma.NewFetcher(r.dst, base, c, regions, rdma.FetchOptions{StageBytes: 2 << 20, MaxCount: c.MaxCount(), Spin: rdma.DefaultSpin, Stats: &r.reads,
 			Down: func(error) { r.downs.Add(1) }})
 		if err != nil {
 			return nil, err
 		}
-		r.mu.Lock()
-		r.fetchers = append(r.fetchers, f)
-		r.mu.Unlock()
 		return f, nil
 	}
 }
@@ -129,16 +126,6 @@ func (r *reader) lose() {
 	for _, a := range r.attached {
 		a.Close()
 	}
-}
-
-func (r *reader) counts() (reads, bytes, beneath uint64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, f := range r.fetchers {
-		a, b, c := f.Counts()
-		reads, bytes, beneath = reads+a, bytes+b, beneath+c
-	}
-	return reads, bytes, beneath
 }
 
 // TestRDMADrain brings a process's memory over by READs while it touches all of
@@ -177,11 +164,14 @@ func TestRDMADrain(t *testing.T) {
 			c.hurt(r)
 			s := drained(t, ctx, e)
 			m.verify(t, img.sums)
-			reads, bytes, beneath := r.counts()
+			reads := r.reads.Completed.Load()
 			t.Logf("%d pages by demand, %d by precache, %d zero; %d READs of %d bytes, %d fetches beneath; the page server was asked %d times; RDMA ended %d times",
-				s.PagesDemand, s.PagesPrecache, s.PagesZero, reads, bytes, beneath, r.stats.Fetches.Load(), r.downs.Load())
+				s.PagesDemand, s.PagesPrecache, s.PagesZero, reads, r.reads.Bytes.Load(), r.reads.Beneath.Load(), r.stats.Fetches.Load(), r.downs.Load())
 			if reads == 0 {
 				t.Error("nothing came by READ")
+			}
+			if n, lost := r.reads.Posted.Load(), r.reads.Retried.Load(); reads > n || n > reads+lost {
+				t.Errorf("%d READs posted, %d completed, %d went by FETCH", n, reads, lost)
 			}
 		})
 	}

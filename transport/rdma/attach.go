@@ -59,6 +59,7 @@ func (a *Attachment) off() {
 	if a.q != nil {
 		a.q.close()
 		a.q = nil
+		a.e.dev.drop()
 	}
 }
 
@@ -116,14 +117,19 @@ func (a *Attachment) open(peer endpoint) (endpoint, error) {
 	if err != nil {
 		return endpoint{}, err
 	}
+	if err := d.hold(); err != nil {
+		return endpoint{}, err
+	}
 	q, err := d.dev.queue(1) // it posts nothing
 	if err != nil {
+		d.drop()
 		return endpoint{}, err
 	}
 	mine := d.endpoint(q, reads)
 	mine.chunk = chunkBytes
 	if err := q.connect(&to, mine.psn, true); err != nil {
 		q.close()
+		d.drop()
 		return endpoint{}, err
 	}
 	a.mu.Lock()

@@ -102,39 +102,84 @@ func benchStream(b *testing.B, kind transport.Kind, pages uint64, spin time.Dura
 	return r, &blind{mem: transporttest.Memory(b, int(pages)*pageSize)}
 }
 
+// bare READs by the shim alone, window of them in flight, of size bytes each, until
+// total bytes have come: what remains of the time is the Fetcher's.
+func bare(b *testing.B, f *Fetcher, window, size, total int) time.Duration {
+	b.Helper()
+	f.mu.Lock()
+	w, q := f.table.regions[1].windows[0][0], f.q
+	f.mu.Unlock()
+	spin := 100 * time.Millisecond
+	var out [maxPost]done
+	begin := time.Now()
+	for posted, got := 0, 0; got < total; {
+		for posted < total && posted-got < window*size {
+			slot := posted / size % window
+			at := posted % (int(w.count) * pageSize)
+			if _, err := q.post([]read{{id: uint64(slot), local: addressOf(f.stage) + uint64(slot*size), remote: w.addr + uint64(at), length: uint32(size), lkey: f.stageMR.lkey, rkey: w.rkey}}); err != nil {
+				b.Fatal(err)
+			}
+			posted += size
+		}
+		n, err := q.poll(out[:], spin)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, d := range out[:n] {
+			if d.status != 0 {
+				b.Fatal(statusText(d.status))
+			}
+		}
+		got += n * size
+	}
+	return time.Since(begin)
+}
+
 // BenchmarkDemand alternates 4 KiB fetches with ib_read_lat: the goal is 1.25 times
 // its typical time.
 func BenchmarkDemand(b *testing.B) {
 	runtime.LockOSThread()
 	const rounds, fetches, pages = 5, 1000, 512
 	r, sink := benchStream(b, transport.Demand, pages, time.Millisecond)
-	var ours, floor []float64
+	var ours, floor, shim, posting []float64
 	var c transport.Completion
 	id := uint64(0)
 	for range rounds {
 		floor = append(floor, perftest(b, "ib_read_lat", "-s", "4096", "-n", strconv.Itoa(fetches))[4])
-		took := make([]float64, fetches)
+		took, fetched := make([]float64, fetches), make([]float64, fetches)
+		for i := range took {
+			took[i] = float64(bare(b, r.f, 1, pageSize, pageSize)) / 1e3
+		}
+		mid, _, _ := median(took)
+		shim = append(shim, mid)
 		for i := range took {
 			id++
 			begin := time.Now()
 			if err := r.f.Fetch([]transport.Fetch{{ID: id, Range: transport.Range{Region: 1, First: id % pages, Count: 1}}}); err != nil {
 				b.Fatal(err)
 			}
+			fetched[i] = float64(time.Since(begin)) / 1e3
 			if err := r.f.Receive(sink, &c); err != nil {
 				b.Fatal(err)
 			}
 			took[i] = float64(time.Since(begin)) / 1e3
 		}
-		mid, _, _ := median(took)
+		mid, _, _ = median(took)
 		ours = append(ours, mid)
+		mid, _, _ = median(fetched)
+		posting = append(posting, mid)
 	}
-	if reads, _, beneath := r.f.Counts(); reads != rounds*fetches || beneath != 0 {
+	if reads, _, beneath := counts(r.f); reads != rounds*fetches || beneath != 0 {
 		b.Fatalf("%d READs, %d fetches beneath", reads, beneath)
 	}
 	o, ol, oh := median(ours)
 	f, fl, fh := median(floor)
 	fmt.Printf("demand 4 KiB: %.1f µs (%.1f to %.1f), ib_read_lat typical %.1f µs (%.1f to %.1f): %.2f times; the source answered 0 of %d\n",
 		o, ol, oh, f, fl, fh, o/f, rounds*fetches)
+	s, sl, sh := median(shim)
+	p, _, _ := median(posting)
+	fmt.Printf("  the shim alone %.1f µs (%.1f to %.1f), %.2f times; of ours, Fetch takes %.1f µs; landing %.1f µs, commit %.1f µs (last)\n",
+		s, sl, sh, s/f, p, float64(c.Decode)/1e3, float64(c.Commit)/1e3)
 }
 
 // BenchmarkPrecache alternates a stream with ib_read_bw at its best message size:
@@ -145,6 +190,8 @@ func BenchmarkPrecache(b *testing.B) {
 	windows := []uint64{4, 16, 64} // fetches in flight
 	r, sink := benchStream(b, transport.Precache, pages, 100*time.Microsecond)
 	ours := make([][]float64, len(windows))
+	sizes := []int{64 << 10, 256 << 10, 1 << 20}
+	shim := make([][]float64, len(sizes))
 	var floor []float64
 	best, id := 0.0, uint64(0)
 	for range rounds {
@@ -153,6 +200,9 @@ func BenchmarkPrecache(b *testing.B) {
 			best = max(best, perftest(b, "ib_read_bw", "-s", size, "-n", "64")[3]) // MiB/s, average
 		}
 		floor = append(floor, best)
+		for i, size := range sizes {
+			shim[i] = append(shim[i], 8/bare(b, r.f, 8, size, 8<<20).Seconds())
+		}
 		for w, window := range windows {
 			begin := time.Now()
 			posted, got := uint64(0), uint64(0)
@@ -173,11 +223,15 @@ func BenchmarkPrecache(b *testing.B) {
 			ours[w] = append(ours[w], float64(pages*pageSize)/(1<<20)/time.Since(begin).Seconds())
 		}
 	}
-	if _, _, beneath := r.f.Counts(); beneath != 0 {
+	if _, _, beneath := counts(r.f); beneath != 0 {
 		b.Fatalf("%d fetches beneath", beneath)
 	}
 	f, fl, fh := median(floor)
 	fmt.Printf("ib_read_bw at its best size: %.0f MiB/s (%.0f to %.0f)\n", f, fl, fh)
+	for i, size := range sizes {
+		s, sl, sh := median(shim[i])
+		fmt.Printf("the shim alone, 8 READs of %d KiB in flight: %.0f MiB/s (%.0f to %.0f), %.2f times\n", size>>10, s, sl, sh, s/f)
+	}
 	for w, window := range windows {
 		o, ol, oh := median(ours[w])
 		fmt.Printf("precache, %d fetches of 256 KiB in flight: %.0f MiB/s (%.0f to %.0f), %.2f times; the source answered 0 of %d fetches\n",

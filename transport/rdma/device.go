@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -26,6 +27,33 @@ type Device struct {
 	failed error               // guarded by mu; the device or its port is out of use
 	watch  map[int]func(error) // guarded by mu
 	next   int                 // guarded by mu
+	uses   int                 // guarded by mu; what was made from it and is not closed
+	closed bool                // guarded by mu
+}
+
+// ErrDeviceClosed says that a device was closed by its owner: the session is over.
+var ErrDeviceClosed = errors.New("RDMA device is closed")
+
+// hold keeps the device's verbs open until drop, whatever Close does meanwhile: a
+// channel can be dialled just when its session ends.
+func (d *Device) hold() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return ErrDeviceClosed
+	}
+	d.uses++
+	return nil
+}
+
+func (d *Device) drop() {
+	d.mu.Lock()
+	d.uses--
+	last := d.closed && d.uses == 0
+	d.mu.Unlock()
+	if last {
+		d.dev.close()
+	}
 }
 
 // Open opens the port that [Choose] found. What is missing is named in the error.
@@ -132,17 +160,29 @@ func (d *Device) onFailure(f func(error)) (cancel func(), err error) {
 	}, nil
 }
 
-// Close closes the device, after everything that was made from it.
+// Close closes the device; nothing can be made from it any more. What was made
+// before goes on, and the last of it that is closed frees the device.
 func (d *Device) Close() error {
 	err := d.async.Close()
 	<-d.gone
-	d.dev.close()
+	d.mu.Lock()
+	last := !d.closed && d.uses == 0
+	d.closed = true
+	d.mu.Unlock()
+	if last {
+		d.dev.close()
+	}
 	return err
 }
 
 // String names the device, its port and its address.
 func (d *Device) String() string {
 	return fmt.Sprintf("%s port %d (%s)", d.port.Device, d.port.Number, d.gid.Address)
+}
+
+// Port says which device and port it is, and the address of its GID.
+func (d *Device) Port() (device string, port int, gid netip.Addr) {
+	return d.port.Device, d.port.Number, d.gid.Address
 }
 
 // endpoint describes a queue pair on this device, with a random sequence number.

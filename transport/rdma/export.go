@@ -103,9 +103,12 @@ type chunk struct {
 }
 
 // NewExport opens the files of an image that is about to be frozen; it registers
-// nothing yet. Close it before dev.
+// nothing yet.
 func NewExport(dev *Device, sources []Source, o ExportOptions) (*Export, error) {
 	e := &Export{dev: dev, opt: o, regions: make(map[uint32]*exported)}
+	if err := dev.hold(); err != nil {
+		return nil, err
+	}
 	for _, s := range sources {
 		x, err := openExported(s)
 		if err != nil {
@@ -149,6 +152,7 @@ func (e *Export) Close() error {
 		err = errors.Join(err, sysmem.Unmap(x.mem), unix.Close(x.fd))
 	}
 	e.order, e.regions = nil, nil
+	e.dev.drop()
 	return err
 }
 

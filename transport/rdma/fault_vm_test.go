@@ -103,7 +103,7 @@ func (s *stream) fell(words string) {
 	if s.f.Up() {
 		s.t.Error("RDMA is up still")
 	}
-	if _, _, beneath := s.f.Counts(); beneath == 0 {
+	if _, _, beneath := counts(s.f); beneath == 0 {
 		s.t.Error("nothing came by the channel beneath")
 	}
 }
@@ -114,7 +114,7 @@ func TestWrongKey(t *testing.T) {
 	s := newStream(t, 2048, rigOptions{})
 	s.ready(t)
 	s.receive(s.post(0, 1024))
-	reads, _, _ := s.f.Counts()
+	reads, _, _ := counts(s.f)
 	if reads == 0 {
 		t.Fatal("nothing came by READ")
 	}
@@ -128,7 +128,7 @@ func TestWrongKey(t *testing.T) {
 	s.receive(s.post(1024, 1024))
 	s.fell("remote access error")
 	s.whole(2048)
-	if after, _, _ := s.f.Counts(); after != reads {
+	if after, _, _ := counts(s.f); after != reads {
 		t.Errorf("%d READs completed with a wrong key", after-reads)
 	}
 }
@@ -237,7 +237,7 @@ func TestBudget(t *testing.T) {
 	await(t, "RDMA", s.f.Up)
 	s.receive(s.post(0, 1024))
 	s.whole(1024)
-	if reads, _, beneath := s.f.Counts(); reads != 0 || beneath != 16 {
+	if reads, _, beneath := counts(s.f); reads != 0 || beneath != 16 {
 		t.Errorf("%d READs, %d fetches beneath; want none and all 16", reads, beneath)
 	}
 	select {

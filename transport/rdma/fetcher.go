@@ -39,6 +39,8 @@ type FetchOptions struct {
 	StageBytes int
 	// MaxCount is the most pages of one fetch, as agreed on for the channel.
 	MaxCount uint32
+	// Stats, if not nil, is where this channel is counted together with others.
+	Stats *Stats
 	// Down, if not nil, is told why RDMA on this channel is over; what was
 	// outstanding goes by FETCH from then on. It must not wait.
 	Down func(error)
@@ -64,7 +66,7 @@ type Fetcher struct {
 	sleeping atomic.Bool
 	broken   atomic.Pointer[error] // why RDMA must end; Receive acts on it
 
-	readCount, readBytes, beneath atomic.Uint64 // see Counts
+	stats *Stats
 
 	sink   *lateSink
 	pump   sync.WaitGroup
@@ -145,7 +147,13 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	if o.StageBytes <= 0 {
 		o.StageBytes = stageBytes
 	}
-	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), flights: make(map[uint64]*flight), wakeFD: -1, sink: newLateSink()}
+	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), flights: make(map[uint64]*flight), wakeFD: -1, sink: newLateSink(), stats: o.Stats}
+	if f.stats == nil {
+		f.stats = new(Stats)
+	}
+	if err := dev.hold(); err != nil {
+		return nil, err
+	}
 	f.slotSize = 4 << 10
 	slots := demandSlots
 	for _, r := range regions {
@@ -160,6 +168,7 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	}
 	slots = max(4, min(slots, o.StageBytes/f.slotSize, dev.caps.depth-1))
 	if int(dev.caps.maxMessage) < f.slotSize {
+		dev.drop()
 		return nil, fmt.Errorf("its messages have at most %d bytes, %d are needed", dev.caps.maxMessage, f.slotSize)
 	}
 	f.ops = make([]op, slots)
@@ -168,6 +177,7 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	}
 	var err error
 	if f.stage, err = sysmem.MapAnonymous(int64(slots * f.slotSize)); err != nil {
+		dev.drop()
 		return nil, err
 	}
 	if f.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
@@ -199,11 +209,8 @@ func (f *Fetcher) Up() bool {
 	return f.q != nil
 }
 
-// Counts are the READs that completed, their bytes, and the fetches that were
-// answered by the channel beneath.
-func (f *Fetcher) Counts() (reads, bytes, beneath uint64) {
-	return f.readCount.Load(), f.readBytes.Load(), f.beneath.Load()
-}
+// Stats is what counts this channel: that of its options, or one of its own.
+func (f *Fetcher) Stats() *Stats { return f.stats }
 
 // InPlace implements [transport.InPlace]: the sink is called from two goroutines,
 // which a buffer of the sink's would not bear.
@@ -355,7 +362,9 @@ func (f *Fetcher) post(now time.Time) {
 				length: uint32(size), lkey: f.stageMR.lkey, rkey: p.rkey}
 			n++
 		}
-		if _, err := f.q.post(f.wrs[:n]); err != nil {
+		posted, err := f.q.post(f.wrs[:n])
+		f.stats.Posted.Add(uint64(posted))
+		if err != nil {
 			f.breakDown(err) // Receive ends RDMA; what was posted and what was not goes by FETCH
 			return
 		}
@@ -439,6 +448,14 @@ func (f *Fetcher) releaseAll() {
 	if f.stop != nil {
 		f.stop()
 	}
+	if f.q != nil {
+		f.stats.Up.Add(-1)
+		for i := range f.ops {
+			if f.ops[i].busy {
+				f.stats.Retried.Add(1) // the engine fetches it by another channel
+			}
+		}
+	}
 	for _, q := range []*queue{f.q, f.pending} {
 		if q != nil {
 			q.close()
@@ -455,4 +472,5 @@ func (f *Fetcher) releaseAll() {
 		unix.Close(f.wakeFD)
 		f.wakeFD = -1
 	}
+	f.dev.drop()
 }

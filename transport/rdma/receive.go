@@ -43,7 +43,7 @@ func (f *Fetcher) receiveBelow() {
 			f.err = err
 		} else if fl := f.flights[c.ID]; fl != nil {
 			f.drop(fl)
-			f.beneath.Add(1)
+			f.stats.Beneath.Add(1)
 			f.answers.push(c)
 		}
 		f.mu.Unlock()
@@ -106,6 +106,7 @@ func (f *Fetcher) accepted(body []byte) error {
 	}
 	f.table.cut(peer.chunk)
 	f.q, f.pending = q, nil
+	f.stats.Up.Add(1)
 	return nil
 }
 
@@ -302,7 +303,7 @@ func (f *Fetcher) land(dones []done) error {
 		// The op is ours until its slot is free: nobody else touches it.
 		o := &f.ops[d.id]
 		mem := f.stage[int(d.id)*f.slotSize:]
-		f.readCount.Add(1)
+		f.stats.Completed.Add(1)
 		for _, p := range o.parts {
 			ps := int(f.table.regions[p.fl.Region].PageSize)
 			size := int(p.count) * ps
@@ -333,7 +334,7 @@ func (f *Fetcher) deliver(p part, mem []byte, ps int) error {
 	begin := time.Now()
 	fl.wire = begin.Sub(fl.sent)
 	fl.bytes += len(mem)
-	f.readBytes.Add(uint64(len(mem)))
+	f.stats.Bytes.Add(uint64(len(mem)))
 	for at := uint32(0); at < p.count; {
 		zero := isZero(mem[int(at)*ps:][:ps])
 		n := uint32(1)
@@ -426,7 +427,11 @@ func (f *Fetcher) end(why error) error {
 	f.asks.clear()
 	f.waiting = nil
 	f.free = f.free[:0]
+	retried := uint64(0)
 	for i := range f.ops {
+		if f.ops[i].busy {
+			retried++
+		}
 		f.ops[i] = op{}
 		f.free = append(f.free, i)
 	}
@@ -449,6 +454,11 @@ func (f *Fetcher) end(why error) error {
 			q.close() // from here on nothing is written into the stage
 		}
 	}
+	if q != nil {
+		f.stats.Up.Add(-1)
+	}
+	f.stats.Retried.Add(retried)
+	f.stats.Fallbacks.Add(1)
 	err := fmt.Errorf("RDMA by %s: %w", f.dev, why)
 	if f.opt.Down != nil {
 		f.opt.Down(err)

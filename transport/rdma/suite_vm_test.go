@@ -163,6 +163,13 @@ func imageFiles(t testing.TB, im *transporttest.Image) []Source {
 	return out
 }
 
+// counts are the READs that completed, their bytes, and the fetches that were
+// answered by the channel beneath.
+func counts(f *Fetcher) (reads, bytes, beneath uint64) {
+	s := f.Stats()
+	return s.Completed.Load(), s.Bytes.Load(), s.Beneath.Load()
+}
+
 // harness opens channels for the suite.
 type harness struct {
 	spin     time.Duration
@@ -188,7 +195,7 @@ func (h *harness) Pair(t testing.TB, o transporttest.Options) (transport.Fetcher
 		return r.f, resp
 	}
 	t.Cleanup(func() {
-		if _, _, beneath := r.f.Counts(); beneath != 0 {
+		if _, _, beneath := counts(r.f); beneath != 0 {
 			t.Errorf("%d fetches were answered by the channel beneath", beneath)
 		}
 	})
