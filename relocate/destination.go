@@ -32,6 +32,8 @@ type incoming struct {
 	adopted    bool                        // vm has gone over to Host.machines
 	relay      sync.WaitGroup              // carries the device state to QEMU
 	rdmaDev    atomic.Pointer[rdma.Device] // nil: pages come by TCP
+	reads      rdma.Stats                  // of all channels
+	rdmaLost   atomic.Pointer[string]      // why a channel last fell back
 	returns    chan *tcp.Conn              // control channels that the source dialled anew
 	warm       *faultd.Warm                // guarded by transfer.mu; nil without candidates
 	indexBytes atomic.Uint64               // of candidates, on the wire
@@ -390,10 +392,15 @@ func (in *incoming) lose(ctl *control, cause error) {
 
 // channel takes a page channel that the source dialled.
 func (in *incoming) channel(conn *tcp.Conn) error {
-	f, err := conn.Fetcher()
+	base, err := conn.Fetcher()
 	if err != nil {
 		return err
 	}
 	conn.SetRegions(in.rec.Regions)
-	return in.pool.put(conn.Kind(), conn.Index(), conn.Epoch(), in.overRDMA(conn, f))
+	f := in.overRDMA(conn, base)
+	if err := in.pool.put(conn.Kind(), conn.Index(), conn.Epoch(), f); err != nil {
+		f.Close() // the session is over; RDMA holds more than the connection
+		return err
+	}
+	return nil
 }

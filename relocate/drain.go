@@ -155,7 +155,12 @@ func (o *outgoing) handle(m tcp.Message) error {
 		if err := decode(m, &p); err != nil {
 			return err
 		}
-		o.update(func(s *Status) { s.copyCounters(&p.Status) })
+		o.update(func(s *Status) {
+			s.copyCounters(&p.Status)
+			if s.RDMA != nil && o.export != nil {
+				s.RDMA.Registered = o.export.Registered()
+			}
+		})
 	case msgDrained:
 		return errDrained
 	case msgFailed:
@@ -182,6 +187,7 @@ func (s *Status) copyCounters(d *Status) {
 	s.PreTransferPass, s.PreTransferSeen = d.PreTransferPass, d.PreTransferSeen
 	s.FaultLatency, s.Stages = d.FaultLatency, d.Stages
 	s.FaultSource = d.FaultSource
+	s.RDMA = s.RDMA.with(d.RDMA)
 	s.Policies, s.HotPages = d.Policies, d.HotPages
 	s.Drained = d.Drained
 	s.Options.Bandwidth = d.Options.Bandwidth

@@ -290,6 +290,7 @@ func (g *guestMemory) fill(s *Status) {
 			s.ChannelReopens += c.Opens - 1
 		}
 	}
+	g.in.fillRDMA(s)
 	s.Policies = nil
 	for _, p := range st.Planner.Policies {
 		s.Policies = append(s.Policies, PolicyCount(p))

@@ -94,6 +94,66 @@ func checkRDMA(o *Options) error {
 	return err
 }
 
+// RDMAStatus is what RDMA does in a relocation. The counters are the
+// destination's, which READs; the source shows them too.
+type RDMAStatus struct {
+	Device  string `json:"device"` // of the host that says it
+	Port    int    `json:"port"`
+	Address string `json:"address"` // of the GID in use
+
+	ReadsPosted    uint64 `json:"reads_posted"`
+	ReadsCompleted uint64 `json:"reads_completed"`
+	// ReadsRetried are those posted that did not complete; their pages were
+	// fetched again.
+	ReadsRetried uint64 `json:"reads_retried"`
+	ReadBytes    uint64 `json:"read_bytes"`
+	// TCPFetches are fetches that TCP answered on channels that have RDMA, too: of
+	// memory not registered yet, or not at all, or after RDMA was lost.
+	TCPFetches uint64 `json:"tcp_fetches"`
+	// Fallbacks counts channels that lost RDMA, LastFallback says why the last did.
+	Fallbacks    uint64 `json:"fallbacks"`
+	LastFallback string `json:"last_fallback,omitempty"`
+	ChannelsUp   int    `json:"channels_up"` // whose pages come by RDMA
+	// Registered is the pinned memory of the source's image, in bytes; shown there.
+	Registered uint64 `json:"registered_bytes"`
+}
+
+// with is s with the counters of d, which may both be nil.
+func (s *RDMAStatus) with(d *RDMAStatus) *RDMAStatus {
+	switch {
+	case d == nil:
+		return s
+	case s == nil:
+		return d
+	}
+	own := *d
+	own.Device, own.Port, own.Address, own.Registered = s.Device, s.Port, s.Address, s.Registered
+	return &own
+}
+
+// statusOf names a device.
+func statusOf(dev *rdma.Device) *RDMAStatus {
+	name, port, addr := dev.Port()
+	return &RDMAStatus{Device: name, Port: port, Address: addr.String()}
+}
+
+// fillRDMA adds the READs of this session to a status. The caller holds the
+// transfer's lock.
+func (in *incoming) fillRDMA(s *Status) {
+	if s.RDMA == nil {
+		return
+	}
+	own := *s.RDMA // others may be reading the last one
+	n := &in.reads
+	own.ReadsPosted, own.ReadsCompleted, own.ReadsRetried = n.Posted.Load(), n.Completed.Load(), n.Retried.Load()
+	own.ReadBytes, own.TCPFetches = n.Bytes.Load(), n.Beneath.Load()
+	own.Fallbacks, own.ChannelsUp = n.Fallbacks.Load(), int(n.Up.Load())
+	if why := in.rdmaLost.Load(); why != nil {
+		own.LastFallback = *why
+	}
+	s.RDMA = &own
+}
+
 // offerRDMA gets the source ready for RDMA, before the offer: the device is open
 // and the image's files are, nothing is registered. It settles Options.Transport.
 func (o *outgoing) offerRDMA(local net.Addr) error {
@@ -106,6 +166,18 @@ func (o *outgoing) offerRDMA(local net.Addr) error {
 		o.plainTransport(reason)
 		return nil
 	}
+	if err := o.exportBy(dev); err != nil {
+		if opt.Transport == TransportRDMA {
+			return fmt.Errorf("pages by RDMA: %w", err)
+		}
+		o.plainTransport(err.Error())
+	}
+	return nil
+}
+
+// exportBy opens the image for READs; it owns dev.
+func (o *outgoing) exportBy(dev *rdma.Device) error {
+	opt := &o.rec.Options
 	var sources []rdma.Source
 	for i, m := range o.rec.Memory {
 		sources = append(sources, rdma.Source{Region: o.rec.Regions[i], Path: m.Path})
@@ -116,13 +188,10 @@ func (o *outgoing) offerRDMA(local net.Addr) error {
 	}})
 	if err != nil {
 		dev.Close()
-		if opt.Transport == TransportRDMA {
-			return fmt.Errorf("pages by RDMA: %w", err)
-		}
-		o.plainTransport(err.Error())
-		return nil
+		return err
 	}
 	o.rdmaDev, o.export = dev, export
+	o.update(func(s *Status) { s.RDMA = statusOf(dev) })
 	o.note("channel", "pages can be read by RDMA through "+dev.String()+"; nothing encrypts them on the wire")
 	return nil
 }
@@ -158,8 +227,48 @@ func (in *incoming) acceptRDMA(local net.Addr) error {
 		return nil
 	}
 	in.note("channel", "pages come by RDMA through "+dev.String()+"; nothing encrypts them on the wire")
-	in.rdmaDev.Store(dev)
+	in.useRDMA(dev)
 	return nil
+}
+
+func (in *incoming) useRDMA(dev *rdma.Device) {
+	in.rdmaDev.Store(dev)
+	in.update(func(s *Status) { s.RDMA = statusOf(dev) })
+}
+
+// localTo is the address of this host from which a peer is reached. Nothing is
+// sent.
+func localTo(peer string) net.Addr {
+	c, err := net.Dial("udp", peer)
+	if err != nil {
+		return nil // a unix socket; then the configuration names the device
+	}
+	defer c.Close()
+	return &net.TCPAddr{IP: c.LocalAddr().(*net.UDPAddr).IP}
+}
+
+// resumeRDMA opens the device again after a restart of the daemon, before a
+// channel is dialled. Where that cannot be, pages go by TCP: the guest runs.
+func (o *outgoing) resumeRDMA() {
+	dev, _, err := o.host.rdmaDevice(o.rec.Options.Transport, localTo(o.rec.Peer))
+	if dev != nil {
+		err = o.exportBy(dev)
+	}
+	if err != nil {
+		o.warn("after the restart of this daemon pages go by TCP", "err", err)
+	}
+}
+
+// resumeRDMA is the same at the destination.
+func (in *incoming) resumeRDMA() {
+	dev, _, err := in.host.rdmaDevice(in.rec.Options.Transport, localTo(in.rec.Peer))
+	switch {
+	case err != nil:
+		in.warn("after the restart of this daemon pages come by TCP", "err", err)
+	case dev != nil:
+		in.note("channel", "after the restart of this daemon pages come by RDMA through "+dev.String())
+		in.useRDMA(dev)
+	}
 }
 
 // closeRDMA closes the device, after the engine and the channels.
@@ -184,12 +293,17 @@ func (in *incoming) overRDMA(conn *tcp.Conn, f transport.Fetcher) transport.Fetc
 	kind, index := conn.Kind(), conn.Index()
 	tune := in.host.tuning()
 	rf, err := rdma.NewFetcher(dev, f, conn, in.rec.Regions, rdma.FetchOptions{
-		Spin: cmp.Or(tune.Spin, rdma.DefaultSpin), DeadAfter: tune.DeadAfter, MaxCount: conn.MaxCount(),
+		Spin: cmp.Or(tune.Spin, rdma.DefaultSpin), DeadAfter: tune.DeadAfter, MaxCount: conn.MaxCount(), Stats: &in.reads,
 		Down: func(err error) {
+			why := err.Error()
+			in.rdmaLost.Store(&why)
 			in.warn(fmt.Sprintf("%v channel %d: no more RDMA, pages come by TCP", kind, index), "err", err)
 		},
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, rdma.ErrDeviceClosed):
+		return f // the session has just ended
+	case err != nil:
 		in.warn(fmt.Sprintf("%v channel %d: pages come by TCP", kind, index), "err", err)
 		return f
 	}

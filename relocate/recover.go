@@ -91,6 +91,7 @@ func (h *Host) recoverSource(ctx context.Context, rec *record, objects []string)
 	}
 	o.image = image
 	o.freezeObjects()
+	o.resumeRDMA()
 	o.committed = true
 	close(o.frozen)
 	h.mu.Lock()
@@ -125,6 +126,9 @@ func (h *Host) recoverRollback(o *outgoing, connectErr error) {
 // drain of one that was.
 func (h *Host) recoverDestination(ctx context.Context, rec *record) {
 	in := newIncoming(h, rec)
+	if rec.Phase == PhaseCommitted || rec.Phase == PhaseDraining {
+		in.resumeRDMA() // before the source can dial a channel
+	}
 	h.mu.Lock()
 	h.incoming[rec.Token] = in
 	h.mu.Unlock()

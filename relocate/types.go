@@ -198,6 +198,9 @@ type Status struct {
 	// while the destination has not chosen.
 	FaultSource string `json:"fault_source,omitempty"`
 
+	// RDMA is what RDMA does in it; nil where pages go by TCP alone.
+	RDMA *RDMAStatus `json:"rdma,omitempty"`
+
 	ChannelsUp    int `json:"channels_up"`
 	ChannelsTotal int `json:"channels_total"`
 	// ChannelReopens counts page channels that were lost and came back.

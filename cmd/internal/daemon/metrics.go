@@ -48,6 +48,12 @@ var (
 	descStage      = desc("fault_stage_latency_seconds", "Latency of demand faults by stage.", "stage")
 	descChannels   = desc("channels", "Channels of the session: up and agreed.", "state")
 	descReconnects = desc("reconnects", "Times that a cut session was taken up again.")
+	descReads      = desc("rdma_reads", "RDMA READs: posted; completed; retried, which did not complete and whose pages were fetched again.", "device", "state")
+	descReadBytes  = desc("rdma_read_bytes", "Bytes that RDMA READs brought.", "device")
+	descTCPFetches = desc("rdma_tcp_fetches", "Fetches that TCP answered on channels that have RDMA, too.", "device")
+	descFallbacks  = desc("rdma_fallbacks", "Times that a channel lost RDMA and went on by TCP.", "device")
+	descRDMAUp     = desc("rdma_channels", "Channels whose pages come by RDMA.", "device")
+	descRegistered = desc("rdma_registered_bytes", "Memory of the source's image that is registered for RDMA; shown at the source.", "device")
 	descConnected  = desc("connected", "1 while the control channel is up.")
 	descDowntime   = desc("downtime_seconds", "From the guest's stop at the source to its resumption at the destination.")
 )
@@ -99,7 +105,8 @@ func (m *Metrics) request(route, method string, code int) {
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descPhase, descPages, descEarly, descSaved, descGuest, descWire, descRate, descFault, descStage, descChannels, descReconnects, descConnected, descDowntime} {
+	for _, d := range []*prometheus.Desc{descPhase, descPages, descEarly, descSaved, descGuest, descWire, descRate, descFault, descStage, descChannels, descReconnects, descConnected, descDowntime,
+		descReads, descReadBytes, descTCPFetches, descFallbacks, descRDMAUp, descRegistered} {
 		ch <- d
 	}
 	m.outcomes.Describe(ch)
@@ -177,6 +184,17 @@ func collect(ch chan<- prometheus.Metric, k relocation, s relocate.Status) {
 	gauge(descChannels, float64(s.ChannelsUp), "up")
 	gauge(descChannels, float64(s.ChannelsTotal), "agreed")
 	gauge(descReconnects, float64(s.Reconnects))
+	if r := s.RDMA; r != nil {
+		device := r.Device + ":" + strconv.Itoa(r.Port)
+		gauge(descReads, float64(r.ReadsPosted), device, "posted")
+		gauge(descReads, float64(r.ReadsCompleted), device, "completed")
+		gauge(descReads, float64(r.ReadsRetried), device, "retried")
+		gauge(descReadBytes, float64(r.ReadBytes), device)
+		gauge(descTCPFetches, float64(r.TCPFetches), device)
+		gauge(descFallbacks, float64(r.Fallbacks), device)
+		gauge(descRDMAUp, float64(r.ChannelsUp), device)
+		gauge(descRegistered, float64(r.Registered), device)
+	}
 	up := 0.
 	if s.Connected {
 		up = 1

@@ -54,6 +54,15 @@ func Summary(s relocate.Status) string {
 	if s.BytesWire > 0 {
 		row("wire", "%s for %s of guest memory (ratio %.2f)", units.FormatSize(s.BytesWire), units.FormatSize(s.BytesGuest), float64(s.BytesGuest)/float64(s.BytesWire))
 	}
+	if r := s.RDMA; r != nil {
+		row("rdma", "%s port %d: %s READs, %s; %s retried, %s fetches by TCP", r.Device, r.Port, count(r.ReadsCompleted), units.FormatSize(r.ReadBytes), count(r.ReadsRetried), count(r.TCPFetches))
+		if !s.Phase.Final() {
+			row("", "%d channels up, %s registered at the source", r.ChannelsUp, units.FormatSize(r.Registered))
+		}
+		if r.Fallbacks > 0 {
+			row("", "%d times a channel fell back to TCP, last because of %s", r.Fallbacks, r.LastFallback)
+		}
+	}
 	if drain := s.Drained.Sub(s.Resumed); !s.Drained.IsZero() && !s.Resumed.IsZero() && drain > 0 {
 		row("drain", "%s, %s on average", Seconds(drain.Seconds()), units.FormatBits(float64(s.BytesGuest)/drain.Seconds()))
 	}
