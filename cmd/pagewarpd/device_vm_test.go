@@ -3,8 +3,6 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/internal/vmtest"
 	"github.com/pagewarp/pagewarp/kmod"
 	"github.com/pagewarp/pagewarp/relocate"
@@ -66,36 +63,6 @@ func noObjects(t *testing.T) {
 	vmtest.Wait(t, "all objects to be freed", func() bool { return len(objects(t)) == 0 })
 }
 
-// view maps a machine's memory for reading.
-func view(t *testing.T, path string) []byte {
-	t.Helper()
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatalf("open %s: %v", path, err)
-	}
-	defer unix.Close(fd)
-	mem, err := sysmem.MapShared(fd, 0, vmtest.RAMBytes, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := sysmem.Unmap(mem); err != nil {
-			t.Error(err)
-		}
-	})
-	return mem
-}
-
-// ended reports whether the command has.
-func (c *cli) ended() bool {
-	select {
-	case <-c.done:
-		return true
-	default:
-		return false
-	}
-}
-
 // sweep destroys what objects a failed test leaves, so that the next one finds none.
 func sweep(t *testing.T) {
 	t.Cleanup(func() {
@@ -111,27 +78,6 @@ func sweep(t *testing.T) {
 			}
 		}
 	})
-}
-
-// move relocates web1 by the operator's command and returns the final status.
-func move(t *testing.T, from, to *node, args ...string) relocate.Status {
-	t.Helper()
-	c := pagewarp(t, from, append([]string{"relocate", "web1", "--to", to.addr, "--json", "-"}, args...)...)
-	// An emulator within an emulator, on a machine that does other things as well.
-	vmtest.Wait(t, "two thirds of the pages", func() bool {
-		return c.ended() || to.status(relocate.RoleDestination).PagesRemaining < vmtest.RAMBytes>>12/3
-	})
-	vmtest.Wait(t, "the command to end", c.ended)
-	if code := c.wait(); code != 0 {
-		t.Fatalf("pagewarp relocate %q exited with %d: %s", args, code, c.text())
-	}
-	var s relocate.Status
-	text := c.text()
-	if err := json.Unmarshal([]byte(text[strings.Index(text, "{"):strings.LastIndex(text, "}")+1]), &s); err != nil {
-		t.Fatalf("%v: %s", err, text)
-	}
-	vmtest.Wait(t, "the machine to be adopted", func() bool { s := to.state(); return s == "running" || s == "paused" })
-	return s
 }
 
 // A machine with its memory in a file moves to a device, from there to another
@@ -166,15 +112,7 @@ func TestDeviceThereAndBack(t *testing.T) {
 	if got := objects(t)[filepath.Base(first)]; got.State != kmod.Frozen {
 		t.Errorf("the source's object, which was to be kept: %+v", got)
 	}
-	x, y := view(t, first), view(t, second)
-	if !bytes.Equal(x, y) {
-		for p := 0; p < len(x); p += 4096 {
-			if !bytes.Equal(x[p:p+4096], y[p:p+4096]) {
-				t.Fatalf("the memory of both objects differs, first at %#x", p)
-			}
-		}
-	}
-	t.Logf("compared %d pages of %s and %s: 0 differ", len(x)>>12, first, second)
+	sameMemory(t, first, second)
 	vmtest.CheckPattern(t, second, m.want)
 	m.killIncomingOf(first)
 	os.Remove(filepath.Join(m.b.dir, "vm.qmp")) // what a killed QEMU leaves

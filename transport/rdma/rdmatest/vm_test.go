@@ -1,6 +1,7 @@
 package rdmatest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,13 +24,14 @@ const provider = "/usr/lib/x86_64-linux-gnu/libibverbs/librxe-rdmav34.so"
 
 // TestInVM boots once and reports every test that ran there.
 func TestInVM(t *testing.T) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 400*time.Second, errors.New("the VM's deadline"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 560*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(t, ctx)
 	run := os.Getenv("RDMA_RUN") // for work on a single test
 	if run == "" {
 		run = "."
 	}
+	only := os.Getenv("RDMA_PROGRAM") // likewise
 	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma")
 	cfg.Programs = append(cfg.Programs,
 		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=200s", "-rapid.checks=10", "-test.run=" + run}},
@@ -38,7 +40,31 @@ func TestInVM(t *testing.T) {
 		// The shim under AddressSanitizer, whose leak check runs at the end.
 		kvmrig.Program{Name: "asan", Path: compile(t, ctx, &cfg, "rdma-asan.test", "./transport/rdma", "-asan"),
 			Args: []string{"-test.v", "-test.timeout=100s", "-test.run=^Test(WrongKey|ReadPastTheEnd|SourceGone|LinkDown|Budget|Memlock)$"}})
+	cfg.Programs = append(cfg.Programs, relocations(t, ctx, &cfg, "^TestRDMA"))
+	if only != "" {
+		cfg.Programs = slices.DeleteFunc(cfg.Programs, func(p kvmrig.Program) bool { return p.Name != only })
+	}
 	rigtest.Report(t, ctx, cfg, release)
+}
+
+// relocations are the tests of whole relocations: QEMU in QEMU, two daemons. It
+// adds what they need.
+func relocations(t testing.TB, ctx context.Context, cfg *kvmrig.Config, run string) kvmrig.Program {
+	t.Helper()
+	files, err := kvmrig.QEMU(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	merge(cfg, files)
+	daemon := build(t, ctx, cfg, "pagewarpd", "./cmd/pagewarpd", "build", "-tags", "rdma,crashtest", "-ldflags=-s -w")
+	command := rigtest.Build(t, ctx, "rdma", "pagewarp", "./cmd/pagewarp", nil, "build", "-ldflags=-s -w")
+	merge(cfg, []kvmrig.File{{Path: "/opt/pagewarpd", From: daemon}, {Path: "/opt/pagewarp", From: command}})
+	cfg.MemMiB = 2048
+	return kvmrig.Program{
+		Name: "relocate", Path: rigtest.Build(t, ctx, "rdma", "pagewarpd.test", "./cmd/pagewarpd", nil, "test", "-c", "-tags", "rdmavm", "-ldflags=-s -w"),
+		Args: []string{"-test.v", "-test.timeout=230s", "-test.run=" + run},
+		Env:  []string{"PAGEWARP_TEST_BINARIES=/opt"},
+	}
 }
 
 // BenchmarkInVM runs the benchmarks in the VM and prints what they print. It is
@@ -50,8 +76,8 @@ func BenchmarkInVM(b *testing.B) {
 	for _, tool := range []string{"ib_read_lat", "ib_read_bw"} {
 		add(b, ctx, &cfg, "/usr/bin/"+tool)
 	}
-	cfg.Programs = []kvmrig.Program{{Name: "bench", Path: compile(b, ctx, &cfg, "rdma.test", "./transport/rdma"),
-		Args: []string{"-test.run=^$", "-test.bench=.", "-test.benchtime=1x", "-test.timeout=150s"}}}
+	cfg.Programs = []kvmrig.Program{relocations(b, ctx, &cfg, "^TestMeasure"), {Name: "bench", Path: compile(b, ctx, &cfg, "rdma.test", "./transport/rdma"),
+		Args: []string{"-test.run=^$", "-test.bench=" + cmp.Or(os.Getenv("RDMA_RUN"), "."), "-test.benchtime=1x", "-test.timeout=150s"}}}
 	o, err := kvmrig.Run(ctx, cfg)
 	if err != nil {
 		b.Fatal(err)
@@ -93,10 +119,15 @@ func prepare(t testing.TB, ctx context.Context) (cfg kvmrig.Config, release stri
 	return cfg, release
 }
 
-// compile builds the tests of a package, with cgo, and adds what they load.
+// compile builds the tests of a package, likewise.
 func compile(t testing.TB, ctx context.Context, cfg *kvmrig.Config, name, pkg string, args ...string) string {
 	t.Helper()
-	args = append([]string{"test", "-c", "-tags", "rdma,rdmavm"}, args...)
+	return build(t, ctx, cfg, name, pkg, append([]string{"test", "-c", "-tags", "rdma,rdmavm"}, args...)...)
+}
+
+// build builds a program with cgo, and adds what it loads.
+func build(t testing.TB, ctx context.Context, cfg *kvmrig.Config, name, pkg string, args ...string) string {
+	t.Helper()
 	path := rigtest.Build(t, ctx, "rdma", name, pkg, []string{"CGO_ENABLED=1"}, args...)
 	files, err := kvmrig.Installed(ctx, path)
 	if err != nil {

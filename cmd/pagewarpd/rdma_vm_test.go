@@ -1,0 +1,254 @@
+//go:build rdmavm
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/cmd/internal/pki"
+	"github.com/pagewarp/pagewarp/internal/softroce"
+	"github.com/pagewarp/pagewarp/internal/vmtest"
+	"github.com/pagewarp/pagewarp/relocate"
+	"github.com/pagewarp/pagewarp/transport/rdma"
+	"github.com/vishvananda/netlink"
+)
+
+// These tests run in the VM of transport/rdma/rdmatest, which has soft-RoCE: real
+// daemons (pagewarpd-rdma), a real QEMU, mutual TLS, pages by READ. Both daemons
+// are in the one namespace in which soft-RoCE of Linux 6.1 works, on one device.
+
+// overRDMA is two such daemons and a machine; through a proxy that can cut their
+// connections, but not their READs, if asked for.
+func overRDMA(t *testing.T, proxy bool) *matrix {
+	t.Helper()
+	if err := softroce.Make(); err != nil {
+		t.Fatal(err)
+	}
+	before := verbsObjects(t)
+	t.Cleanup(func() { // after the daemons' end
+		if after := verbsObjects(t); !maps.Equal(before, after) {
+			t.Errorf("verbs objects %v, before the test %v", after, before)
+		}
+	})
+	root := vmtest.Dir(t)
+	dir := filepath.Join(root, "pki")
+	if _, err := pki.Init(dir, "test", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	at := func(name string) place {
+		if _, err := pki.Issue(dir, name, []string{"127.0.0.1"}, false, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		return place{conf: fmt.Sprintf("[tls]\nca = %q\ncert = %q\nkey = %q\npeers = [\"a\", \"b\"]\n[rdma]\ndevice = %q\n",
+			filepath.Join(dir, pki.CACert), filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key"), softroce.Device)}
+	}
+	m := makeMatrix(t, root, at("a"), at("b"))
+	if proxy {
+		m.proxy = vmtest.StartProxy(t, m.b.addr)
+		m.to = m.proxy.Addr()
+	}
+	m.begin("", "")
+	return m
+}
+
+// verbsObjects counts what the device's users hold.
+func verbsObjects(t *testing.T) map[string]uint64 {
+	t.Helper()
+	all, err := netlink.RdmaResourceList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if r.Name == softroce.Device {
+			return r.RdmaResourceSummaryEntries
+		}
+	}
+	t.Fatalf("no resources of %s", softroce.Device)
+	return nil
+}
+
+// reads are the READs at the destination so far.
+func (m *matrix) reads() relocate.RDMAStatus {
+	if r := m.b.status(relocate.RoleDestination).RDMA; r != nil {
+		return *r
+	}
+	return relocate.RDMAStatus{}
+}
+
+// midDrain begins a relocation and waits until pages come by READ, slowly.
+func (m *matrix) midDrain() {
+	m.t.Helper()
+	m.relocate(relocate.Options{Bandwidth: slow, Transport: relocate.TransportRDMA, PrecacheChannels: 1, Codec: "none"})
+	m.someReads()
+}
+
+// someReads waits for READs of precache, after the switch-over.
+func (m *matrix) someReads() {
+	m.t.Helper()
+	vmtest.Wait(m.t, "pages by READ in the drain", func() bool {
+		s := m.b.status(relocate.RoleDestination)
+		return s.Phase == relocate.PhaseDraining && s.RDMA != nil && s.RDMA.ReadBytes > 1<<20
+	})
+	if s := m.b.status(relocate.RoleDestination); s.PagesRemaining == 0 {
+		m.t.Fatal("the drain was over before the test began")
+	}
+}
+
+// once checks that every page was installed once, by the counters of the engine.
+func (m *matrix) once() {
+	m.t.Helper()
+	s := m.b.status(relocate.RoleDestination)
+	if sum := s.PagesDemand + s.PagesPrecache + s.PagesZero; sum != s.PagesTotal || s.PagesRemaining != 0 {
+		m.t.Errorf("%d pages on demand, %d by precache, %d zero: %d, but there are %d", s.PagesDemand, s.PagesPrecache, s.PagesZero, sum, s.PagesTotal)
+	}
+	m.t.Logf("%d pages on demand, %d by precache, %d zero; RDMA %+v", s.PagesDemand, s.PagesPrecache, s.PagesZero, *s.RDMA)
+}
+
+// A machine goes over and comes back, paused, by the operator's command.
+func TestRDMAThereAndBack(t *testing.T) {
+	m := overRDMA(t, false)
+	s := move(t, m.a, m.b, "--transport", "rdma")
+	r := s.RDMA
+	if r == nil || r.Device != softroce.Device || r.Port != 1 || r.ReadsCompleted == 0 || r.ReadsCompleted != r.ReadsPosted || r.ReadsRetried != 0 || r.Fallbacks != 0 || r.Registered == 0 {
+		t.Errorf("READs: %+v", r)
+	}
+	m.arrived()
+	m.once()
+	pagewarp(t, m.b, "status", "web1").exits(0, "rdma      rxe0 port 1: ")
+
+	kept := filepath.Join(m.b.dir, "vm.mem")
+	s = move(t, m.b, m.a, "--transport", "rdma", "--rdma-pin", "all", "--paused", "--keep-source")
+	if r := s.RDMA; r == nil || r.ReadsCompleted == 0 || r.Fallbacks != 0 {
+		t.Errorf("READs on the way back: %+v", r)
+	}
+	sameMemory(t, kept, filepath.Join(m.a.dir, "vm.mem"))
+	t.Logf("downtime %.0f ms, %d pages by READs of %d bytes, faults %+v", s.DowntimeMS, s.PagesTotal-s.PagesZero, r.ReadBytes, s.FaultLatency)
+}
+
+// The link goes down in mid-drain: what is left comes by TCP, and the operator
+// sees it.
+func TestRDMALinkDown(t *testing.T) {
+	m := overRDMA(t, false)
+	link, err := netlink.LinkByName(softroce.Netdev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.midDrain()
+	if err := netlink.LinkSetDown(link); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := netlink.LinkSetUp(link); err != nil {
+			t.Error(err)
+		}
+		vmtest.Wait(t, "the port to be active again", func() bool {
+			ports, err := rdma.List()
+			return err == nil && len(ports) == 1 && ports[0].Problem == ""
+		})
+	}()
+	vmtest.Wait(t, "RDMA to be given up", func() bool { r := m.reads(); return r.Fallbacks > 0 && r.ChannelsUp == 0 })
+	pagewarp(t, m.b, "status", "web1").exits(0, "port error")
+	pagewarp(t, m.b, "events").exits(0, "no more RDMA, pages come by TCP")
+	n := m.reads().ReadsPosted
+	m.arrived()
+	m.once()
+	if r := m.reads(); r.ReadsPosted != n || r.TCPFetches == 0 {
+		t.Errorf("after the end of RDMA: %+v, %d READs before", r, n)
+	}
+}
+
+// The connections are cut in mid-drain, on which a READ does not depend: it goes
+// on by RDMA when they are there again.
+func TestRDMAConnectionsCut(t *testing.T) {
+	m := overRDMA(t, true)
+	m.midDrain()
+	m.proxy.Cut()
+	m.notice()
+	m.proxy.Restore()
+	n := m.reads().ReadsCompleted
+	vmtest.Wait(t, "more READs", func() bool { return m.reads().ReadsCompleted > n })
+	m.arrived()
+	m.once()
+}
+
+// Either daemon is killed in mid-drain; its successor takes RDMA up again.
+func TestRDMADaemonKilled(t *testing.T) {
+	for _, role := range []relocate.Role{relocate.RoleSource, relocate.RoleDestination} {
+		t.Run(string(role), func(t *testing.T) {
+			m := overRDMA(t, false)
+			m.midDrain()
+			n := map[relocate.Role]*node{relocate.RoleSource: m.a, relocate.RoleDestination: m.b}[role]
+			before := m.reads().ReadsCompleted
+			n.kill()
+			if role == relocate.RoleDestination {
+				before = 0 // they went with the daemon
+			}
+			n.start("")
+			vmtest.Wait(t, "READs again", func() bool { return m.reads().ReadsCompleted > before })
+			m.arrived()
+			if role == relocate.RoleSource { // the other one's counters begin anew
+				m.once()
+			}
+		})
+	}
+}
+
+// TestMeasureSourceCPU is no test of TestInVM: `make bench-rdma` runs it and prints
+// what it logs, the source daemon's own CPU time for each page that it gave away.
+// What the device's driver does for it is not its time, on hardware nobody's.
+func TestMeasureSourceCPU(t *testing.T) {
+	if err := softroce.Make(); err != nil {
+		t.Fatal(err)
+	}
+	for _, by := range []string{relocate.TransportRDMA, relocate.TransportTCP} {
+		t.Run(by, func(t *testing.T) {
+			p := place{conf: fmt.Sprintf("[rdma]\ndevice = %q\n", softroce.Device)}
+			m := makeMatrix(t, vmtest.Dir(t), p, p)
+			m.begin("", "")
+			pid := m.a.cmd.Process.Pid
+			before := cpuTime(t, pid)
+			m.relocate(relocate.Options{Transport: by, Codec: "none", Bandwidth: 16 << 20})
+			phase := func(want relocate.Phase) func() bool {
+				return func() bool { s := m.b.status(relocate.RoleDestination); return s.Phase == want || s.Phase.Final() }
+			}
+			vmtest.Wait(t, "the drain", phase(relocate.PhaseDraining))
+			drain := cpuTime(t, pid)
+			vmtest.Wait(t, "its end", phase(relocate.PhaseDone))
+			after := cpuTime(t, pid)
+			s := m.b.status(relocate.RoleDestination)
+			pages := s.PagesDemand + s.PagesPrecache
+			if pages == 0 || s.Phase != relocate.PhaseDone {
+				t.Fatalf("%+v", s)
+			}
+			t.Logf("by %s: %d pages with data; the source daemon's CPU time is %v in the drain, %.1f µs a page; %v with the set-up; RDMA %+v",
+				by, pages, after-drain, float64((after-drain).Microseconds())/float64(pages), after-before, m.reads())
+		})
+	}
+}
+
+// cpuTime is what all threads of a process have used, in the kernel and outside.
+func cpuTime(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // from field 3 of proc(5)
+	var sum time.Duration
+	for _, field := range f[11:13] { // utime, stime, in ticks of 10 ms
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += time.Duration(n) * 10 * time.Millisecond
+	}
+	return sum
+}
