@@ -41,6 +41,7 @@ type task struct {
 	Demand   int    // channels
 	Precache int    // channels
 	Codec    string
+	RDMA     string // device; empty is TCP
 	Cert     []byte // PEM; empty is no TLS
 	Key      []byte
 }

@@ -24,6 +24,8 @@ type Stats struct {
 	BytesWire                                        uint64
 	// Elapsed is from the start of precache to the last page, or to now.
 	Elapsed time.Duration
+	// Reads completed, TCPFetches were answered by TCP all the same; with RDMA only.
+	Reads, TCPFetches uint64
 	// Stages are in µs.
 	Stages map[string]summary
 	// Memory is the fault daemon's own, ServerMemory the page server's.
@@ -52,7 +54,7 @@ func (t *task) faultDaemon() error {
 	if err != nil {
 		return err
 	}
-	listener, err := tcp.Listen(t.Addr, tcp.ListenOptions{TLS: cfg, Tuning: t.tuning(), Admit: admit})
+	listener, err := tcp.Listen(t.Addr, tcp.ListenOptions{TLS: cfg, Tuning: t.tuning(), Admit: t.admit})
 	if err != nil {
 		return err
 	}
@@ -118,13 +120,18 @@ func (t *task) stats(e *faultd.Engine, elapsed time.Duration) (reply, error) {
 	for name, h := range st.Stages {
 		s.Stages[string(name)] = h.Summary()
 	}
+	s.Reads, s.TCPFetches = reads.Completed.Load(), reads.Beneath.Load()
 	var err error
 	s.Memory, err = usage()
 	return reply{Stats: s}, err
 }
 
-func admit(transport.Hello, string) (transport.Offer, *transport.RemoteError) {
-	return transport.Offer{Role: transport.Destination, Features: transport.AllFeatures}, nil
+func (t *task) admit(transport.Hello, string) (transport.Offer, *transport.RemoteError) {
+	o := transport.Offer{Role: transport.Destination, Features: transport.AllFeatures}
+	if t.RDMA != "" {
+		o.Features |= transport.FeatureRDMA
+	}
+	return o, nil
 }
 
 type key struct {
@@ -136,6 +143,10 @@ type key struct {
 func (t *task) accept(l *tcp.Listener) (map[key]chan transport.Fetcher, error) {
 	regions := []transport.Region{t.region()}
 	fetchers := make(map[key]chan transport.Fetcher)
+	over, err := t.overRDMA()
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for range t.Demand + t.Precache {
@@ -143,11 +154,15 @@ func (t *task) accept(l *tcp.Listener) (map[key]chan transport.Fetcher, error) {
 		if err != nil {
 			return nil, fmt.Errorf("wait for the page server: %w", err)
 		}
-		f, err := conn.Fetcher()
+		base, err := conn.Fetcher()
 		if err != nil {
 			return nil, err
 		}
 		conn.SetRegions(regions)
+		f, err := over(conn, base, regions)
+		if err != nil {
+			return nil, err
+		}
 		c := make(chan transport.Fetcher, 1)
 		c <- f
 		fetchers[key{conn.Kind(), conn.Index()}] = c

@@ -25,6 +25,8 @@ type Options struct {
 	Codec string
 	// TLS runs all channels over mutual TLS.
 	TLS bool
+	// RDMA names the device by which pages come; empty is TCP.
+	RDMA string
 }
 
 // Engine is a page server, a fault daemon and a process whose memory they
@@ -53,7 +55,7 @@ func NewEngine(ctx context.Context, im *Image, o Options) (_ *Engine, err error)
 	if o.Addr == "" {
 		o.Addr = "127.0.0.1:0"
 	}
-	t := task{Pages: im.Pages, PageSize: im.PageSize, Demand: o.Demand, Precache: o.Precache, Codec: o.Codec, Addr: o.Addr}
+	t := task{Pages: im.Pages, PageSize: im.PageSize, Demand: o.Demand, Precache: o.Precache, Codec: o.Codec, Addr: o.Addr, RDMA: o.RDMA}
 	if o.TLS {
 		if t.Cert, t.Key, err = floor.Certificate(); err != nil {
 			return nil, err

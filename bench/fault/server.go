@@ -18,6 +18,10 @@ func (t *task) serve() error {
 	if err != nil {
 		return err
 	}
+	export, err := t.export()
+	if err != nil {
+		return err
+	}
 	var stats pageserver.Stats
 	ctx := context.Background() // until the process is ended
 	dial := func(kind transport.Kind, index int) error {
@@ -28,6 +32,9 @@ func (t *task) serve() error {
 		responder, err := conn.Responder()
 		if err != nil {
 			return err
+		}
+		if export != nil {
+			export.Attach(conn) // until the process is ended
 		}
 		go func() {
 			// With the priorities of pagewarpd.
@@ -74,6 +81,9 @@ func (t *task) dial(ctx context.Context, kind transport.Kind, index int) (*tcp.C
 	o := tcp.Options{TLS: cfg, Tuning: t.tuning(), Hello: transport.Hello{
 		Features: transport.AllFeatures, Kind: kind, Role: transport.Source, Index: uint16(index), Token: transport.Token{1}, Epoch: 1,
 	}}
+	if t.RDMA != "" {
+		o.Hello.Features |= transport.FeatureRDMA
+	}
 	if kind == transport.Precache {
 		if o.Codec, err = transport.ParseCodecMode(t.Codec); err != nil {
 			return nil, err

@@ -22,12 +22,11 @@ import (
 )
 
 // These tests run in the VM of transport/rdma/rdmatest, which has soft-RoCE: real
-// daemons (pagewarpd-rdma), a real QEMU, mutual TLS, pages by READ. Both daemons
+// daemons (pagewarpd-rdma), a real QEMU, pages by READ. Both daemons
 // are in the one namespace in which soft-RoCE of Linux 6.1 works, on one device.
 
-// overRDMA is two such daemons and a machine; through a proxy that can cut their
-// connections, but not their READs, if asked for.
-func overRDMA(t *testing.T, proxy bool) *matrix {
+// overRDMA is two such daemons and a machine.
+func overRDMA(t *testing.T, withTLS bool) *matrix {
 	t.Helper()
 	if err := softroce.Make(); err != nil {
 		t.Fatal(err)
@@ -39,6 +38,10 @@ func overRDMA(t *testing.T, proxy bool) *matrix {
 		}
 	})
 	root := vmtest.Dir(t)
+	rdmaConf := fmt.Sprintf("[rdma]\ndevice = %q\n", softroce.Device)
+	if !withTLS { // which is slow in an emulator, where much goes by TCP
+		return makeMatrix(t, root, place{conf: rdmaConf}, place{conf: rdmaConf})
+	}
 	dir := filepath.Join(root, "pki")
 	if _, err := pki.Init(dir, "test", time.Now()); err != nil {
 		t.Fatal(err)
@@ -47,16 +50,10 @@ func overRDMA(t *testing.T, proxy bool) *matrix {
 		if _, err := pki.Issue(dir, name, []string{"127.0.0.1"}, false, time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		return place{conf: fmt.Sprintf("[tls]\nca = %q\ncert = %q\nkey = %q\npeers = [\"a\", \"b\"]\n[rdma]\ndevice = %q\n",
-			filepath.Join(dir, pki.CACert), filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key"), softroce.Device)}
+		return place{conf: fmt.Sprintf("[tls]\nca = %q\ncert = %q\nkey = %q\npeers = [\"a\", \"b\"]\n%s",
+			filepath.Join(dir, pki.CACert), filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key"), rdmaConf)}
 	}
-	m := makeMatrix(t, root, at("a"), at("b"))
-	if proxy {
-		m.proxy = vmtest.StartProxy(t, m.b.addr)
-		m.to = m.proxy.Addr()
-	}
-	m.begin("", "")
-	return m
+	return makeMatrix(t, root, at("a"), at("b"))
 }
 
 // verbsObjects counts what the device's users hold.
@@ -114,7 +111,8 @@ func (m *matrix) once() {
 
 // A machine goes over and comes back, paused, by the operator's command.
 func TestRDMAThereAndBack(t *testing.T) {
-	m := overRDMA(t, false)
+	m := overRDMA(t, true)
+	m.begin("", "")
 	s := move(t, m.a, m.b, "--transport", "rdma")
 	r := s.RDMA
 	if r == nil || r.Device != softroce.Device || r.Port != 1 || r.ReadsCompleted == 0 || r.ReadsCompleted != r.ReadsPosted || r.ReadsRetried != 0 || r.Fallbacks != 0 || r.Registered == 0 {
@@ -137,6 +135,7 @@ func TestRDMAThereAndBack(t *testing.T) {
 // sees it.
 func TestRDMALinkDown(t *testing.T) {
 	m := overRDMA(t, false)
+	m.begin("", "")
 	link, err := netlink.LinkByName(softroce.Netdev)
 	if err != nil {
 		t.Fatal(err)
@@ -169,6 +168,9 @@ func TestRDMALinkDown(t *testing.T) {
 // on by RDMA when they are there again.
 func TestRDMAConnectionsCut(t *testing.T) {
 	m := overRDMA(t, true)
+	m.proxy = vmtest.StartProxy(t, m.b.addr) // which its READs do not go through
+	m.to = m.proxy.Addr()
+	m.begin("", "")
 	m.midDrain()
 	m.proxy.Cut()
 	m.notice()
@@ -184,6 +186,7 @@ func TestRDMADaemonKilled(t *testing.T) {
 	for _, role := range []relocate.Role{relocate.RoleSource, relocate.RoleDestination} {
 		t.Run(string(role), func(t *testing.T) {
 			m := overRDMA(t, false)
+			m.begin("", "")
 			m.midDrain()
 			n := map[relocate.Role]*node{relocate.RoleSource: m.a, relocate.RoleDestination: m.b}[role]
 			before := m.reads().ReadsCompleted
