@@ -49,17 +49,17 @@ func (s *server) begin(cfg guestapi.Config) error {
 		}
 		if cfg.Touch {
 			s.ops = touches
-			go touch(set, atRandom(pages))
+			go touch(set, workset.AtRandom(pages))
 		}
 	case guestapi.LoadRandom:
 		s.ops = touches
-		go touch(set, atRandom(pages))
+		go touch(set, workset.AtRandom(pages))
 	case guestapi.LoadSweep:
 		s.ops = touches
-		go touch(set, sweep(pages))
+		go touch(set, workset.Sweep(pages))
 	case guestapi.LoadZipf:
 		s.ops = touches
-		go touch(set, hotSet(pages, cfg.ZipfExponent))
+		go touch(set, workset.HotSet(pages, cfg.ZipfExponent))
 	case guestapi.LoadChurn:
 		s.ops = rewrites
 		go churn(set, max(cfg.ChurnRate, 0))

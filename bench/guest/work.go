@@ -1,7 +1,6 @@
 package main
 
 import (
-	"math/rand/v2"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -52,69 +51,14 @@ func churn(set *workset.Set, rate int) {
 	}
 }
 
-// order fills a batch with the pages to touch next.
-type order func(batch []int)
-
 // touch touches pages in the given order for ever, as fast as it goes.
-func touch(set *workset.Set, next order) {
+func touch(set *workset.Set, next workset.Order) {
 	lowerPriority()
 	batch := make([]int, touchBatch)
 	for {
 		next(batch)
 		set.TouchAll(batch)
 	}
-}
-
-// atRandom draws every page alike.
-func atRandom(pages int) order {
-	r := workset.NewRandom(2)
-	return func(batch []int) {
-		for i := range batch {
-			batch[i] = r.Below(pages)
-		}
-	}
-}
-
-// sweep takes one page after the other, from the first to the last and again.
-func sweep(pages int) order {
-	next := 0
-	return func(batch []int) {
-		for i := range batch {
-			batch[i] = next
-			if next++; next == pages {
-				next = 0
-			}
-		}
-	}
-}
-
-// hotSet draws pages by Zipf's law; the popular ones lie scattered over all.
-func hotSet(pages int, exponent float64) order {
-	zipf := rand.NewZipf(rand.New(rand.NewPCG(3, 0)), exponent, 1, uint64(pages-1))
-	place := scatter(pages)
-	return func(batch []int) {
-		for i := range batch {
-			batch[i] = place(zipf.Uint64())
-		}
-	}
-}
-
-// scatter maps the numbers from 0 to pages-1 to each other, neighbours far
-// apart: the stride has no divisor in common with pages.
-func scatter(pages int) func(uint64) int {
-	n := uint64(pages)
-	stride := uint64(float64(pages)*0.618) | 1
-	for gcd(stride, n) != 1 {
-		stride += 2
-	}
-	return func(i uint64) int { return int(i * stride % n) }
-}
-
-func gcd(a, b uint64) uint64 {
-	for b != 0 {
-		a, b = b, a%b
-	}
-	return a
 }
 
 // idleTick is how often an idle guest counts that it runs.

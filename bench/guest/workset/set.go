@@ -38,21 +38,40 @@ func New(pages int, incompressible float64, onBad func(n int, why string)) (*Set
 	if err != nil {
 		return nil, fmt.Errorf("map a working set of %d pages of %d bytes: %w; give the guest more memory or take a smaller set", pages, PageBytes, err)
 	}
-	s := &Set{
-		mem:   mem,
-		pages: pagesOf(mem),
-		want:  make([]uint32, pages),
-		noisy: int(incompressible*payloadBytes) &^ 7,
-		onBad: onBad,
-	}
-	for n := range s.pages {
-		s.fill(n, 1)
-	}
-	s.gens.Store(uint64(pages))
+	s := Over(mem, make([]uint32, pages), incompressible, 0, onBad)
+	s.Fill()
 	return s, nil
 }
 
-// Close unmaps the set; no method may be running or called afterwards.
+// Over makes a set of memory that is mapped already, and of a table with one
+// entry a page for the generations that they must have; both stay the caller's,
+// and must stay mapped. The pages are those of a set that was at work elsewhere,
+// which had been touched so many times, or else the next call must be Fill. See
+// New for the rest.
+func Over(mem []byte, want []uint32, incompressible float64, touches uint64, onBad func(n int, why string)) *Set {
+	s := &Set{
+		mem:   mem,
+		pages: pagesOf(mem),
+		want:  want,
+		noisy: int(incompressible*payloadBytes) &^ 7,
+		onBad: onBad,
+	}
+	for _, g := range want {
+		s.gens.Add(uint64(g))
+	}
+	s.touches.Store(touches)
+	return s
+}
+
+// Fill writes all pages for the first time; no other method may be running.
+func (s *Set) Fill() {
+	for n := range s.pages {
+		s.fill(n, 1)
+	}
+	s.gens.Store(uint64(len(s.pages)))
+}
+
+// Close unmaps the set of New; no method may be running or called afterwards.
 func (s *Set) Close() error {
 	mem := s.mem
 	s.mem, s.pages = nil, nil
