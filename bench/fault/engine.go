@@ -29,10 +29,25 @@ type Options struct {
 	RDMA string
 }
 
+// Memory is the memory that is served, at both ends; the files stay the
+// caller's.
+type Memory struct {
+	// Image is the source's, of so many pages of PageSize bytes. It must not change
+	// once the destination's is touched.
+	Image    *os.File
+	Pages    uint64
+	PageSize uint32
+	// There is the file of the destination's, mapped shared at the address Mapping
+	// of the process whose Userfaultfd this is.
+	There       *os.File
+	Mapping     uint64
+	Userfaultfd *os.File
+}
+
 // Engine is a page server, a fault daemon and a process whose memory they
 // serve, all running.
 type Engine struct {
-	// Region is the memory in the touching process.
+	// Region is the memory in the touching process; nil of Attach.
 	Region *touch.Region
 
 	image          *Image
@@ -43,6 +58,53 @@ type Engine struct {
 // NewEngine starts the three processes over an image. Precache is off until
 // Precache is called. Close ends them.
 func NewEngine(ctx context.Context, im *Image, o Options) (_ *Engine, err error) {
+	e := &Engine{image: im}
+	defer func() {
+		if err != nil {
+			e.Close()
+		}
+	}()
+	m := Memory{Image: im.file, Pages: im.Pages, PageSize: im.PageSize}
+	size := int64(im.Pages) * int64(im.PageSize)
+	fd, err := sysmem.CreateMemfd("bench-memory", size, int(im.PageSize))
+	if err != nil {
+		return nil, err
+	}
+	m.There = os.NewFile(uintptr(fd), "memory")
+	defer m.There.Close()
+	err = o.CPUs.AtDestination(func() (err error) {
+		e.toucher, err = touch.Start(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if e.Region, err = e.toucher.MapShared(fd, size); err != nil {
+		return nil, err
+	}
+	n, err := e.toucher.Userfaultfd()
+	if err != nil {
+		return nil, err
+	}
+	m.Userfaultfd, m.Mapping = os.NewFile(uintptr(n), "userfaultfd"), e.Region.Addr
+	defer m.Userfaultfd.Close()
+	return e, e.serve(ctx, m, o)
+}
+
+// Attach starts a page server and a fault daemon for the memory of a process of
+// the caller's, which ends before Close. See NewEngine for the rest; there is
+// nothing to Verify.
+func Attach(ctx context.Context, m Memory, o Options) (*Engine, error) {
+	e := &Engine{}
+	if err := e.serve(ctx, m, o); err != nil {
+		e.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+// serve starts the fault daemon and the page server, which dials it.
+func (e *Engine) serve(ctx context.Context, m Memory, o Options) (err error) {
 	if o.Demand == 0 {
 		o.Demand = 1
 	}
@@ -55,69 +117,37 @@ func NewEngine(ctx context.Context, im *Image, o Options) (_ *Engine, err error)
 	if o.Addr == "" {
 		o.Addr = "127.0.0.1:0"
 	}
-	t := task{Pages: im.Pages, PageSize: im.PageSize, Demand: o.Demand, Precache: o.Precache, Codec: o.Codec, Addr: o.Addr, RDMA: o.RDMA}
+	t := task{Role: "daemon", Pages: m.Pages, PageSize: m.PageSize, Demand: o.Demand, Precache: o.Precache, Codec: o.Codec, Addr: o.Addr, RDMA: o.RDMA, Mapping: m.Mapping}
 	if o.TLS {
 		if t.Cert, t.Key, err = floor.Certificate(); err != nil {
-			return nil, err
-		}
-	}
-	e := &Engine{image: im}
-	defer func() {
-		if err != nil {
-			e.Close()
-		}
-	}()
-	err = o.CPUs.AtDestination(func() (err error) {
-		if e.toucher, err = touch.Start(ctx); err != nil {
 			return err
 		}
-		return e.startDaemon(ctx, o, t)
+	}
+	err = o.CPUs.AtDestination(func() (err error) {
+		e.daemon, err = start(ctx, o.Destination, t, m.Userfaultfd, m.There)
+		return err
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	r, err := e.daemon.read()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	t.Role, t.Addr = "server", r.Addr
 	err = o.CPUs.AtSource(func() (err error) {
-		e.server, err = start(ctx, o.Source, t, im.file)
+		e.server, err = start(ctx, o.Source, t, m.Image)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, c := range []*child{e.server, e.daemon} {
 		if _, err := c.read(); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return e, nil
-}
-
-// startDaemon makes the memory, maps it in the touching process, and starts the
-// fault daemon with that process's userfaultfd.
-func (e *Engine) startDaemon(ctx context.Context, o Options, t task) error {
-	size := int64(t.Pages) * int64(t.PageSize)
-	fd, err := sysmem.CreateMemfd("bench-memory", size, int(t.PageSize))
-	if err != nil {
-		return err
-	}
-	memory := os.NewFile(uintptr(fd), "memory")
-	defer memory.Close()
-	if e.Region, err = e.toucher.MapShared(fd, size); err != nil {
-		return err
-	}
-	n, err := e.toucher.Userfaultfd()
-	if err != nil {
-		return err
-	}
-	u := os.NewFile(uintptr(n), "userfaultfd")
-	defer u.Close()
-	t.Role, t.Mapping = "daemon", e.Region.Addr
-	e.daemon, err = start(ctx, o.Destination, t, u, memory)
-	return err
+	return nil
 }
 
 // Precache switches precache on.
