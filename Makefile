@@ -11,7 +11,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build guest kmod tools deps test test-kmod test-rdma lint bench bench-qemu bench-kmod bench-rdma bench-peers bench-paper benchstat demo fuzz clean
+.PHONY: help build peers guest kmod tools deps test test-kmod test-rdma lint bench bench-qemu bench-kmod bench-rdma bench-peers bench-paper benchstat demo fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ build: ## static binaries of the daemon and its command, in build/bin; with libi
 ifneq ($(VERBS),)
 	CGO_ENABLED=1 $(GO) build -tags rdma -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o $(BIN)/pagewarpd-rdma ./cmd/pagewarpd
 endif
+
+peers: ## the Go peers of 'bench process', in build/peers; needs a C compiler and the Go module proxy
+	cd bench/peers/userfaultfd-go && CGO_ENABLED=1 $(GO) build -trimpath -o $(abspath $(BUILD))/peers/userfaultfd-go .
 
 guest: ## kernel and initramfs of the test guest, in build/guest
 	@$(GO) run ./bench/guest/mkimage -out $(BUILD)/guest
@@ -65,9 +68,11 @@ bench-kmod: guest ## the character device against userfaultfd, in a virtual mach
 bench-rdma: guest ## RDMA READs against ib_read_lat and ib_read_bw, in a virtual machine
 	$(GO) test -timeout 300s -run '^$$' -bench InVM -benchtime 1x ./transport/rdma/rdmatest
 
-bench-peers: build guest ## relocations by pagewarp and by QEMU's own engines, of Debian's newest QEMU too
-	$(BIN)/pagewarp bench peers --make-root
+bench-peers: build peers guest ## moves by pagewarp, by QEMU's own engines, by CRIU and a Go peer, of Debian's newest QEMU and CRIU
+	[ -e $(BUILD)/qemu-root/usr ] || $(BIN)/pagewarp bench peers --make-root
 	$(BIN)/pagewarp bench relocate --engine pagewarp,qemu-postcopy,qemu-precopy,pagewarp@root,qemu-postcopy-preempt@root --load touch
+	$(BIN)/pagewarp bench process --load touch
+	$(GO) test -timeout 300s -run '^$$' -bench CRIU -benchtime 1x ./bench/process
 
 bench-paper: build guest ## the experiments of the paper, in one report in build/bench/paper
 	$(BIN)/pagewarp bench paper

@@ -31,9 +31,11 @@ type Engine interface {
 
 // Facts of an engine on this machine.
 type Facts struct {
-	// QEMU is the program's version, and Binary where it is.
-	QEMU   string `json:"qemu"`
-	Binary string `json:"binary"`
+	// QEMU is its version, or Version that of another program, and Binary where
+	// it is.
+	QEMU    string `json:"qemu,omitempty"`
+	Version string `json:"version,omitempty"`
+	Binary  string `json:"binary"`
 }
 
 // Job is one relocation to be made.

@@ -7,11 +7,17 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/pagewarp/pagewarp/bench/fault"
+	"github.com/pagewarp/pagewarp/bench/process"
 	"github.com/pagewarp/pagewarp/internal/rig"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	fault.Main()
+	process.Main()
+	goleak.VerifyTestMain(m)
+}
 
 func TestNewKnowsEveryName(t *testing.T) {
 	for _, name := range AllNames() {

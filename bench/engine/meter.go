@@ -48,8 +48,8 @@ type Cost struct {
 	SentBytes uint64 `json:"sent_bytes"`
 }
 
-// process is what was last seen of one.
-type process struct {
+// seenProcess is what was last seen of a process.
+type seenProcess struct {
 	total, guest         uint64 // ticks
 	firstTotal, firstGst uint64 // when the meter was started
 }
@@ -59,7 +59,7 @@ type sideMeter struct {
 	host      *rig.Host
 	withOurs  bool // count the daemon
 	inode     uint64
-	processes map[string]*process // by pid and start time
+	processes map[string]*seenProcess // by pid and start time
 	peak      uint64
 	sent      uint64
 }
@@ -76,7 +76,7 @@ type meter struct {
 func startMeter(withOurs bool, hosts [2]*rig.Host) (*meter, error) {
 	m := &meter{end: make(chan struct{})}
 	for i, h := range hosts {
-		s := &sideMeter{host: h, withOurs: withOurs, processes: map[string]*process{}}
+		s := &sideMeter{host: h, withOurs: withOurs, processes: map[string]*seenProcess{}}
 		m.sides[i] = s
 		var st unix.Stat_t
 		if err := unix.Stat(filepath.Join("/run/netns", h.NS), &st); err != nil {
@@ -125,6 +125,20 @@ func (m *meter) stop() (costs [2]Cost, err error) {
 	return costs, err
 }
 
+// account ends the measurement of m, nil if it was never begun, and adds what
+// went wrong with it to the move's own error.
+func (m *meter) account(started, moved error) (costs [2]Cost, err error) {
+	if m != nil {
+		var stopped error
+		costs, stopped = m.stop()
+		started = errors.Join(started, stopped)
+	}
+	if started != nil {
+		moved = errors.Join(moved, fmt.Errorf("measure the hosts: %w", started))
+	}
+	return costs, moved
+}
+
 // ticksPerSecond of /proc/PID/stat: USER_HZ, which is 100 on every
 // architecture that Go runs on.
 const ticksPerSecond = 100
@@ -166,7 +180,7 @@ func (s *sideMeter) see(dir, pid string, first bool) uint64 {
 	key := pid + "/" + start
 	p := s.processes[key]
 	if p == nil {
-		p = &process{}
+		p = &seenProcess{}
 		s.processes[key] = p
 	}
 	p.total = max(p.total, total)
@@ -267,6 +281,9 @@ func (s *sideMeter) counter() (uint64, error) {
 		return 0, err
 	}
 	guest, err := stats(tap)
+	if errors.As(err, new(netlink.LinkNotFoundError)) { // a host of a process
+		return up.TxBytes, nil
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -18,6 +18,9 @@ import (
 	"github.com/pagewarp/pagewarp/internal/rig"
 )
 
+// binLength is that of the clients' logs.
+const binLength = load.BinLength
+
 // observer watches a guest at work.
 type observer interface {
 	// finish ends the load, if it is one from outside, and tells what was seen
@@ -118,16 +121,16 @@ func span(start, end, command time.Time, at moments) (from time.Time, n int) {
 	if stop.After(end) { // never reached
 		stop = command
 	}
-	from = stop.Add(-stop.Sub(start) / load.BinLength * load.BinLength)
-	return from, int(end.Sub(from) / load.BinLength)
+	from = stop.Add(-stop.Sub(start) / binLength * binLength)
+	return from, int(end.Sub(from) / binLength)
 }
 
 // clientBins makes bins of n counts from a time on.
 func clientBins(from, command time.Time, n int, count func(i int) int) []bin {
 	bins := make([]bin, n)
 	for i := range bins {
-		begin := from.Add(time.Duration(i) * load.BinLength).Sub(command)
-		bins[i] = bin{begin, begin + load.BinLength, float64(count(i))}
+		begin := from.Add(time.Duration(i) * binLength).Sub(command)
+		bins[i] = bin{begin, begin + binLength, float64(count(i))}
 	}
 	return bins
 }
@@ -143,7 +146,7 @@ type webObserver struct{ run *load.Run }
 func (o *webObserver) finish(_ context.Context, command time.Time, at moments) (observation, error) {
 	l := o.run.Stop()
 	from, n := span(l.Start, l.End, command, at)
-	counts := l.Bins(from, from.Add(time.Duration(n)*load.BinLength))
+	counts := l.Bins(from, from.Add(time.Duration(n)*binLength))
 	s := l.Summary(l.Start, l.End)
 	return seen(clientBins(from, command, n, func(i int) int { return counts[i].Count }),
 		l.LongestGap(command, l.End).LengthMS, s.Corrupt+s.Refused, s.FirstErrors), dropped(s.Dropped)
@@ -154,7 +157,7 @@ type redisObserver struct{ run *resp.Run }
 func (o *redisObserver) finish(_ context.Context, command time.Time, at moments) (observation, error) {
 	l := o.run.Stop()
 	from, n := span(l.Start, l.End, command, at)
-	counts := l.Bins(from, from.Add(time.Duration(n)*load.BinLength))
+	counts := l.Bins(from, from.Add(time.Duration(n)*binLength))
 	s := l.Summary(l.Start, l.End)
 	return seen(clientBins(from, command, n, func(i int) int { return counts[i].Count }),
 		l.Summary(command, l.End).LongestGap.LengthMS, s.Wrong, s.FirstErrors), dropped(s.Dropped)
@@ -165,7 +168,7 @@ type specwebObserver struct{ run *specweb.Run }
 func (o *specwebObserver) finish(_ context.Context, command time.Time, at moments) (observation, error) {
 	l := o.run.Stop()
 	from, n := span(l.Start, l.End, command, at)
-	counts := l.Bins(from, from.Add(time.Duration(n)*load.BinLength))
+	counts := l.Bins(from, from.Add(time.Duration(n)*binLength))
 	s := l.Summary(l.Start, l.End)
 	return seen(clientBins(from, command, n, func(i int) int { return counts[i].Pages() - counts[i].Errors }),
 		l.LongestGap(command, l.End).LengthMS, s.Corrupt+s.Refused, s.FirstErrors), dropped(s.Dropped)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"image/color"
@@ -51,11 +52,12 @@ func (r *Result) draw(c draw.Canvas) error {
 	c.SetColor(color.White)
 	c.Fill(c.Rectangle.Path())
 	p := plot.New()
-	p.Title.Text = fmt.Sprintf("%s, guest of %s, moved at 0", r.LoadText, humanize.IBytes(r.RAMBytes))
+	subject := cmp.Or(r.Subject, "guest")
+	p.Title.Text = fmt.Sprintf("%s, %s of %s, moved at 0", r.LoadText, subject, humanize.IBytes(r.RAMBytes))
 	p.Title.TextStyle.Font = font.Font{Typeface: "Liberation", Variant: "Sans", Weight: 2, Size: 12}
 	p.Title.TextStyle.Color = ink
 	p.Title.Padding = vg.Points(8)
-	p.X.Label.Text, p.Y.Label.Text = "Seconds from the command", "Throughput of the guest\n("+r.Unit+" per second)"
+	p.X.Label.Text, p.Y.Label.Text = "Seconds from the command", "Throughput of the "+subject+"\n("+r.Unit+" per second)"
 	for _, a := range []*plot.Axis{&p.X, &p.Y} {
 		styleText(&a.Tick.Label, 9)
 		styleText(&a.Label.TextStyle, 10)

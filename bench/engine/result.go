@@ -13,6 +13,9 @@ import (
 type Result struct {
 	Load     workloads.Load `json:"load"`
 	LoadText string         `json:"load_text"`
+	// Subject is what was moved: a guest, if empty, or the work of a process, whose
+	// memory is then RAMBytes.
+	Subject string `json:"subject,omitempty"`
 	// Unit names what is counted, such as touches.
 	Unit     string `json:"unit"`
 	RAMBytes uint64 `json:"ram_bytes"`
@@ -48,8 +51,8 @@ type Row struct {
 	TotalMS    float64 `json:"total_ms"`
 	StoppedMS  float64 `json:"stopped_ms"`
 	DowntimeMS float64 `json:"downtime_ms"`
-	// BlackoutMS is the client's longest time without a right answer; null for
-	// loads without a client. WorstGapMS is the longest standstill in bins of
+	// BlackoutMS is the client's longest time without a right answer, or the
+	// longest stall of a process; null for guests' loads without a client. WorstGapMS is the longest standstill in bins of
 	// 100 ms.
 	BlackoutMS *float64 `json:"blackout_ms"`
 	WorstGapMS float64  `json:"worst_gap_ms"`

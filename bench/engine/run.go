@@ -305,15 +305,7 @@ func (c *contest) move(ctx context.Context, vm *rig.VM, config rig.VMConfig) (Mo
 	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
-	var costs [2]Cost
-	if mt != nil {
-		var stopErr error
-		costs, stopErr = mt.stop()
-		meterErr = errors.Join(meterErr, stopErr)
-	}
-	if meterErr != nil {
-		err = errors.Join(err, fmt.Errorf("measure the hosts: %w", meterErr))
-	}
+	costs, err := mt.account(meterErr, err)
 	return m, costs, err
 }
 

@@ -19,8 +19,11 @@ func (r *Result) Text(w io.Writer) error {
 	if r.LinkBytesPerSec > 0 {
 		link = humanize.SIWithDigits(float64(r.LinkBytesPerSec)*8, 1, "bit/s")
 	}
-	fmt.Fprintf(w, "guest: %s, %d vCPU under %s, load %s; link: %s; %d × each, in alternation\n\n",
-		humanize.IBytes(r.RAMBytes), r.VCPUs, r.Accel, r.LoadText, link, r.Repeat)
+	what := fmt.Sprintf("guest: %s, %d vCPU under %s", humanize.IBytes(r.RAMBytes), r.VCPUs, r.Accel)
+	if r.Subject != "" {
+		what = fmt.Sprintf("%s: %s", r.Subject, humanize.IBytes(r.RAMBytes))
+	}
+	fmt.Fprintf(w, "%s, load %s; link: %s; %d × each, in alternation\n\n", what, r.LoadText, link, r.Repeat)
 	err := r.tables(w)
 	for _, row := range r.Rows {
 		if row.Error != "" {
@@ -40,14 +43,18 @@ func (r *Result) Text(w io.Writer) error {
 // settings writes what an engine ran with, and what it said of itself.
 func (r *Result) settings(w io.Writer, engine string) {
 	said := map[string]bool{}
-	fmt.Fprintf(w, "  %s, QEMU %s:\n", engine, r.Facts[engine].QEMU)
+	program := "QEMU " + r.Facts[engine].QEMU
+	if v := r.Facts[engine].Version; v != "" {
+		program = v
+	}
+	fmt.Fprintf(w, "  %s, %s:\n", engine, program)
 	for _, row := range r.Rows {
 		if row.Engine != engine {
 			continue
 		}
 		lines := []string{row.Settings}
 		if row.Fault != nil {
-			lines = append(lines, "fault latency: "+row.Fault.Source)
+			lines = append(lines, r.faultName()+" latency: "+row.Fault.Source)
 		}
 		for _, n := range row.Notes {
 			lines = append(lines, fmt.Sprintf("run %d: %s", row.Run, n))
@@ -64,12 +71,24 @@ func (r *Result) settings(w io.Writer, engine string) {
 	}
 }
 
+// faultName says what the latencies are of.
+func (r *Result) faultName() string {
+	if r.Subject != "" {
+		return "stall"
+	}
+	return "fault"
+}
+
 func (r *Result) tables(w io.Writer) error {
 	cell := func(s report.Spread) string {
 		if s.N == 0 {
 			return "-"
 		}
 		return s.Text()
+	}
+	blackout, faultsAre := "client blackout ms", r.faultName()
+	if r.Subject != "" {
+		blackout = "longest stall ms"
 	}
 	table := func(header []string, cells func(Summary) []string) error {
 		var rows [][]string
@@ -81,7 +100,7 @@ func (r *Result) tables(w io.Writer) error {
 		return err
 	}
 	return errors.Join(
-		table([]string{"runs", "downtime ms", "client blackout ms", "worst gap ms", "back at 90 % ms", "lost s", "lost " + r.Unit, "total ms", "bad"},
+		table([]string{"runs", "downtime ms", blackout, "worst gap ms", "back at 90 % ms", "lost s", "lost " + r.Unit, "total ms", "bad"},
 			func(s Summary) []string {
 				runs := fmt.Sprint(s.Good)
 				if s.Failed > 0 {
@@ -93,7 +112,7 @@ func (r *Result) tables(w io.Writer) error {
 				}
 				return []string{runs, cell(s.DowntimeMS), cell(s.BlackoutMS), cell(s.WorstGapMS), warm, cell(s.LostSeconds), cell(s.Lost), cell(s.TotalMS), fmt.Sprint(s.BadPages)}
 			}),
-		table([]string{"fault mean µs", "p50 µs", "p99 µs", "p99.9 µs", "max µs", "faults"}, func(s Summary) []string {
+		table([]string{faultsAre + " mean µs", "p50 µs", "p99 µs", "p99.9 µs", "max µs", faultsAre + "s"}, func(s Summary) []string {
 			return []string{cell(s.FaultMeanUS), cell(s.FaultP50US), cell(s.FaultP99US), cell(s.FaultP999US), cell(s.FaultMaxUS), cell(s.Faults)}
 		}),
 		table([]string{"sent MB", "returned MB", "source CPU s", "destination CPU s", "source peak MiB", "destination peak MiB"}, func(s Summary) []string {

@@ -16,6 +16,7 @@ import (
 	"github.com/pagewarp/pagewarp/bench/downtime"
 	"github.com/pagewarp/pagewarp/bench/fault"
 	"github.com/pagewarp/pagewarp/bench/floor"
+	"github.com/pagewarp/pagewarp/bench/process"
 	"github.com/pagewarp/pagewarp/bench/qemupeer"
 	benchreport "github.com/pagewarp/pagewarp/bench/report"
 	"github.com/pagewarp/pagewarp/bench/stream"
@@ -27,6 +28,7 @@ func init() {
 	touch.Main()
 	floor.Main()
 	fault.Main()
+	process.Main()
 	extra = append(extra, newBench)
 }
 
@@ -62,7 +64,7 @@ is promised are ratios, because absolute times on a shared machine drift. The
 exit code is 1 if a promise is missed and --strict is given.`,
 		Args: group, RunE: help,
 	}
-	c.AddCommand(newBenchFloors(), newBenchFault(), newBenchStream(), newBenchQueue(), newBenchCodec(), newBenchPlanner(), newBenchDowntime(), newBenchQEMU(), newBenchSpecweb(), newBenchRelocate(), newBenchPeers(), newBenchTrace(), newBenchPaper())
+	c.AddCommand(newBenchFloors(), newBenchFault(), newBenchStream(), newBenchQueue(), newBenchCodec(), newBenchPlanner(), newBenchDowntime(), newBenchQEMU(), newBenchSpecweb(), newBenchRelocate(), newBenchProcess(), newBenchPeers(), newBenchTrace(), newBenchPaper())
 	return c
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pagewarp/pagewarp/bench/engine"
+	"github.com/pagewarp/pagewarp/bench/process"
 	benchreport "github.com/pagewarp/pagewarp/bench/report"
 )
 
@@ -30,7 +31,7 @@ type benchRelocateFlags struct {
 var errNoneMoved = errors.New("not one relocation succeeded")
 
 func qemuRootFlag(c *cobra.Command, to *string) {
-	c.Flags().StringVar(to, "qemu-root", filepath.Join("build", "qemu-root"), "`FOLDER` with a newer QEMU, made by pagewarp bench peers --make-root")
+	c.Flags().StringVar(to, "qemu-root", filepath.Join("build", "qemu-root"), "`FOLDER` with a newer QEMU and CRIU, made by pagewarp bench peers --make-root")
 }
 
 func newBenchRelocate() *cobra.Command {
@@ -47,16 +48,9 @@ func newBenchRelocate() *cobra.Command {
 				return nil, nil, nil, err
 			}
 			done = r
-			return r, nil, func(w io.Writer) error { return f.finish(w, r) }, nil
+			return r, nil, func(w io.Writer) error { return finishComparison(w, r, f.out, "relocate") }, nil
 		})
-	measure := c.RunE
-	c.RunE = func(cmd *cobra.Command, args []string) error {
-		// After the report is written, which says why.
-		if err := measure(cmd, args); err != nil || succeeded(done) > 0 {
-			return err
-		}
-		return errNoneMoved
-	}
+	failIfNoneMoved(c, &done)
 	c.Long = `Boot a guest with a load, move it from one host to another on this machine, each
 a network namespace, and tell what the guest, its clients and the hosts had to
 bear; then the same with a new guest and the next engine, in alternation. Every
@@ -126,15 +120,27 @@ func succeeded(r *engine.Result) (n int) {
 	return n
 }
 
-// finish writes the tables and the plots.
-func (f *benchRelocateFlags) finish(w io.Writer, r *engine.Result) error {
+// failIfNoneMoved has a comparison fail if nothing succeeded, after its report is
+// written, which says why.
+func failIfNoneMoved(c *cobra.Command, done **engine.Result) {
+	measure := c.RunE
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := measure(cmd, args); err != nil || succeeded(*done) > 0 {
+			return err
+		}
+		return errNoneMoved
+	}
+}
+
+// finishComparison writes the tables, and the plots to the folder out.
+func finishComparison(w io.Writer, r *engine.Result, out, name string) error {
 	if err := r.Text(w); err != nil {
 		return err
 	}
 	if succeeded(r) == 0 {
 		return nil // there may be nothing to draw
 	}
-	base := filepath.Join(f.out, "relocate-"+r.Load.Kind)
+	base := filepath.Join(out, name+"-"+r.Load.Kind)
 	if err := r.WritePlot(base+".svg", base+".png"); err != nil {
 		return err
 	}
@@ -143,19 +149,20 @@ func (f *benchRelocateFlags) finish(w io.Writer, r *engine.Result) error {
 }
 
 func newBenchPeers() *cobra.Command {
-	var root, mirror string
+	var root, mirror, peers string
 	var makeRoot bool
 	c := &cobra.Command{
-		Use: "peers", Short: "List the engines of bench relocate, and make a newer QEMU for them",
-		Long: `List the engines of pagewarp bench relocate: what each runs with, or why it cannot
-run on this machine. --make-root first unpacks the newest QEMU that Debian
-carries, with all it needs (200 MB), into the folder --qemu-root; nothing on this
-machine is changed beside.`,
+		Use: "peers", Short: "List the engines of bench relocate and bench process, and make a newer QEMU and CRIU",
+		Long: `List the engines of pagewarp bench relocate and of pagewarp bench process: what
+each runs with, or why it cannot run on this machine. --make-root first unpacks the
+newest QEMU and CRIU that Debian carries, with all they need (200 MB), into the
+folder --qemu-root; nothing on this machine is changed beside.`,
 		Args: args(cobra.NoArgs),
 	}
 	c.Flags().BoolVar(&makeRoot, "make-root", false, "make the folder --qemu-root; needs root, mmdebstrap and a network")
 	c.Flags().StringVar(&mirror, "mirror", "", "`URL` of the Debian mirror, by default Debian's own")
 	qemuRootFlag(c, &root)
+	peersFlag(c, &peers)
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, stop := (&app{}).untilInterrupt(cmd.Context())
 		defer stop()
@@ -168,14 +175,20 @@ machine is changed beside.`,
 				return err
 			}
 		}
-		return listPeers(ctx, cmd.OutOrStdout(), root)
+		return listPeers(ctx, cmd.OutOrStdout(), root, peers)
 	}
 	return c
 }
 
-func listPeers(ctx context.Context, w io.Writer, root string) error {
-	var rows [][]string
+func listPeers(ctx context.Context, w io.Writer, root, peers string) error {
 	var missing []string
+	table := func(header string, rows [][]string) error {
+		if len(rows) == 0 {
+			return nil
+		}
+		return errors.Join(benchreport.Table(w, []string{"engine", header, "program"}, rows), writeLine(w))
+	}
+	var rows, processes [][]string
 	for _, name := range engine.AllNames() {
 		e, err := engine.New(name, engine.Env{Root: root})
 		if err != nil {
@@ -188,10 +201,20 @@ func listPeers(ctx context.Context, w io.Writer, root string) error {
 		}
 		rows = append(rows, []string{name, f.QEMU, f.Binary})
 	}
-	if len(rows) > 0 {
-		if err := benchreport.Table(w, []string{"engine", "QEMU", "program"}, rows); err != nil {
+	for _, name := range process.Names() {
+		e, err := process.New(name, process.Env{Root: root, Peers: peers})
+		if err != nil {
 			return err
 		}
+		version, program, err := e.Available(ctx)
+		if err != nil {
+			missing = append(missing, fmt.Sprintf("  %s cannot run here: %v\n", name, err))
+			continue
+		}
+		processes = append(processes, []string{name, version, program})
+	}
+	if err := errors.Join(table("QEMU", rows), table("of a process", processes)); err != nil {
+		return err
 	}
 	_, err := io.WriteString(w, strings.Join(missing, ""))
 	return err

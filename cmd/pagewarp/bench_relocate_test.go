@@ -203,7 +203,7 @@ func TestBenchPeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, out := runBench(t, &whenSaid{}, "peers", "--qemu-root", dir)
-	for _, want := range []string{"qemu-postcopy-preempt ", "qemu-multifd@root cannot run here", "--make-root"} {
+	for _, want := range []string{"qemu-postcopy-preempt ", "qemu-multifd@root cannot run here", "--make-root", "criu-lazy@root cannot run here: there is no CRIU", "of a process"} {
 		if code != exitOK || !strings.Contains(out, want) {
 			t.Errorf("exit code %d, no %q in\n%s", code, want, out)
 		}

@@ -92,7 +92,7 @@ func golden(t *testing.T, name, got string) {
 
 func TestHelp(t *testing.T) {
 	t.Setenv(socketEnv, config.DefaultSocket)
-	for _, words := range [][]string{{"relocate"}, {"vm", "add"}, {"pki", "issue"}, {"bandwidth"}, {"cache"}, {"bench", "queue"}, {"bench", "codec"}, {"bench", "planner"}, {"bench", "paper"}, {"bench", "fault"}} {
+	for _, words := range [][]string{{"relocate"}, {"vm", "add"}, {"pki", "issue"}, {"bandwidth"}, {"cache"}, {"bench", "queue"}, {"bench", "codec"}, {"bench", "planner"}, {"bench", "paper"}, {"bench", "fault"}, {"bench", "process"}} {
 		r := pagewarp(t, append(words, "--help")...)
 		if r.code != 0 || r.err != "" {
 			t.Errorf("%v --help: %+v", words, r)
