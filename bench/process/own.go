@@ -75,6 +75,10 @@ func (o *own) Move(ctx context.Context, j *Job) (m Moved, err error) {
 		<-drained
 		return m, context.Cause(ctx)
 	}
+	if err == nil {
+		// On a busy machine all may be there before the process gets a CPU.
+		err = j.Probe.Resumed(ctx, m.Frozen)
+	}
 	if err != nil {
 		return m, err
 	}
