@@ -344,8 +344,9 @@ type relay struct {
 	closed bool              // guarded by mu
 }
 
-// run forwards the stream to its end, whose time it stores; pid is the QEMU that
-// may connect, within limit.
+// run forwards the stream, and stores when its last bytes came: QEMU closes it some
+// time after them, perhaps after LOADED. pid is the QEMU that may connect, within
+// limit.
 func (r *relay) run(ctx context.Context, pid int, limit time.Duration, ctl *control, saved *atomic.Int64) error {
 	stream, err := r.listener.Accept(ctx, pid, limit)
 	if err != nil {
@@ -361,12 +362,12 @@ func (r *relay) run(ctx context.Context, pid int, limit time.Duration, ctl *cont
 	for {
 		n, err := stream.Read(buf)
 		if n > 0 {
+			saved.Store(time.Now().UnixNano())
 			if serr := ctl.ch.SendState(buf[:n], false); serr != nil {
 				return serr
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			saved.Store(time.Now().UnixNano())
 			return ctl.ch.SendState(nil, true)
 		}
 		if err != nil {
