@@ -1,11 +1,15 @@
 package kmodtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,10 +27,14 @@ var programs = []struct {
 }
 
 // TestInVM boots the test guest's kernel, and the newest of a later series, with
-// the module, and reports every test that ran in it.
+// the module, and reports every test that ran in it. KERNEL in the environment is the
+// release of one more kernel that Debian has, as "6.1.0-56-rt-amd64".
 func TestInVM(t *testing.T) {
 	t.Run("guest", func(t *testing.T) { runInVM(t, "") })
 	t.Run("6.12", func(t *testing.T) { runInVM(t, "6.12") })
+	if release := os.Getenv("KERNEL"); release != "" {
+		t.Run(release, func(t *testing.T) { runInVM(t, release) })
+	}
 }
 
 // TestQEMUInVM relocates a machine on the device between two daemons, all inside a
@@ -78,7 +86,7 @@ func build(t testing.TB, ctx context.Context, name, pkg string, args ...string) 
 	return rigtest.Build(t, ctx, "kmod", name, pkg, nil, args...)
 }
 
-// runInVM boots once; series is that of the kernel, or empty for the guest's.
+// runInVM boots once; series is that of the kernel or its release, or empty for the guest's.
 func runInVM(t *testing.T, series string) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 150*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
@@ -94,7 +102,8 @@ func runInVM(t *testing.T, series string) {
 }
 
 // BenchmarkInVM runs the benchmarks of vmtests in a VM of each kernel and prints what
-// they print. It is one run, whatever b.N.
+// they print. It is one run, whatever b.N. CPUS in the environment is how many the VM
+// has; 2 if it is not set.
 func BenchmarkInVM(b *testing.B) {
 	b.Run("guest", func(b *testing.B) { benchInVM(b, "") })
 	b.Run("6.12", func(b *testing.B) { benchInVM(b, "6.12") })
@@ -104,6 +113,12 @@ func benchInVM(b *testing.B, series string) {
 	ctx, cancel := context.WithTimeoutCause(b.Context(), 290*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(b, ctx, series)
+	if n := os.Getenv("CPUS"); n != "" {
+		var err error
+		if cfg.CPUs, err = strconv.Atoi(n); err != nil || cfg.CPUs < 1 {
+			b.Fatalf("CPUS=%q is no number of CPUs", n)
+		}
+	}
 	cfg.Programs = []kvmrig.Program{{Name: "bench", Path: build(b, ctx, "vmtests.test", "./kmod/vmtests", "test", "-c", "-tags", "kmodvm"),
 		Args: []string{"-test.run=^$", "-test.bench=.", "-test.benchtime=1x", "-test.timeout=270s"}}}
 	o, err := kvmrig.Run(ctx, cfg)
@@ -114,12 +129,12 @@ func benchInVM(b *testing.B, series string) {
 		b.Error(o.Verdict)
 	}
 	for _, r := range o.Results {
-		fmt.Printf("kernel %s under %s:\n%s", release, o.Accel, r.Output)
+		fmt.Printf("kernel %s under %s, %d CPUs:\n%s", release, o.Accel, cmp.Or(cfg.CPUs, 2), r.Output)
 	}
 	b.ReportMetric(0, "ns/op")
 }
 
-// prepare builds the modules for the guest's kernel, or the newest of a series;
+// prepare builds the modules for the guest's kernel, the newest of a series, or a release;
 // the programs are the caller's.
 func prepare(t testing.TB, ctx context.Context, series string) (cfg kvmrig.Config, release string) {
 	t.Helper()
@@ -134,8 +149,13 @@ func prepare(t testing.TB, ctx context.Context, series string) (cfg kvmrig.Confi
 	build := filepath.Join(root, "build", "kmod")
 	if series == "" {
 		release, err = kvmrig.GuestRelease(filepath.Dir(kernel))
-	} else if release, err = kvmrig.LatestRelease(ctx, series); err == nil {
-		kernel, err = kvmrig.Kernel(ctx, build, release)
+	} else {
+		if release = series; !strings.Contains(series, "-") {
+			release, err = kvmrig.LatestRelease(ctx, series)
+		}
+		if err == nil {
+			kernel, err = kvmrig.Kernel(ctx, build, release)
+		}
 	}
 	if err != nil {
 		t.Fatal(err)
