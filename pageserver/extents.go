@@ -24,6 +24,9 @@ type scratch struct {
 
 	warm    *comparer       // what the destination may have already; nil: nothing
 	indexed *pagehash.Index // of the region at hand; nil: do not compare
+
+	once    bool // repeated pages are not sent
+	repeats repeats
 }
 
 func (s *scratch) close() error {
@@ -76,16 +79,26 @@ func (s *scratch) add(n uint32, kind transport.ExtentKind, word uint64) {
 	s.extents = append(s.extents, transport.Extent{Count: n, Kind: kind, Word: word})
 }
 
-// addPage looks at a page while it is about to be in cache anyway: what is one
-// repeated word is not sent, nor what the destination has.
-func (s *scratch) addPage(page uint64, mem []byte) {
+// addPage looks at page i from first on while it is about to be in cache anyway:
+// what is one repeated word is not sent, nor what the destination has, nor what
+// the answer holds already.
+func (s *scratch) addPage(first uint64, i uint32) {
+	mem := s.repeats.page(i)
 	if word, same := sysmem.SameFill(mem); same {
 		s.add(1, transport.Fill, word)
-	} else if s.indexed != nil && s.warm.same(s.indexed, page, mem) {
-		s.add(1, transport.Same, 0)
-	} else {
-		s.add(1, transport.Data, 0)
+		return
 	}
+	if s.indexed != nil && s.warm.same(s.indexed, first+uint64(i), mem) {
+		s.add(1, transport.Same, 0)
+		return
+	}
+	if s.once {
+		if word, found := s.repeats.find(i); found {
+			s.add(1, transport.Repeat, word)
+			return
+		}
+	}
+	s.add(1, transport.Data, 0)
 }
 
 // scanMapped makes the extents of a range of a mapped file without touching its
@@ -98,9 +111,10 @@ func (r *region) scanMapped(f transport.Fetch, s *scratch, mem, to []byte) error
 	}
 	perPage := int(r.PageSize) / sysmem.PageSize // base pages of one page
 	n := int(f.Count)
+	s.repeats.begin(to, n)
 	for i := 0; i < n; {
 		if r.how == byMincore && s.allIncore(i*perPage, perPage) {
-			r.look(f.First+uint64(i), s, mem[i<<r.shift:(i+1)<<r.shift], to[i<<r.shift:])
+			r.look(f.First, uint32(i), s, mem)
 			i++
 			continue
 		}
@@ -110,7 +124,7 @@ func (r *region) scanMapped(f transport.Fetch, s *scratch, mem, to []byte) error
 			return err
 		}
 		if next == first {
-			r.look(first, s, mem[i<<r.shift:(i+1)<<r.shift], to[i<<r.shift:])
+			r.look(f.First, uint32(i), s, mem)
 			i++
 			continue
 		}
@@ -121,13 +135,13 @@ func (r *region) scanMapped(f transport.Fetch, s *scratch, mem, to []byte) error
 	return nil
 }
 
-// look adds a page to the extents, of a live image by the copy that it makes.
-func (r *region) look(page uint64, s *scratch, mem, to []byte) {
+// look adds page i from first on to the extents, of a live image by the copy that it
+// makes of what mem has there.
+func (r *region) look(first uint64, i uint32, s *scratch, mem []byte) {
 	if s.live {
-		copy(to, mem)
-		mem = to[:len(mem)]
+		copy(s.repeats.page(i), mem[int(i)<<r.shift:])
 	}
-	s.addPage(page, mem)
+	s.addPage(first, i)
 }
 
 // mincore asks which base pages of mem are in memory. Pages in swap and holes
@@ -205,10 +219,9 @@ func (r *region) read(from, length int64, s *scratch, a *transport.Answer) error
 		}
 		done += int64(max(n, 0))
 	}
-	page := a.First
-	for p := a.Memory; len(p) > 0; p = p[r.PageSize:] {
-		s.addPage(page, p[:r.PageSize])
-		page++
+	s.repeats.begin(a.Memory, int(a.Count))
+	for i := range a.Count {
+		s.addPage(a.First, i)
 	}
 	return nil
 }

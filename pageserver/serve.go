@@ -28,6 +28,7 @@ type Stats struct {
 	Fill    atomic.Uint64 // sent as a word that is not zero
 	Same    atomic.Uint64 // confirmed: the destination has them
 	Hashed  atomic.Uint64 // compared with what the destination has
+	Repeat  atomic.Uint64 // sent as a repeat of another page of the answer
 	Zero    atomic.Uint64 // sent as zero
 	Ahead   atomic.Uint64 // zero pages announced after a range
 	Bytes   atomic.Uint64 // of the data pages, before encoding
@@ -45,6 +46,9 @@ type Options struct {
 	// channels with transport.FeatureWarm in force.
 	// Where faults wait, pages are compared as long as that pays, else always.
 	Warm *Warm
+	// Repeats sends a page that an answer holds twice once. It is only for channels
+	// with transport.FeatureRepeat in force.
+	Repeats bool
 	// Demand says that faults wait for the answers: the thread is scheduled as
 	// those of package faultd are. Nice is added to the nice value of one that
 	// sends in bulk. Either locks the calling goroutine to its thread for good: it
@@ -86,6 +90,7 @@ func Serve(ctx context.Context, ch transport.Responder, im *Image, o Options) er
 
 	c := &channel{ch: ch, im: im, stats: o.Stats, service: o.Stats.Service.Recorder(), thread: thread}
 	c.scratch.warm = o.Warm.comparer(o.Stats, !o.Demand)
+	c.scratch.once = o.Repeats
 	defer o.Stats.Service.Retire(c.service)
 	defer c.scratch.close()
 	err = c.loop()
@@ -216,6 +221,8 @@ func (c *channel) count() {
 		switch {
 		case e.Kind == transport.Same:
 			s.Same.Add(uint64(e.Count))
+		case e.Kind == transport.Repeat:
+			s.Repeat.Add(uint64(e.Count))
 		case e.Word == 0:
 			s.Zero.Add(uint64(e.Count))
 		default:

@@ -94,7 +94,7 @@ func (c *fakeChannel) Close() error {
 const page = 4096
 
 // memfdWith makes a memfd of the given pages; nil is a hole.
-func memfdWith(t *testing.T, pages [][]byte) int {
+func memfdWith(t testing.TB, pages [][]byte) int {
 	t.Helper()
 	fd, err := sysmem.CreateMemfd("image", int64(len(pages))*page, 0)
 	if err != nil {

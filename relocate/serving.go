@@ -165,6 +165,7 @@ func (s *serving) serve(conn *tcp.Conn) error {
 		}}
 		if !o.Demand {
 			o.Nice = faultd.BulkNice
+			o.Repeats = conn.Features()&transport.FeatureRepeat != 0
 		}
 		if conn.Features()&transport.FeatureWarm != 0 {
 			o.Warm = s.o.warm // nil after a restart: the index went with the daemon

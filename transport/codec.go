@@ -95,6 +95,7 @@ func Encode(c Codec, dst, src []byte) ([]byte, error) {
 // Decode decodes src into dst, which has exactly the expected length. Whatever
 // src holds, no byte outside dst is written and no more than a block's worth of
 // memory is taken. After an error the content of dst is undefined.
+// The codec's own error is not wrapped: its io.EOF is not the channel's.
 func Decode(c Codec, dst, src []byte) error {
 	want := len(dst)
 	dst = dst[:want:want]
@@ -108,13 +109,13 @@ func Decode(c Codec, dst, src []byte) error {
 	case CodecS2:
 		n, err := s2.DecodedLen(src)
 		if err != nil {
-			return fmt.Errorf("%w: s2: %w", ErrDecode, err)
+			return fmt.Errorf("%w: s2: %v", ErrDecode, err)
 		}
 		if n != want {
 			return fmt.Errorf("%w: s2 block says it holds %d bytes, want %d", ErrDecode, n, want)
 		}
 		if _, err := s2.Decode(dst, src); err != nil {
-			return fmt.Errorf("%w: s2: %w", ErrDecode, err)
+			return fmt.Errorf("%w: s2: %v", ErrDecode, err)
 		}
 		return nil
 	case CodecZstd:
@@ -127,7 +128,7 @@ func decodeZstd(dst, src []byte) error {
 	want := len(dst)
 	var h zstd.Header
 	if err := h.Decode(src); err != nil {
-		return fmt.Errorf("%w: zstd header: %w", ErrDecode, err)
+		return fmt.Errorf("%w: zstd header: %v", ErrDecode, err)
 	}
 	switch {
 	case h.Skippable:
@@ -146,7 +147,7 @@ func decodeZstd(dst, src []byte) error {
 	out, err := d.DecodeAll(src, dst[:0])
 	putDecoder(d)
 	if err != nil {
-		return fmt.Errorf("%w: zstd: %w", ErrDecode, err)
+		return fmt.Errorf("%w: zstd: %v", ErrDecode, err)
 	}
 	if len(out) != want || want > 0 && &out[0] != &dst[0] {
 		return fmt.Errorf("%w: zstd frame held %d bytes, want %d", ErrDecode, len(out), want)

@@ -33,6 +33,9 @@ func FuzzParseHeader(f *testing.F) {
 func FuzzParseExtents(f *testing.F) {
 	f.Add(AppendExtents(nil, []Extent{{Count: 3}, {Count: 1, Kind: Fill, Word: 7}}), uint32(4))
 	f.Add(AppendExtents(nil, []Extent{{Count: 2, Kind: Same}, {Count: 1}}), uint32(3))
+	f.Add(AppendExtents(nil, []Extent{{Count: 2}, {Count: 3, Kind: Repeat, Word: 1}, {Count: 1, Kind: Fill}}), uint32(6))
+	f.Add(AppendExtents(nil, []Extent{{Count: 1}, {Count: 1 << 31, Kind: Repeat}}), uint32(2))
+	f.Add(AppendExtents(nil, []Extent{{Count: 1}, {Count: 1, Kind: Repeat, Word: 1}}), uint32(2))
 	f.Add([]byte{}, uint32(0))
 	f.Fuzz(func(t *testing.T, b []byte, count uint32) {
 		es, data, err := ParseExtents(nil, b, count)
@@ -44,6 +47,9 @@ func FuzzParseExtents(f *testing.F) {
 			sum += uint64(e.Count)
 			if e.Kind == Data {
 				d += uint64(e.Count)
+			}
+			if e.Kind == Repeat && e.Word >= d {
+				t.Fatalf("a repeat of data page %d, of %d before it, accepted", e.Word, d)
 			}
 		}
 		if sum != uint64(count) || d != uint64(data) {

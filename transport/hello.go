@@ -49,15 +49,16 @@ type Features uint32
 
 // The features of PROTOCOL section 4.
 const (
-	FeatureFill  Features = 1 << iota // fill elision: extents
-	FeatureS2                         // codec S2
-	FeatureZstd                       // codec zstd
-	FeatureAhead                      // zero pages after the range
-	FeatureWarm                       // candidates: INDEX, Same, plain fetches (PROTOCOL section 12)
-	FeatureRDMA                       // pages by RDMA READ, beside the channel (PROTOCOL section 13)
+	FeatureFill   Features = 1 << iota // fill elision: extents
+	FeatureS2                          // codec S2
+	FeatureZstd                        // codec zstd
+	FeatureAhead                       // zero pages after the range
+	FeatureWarm                        // candidates: INDEX, Same, plain fetches (PROTOCOL section 12)
+	FeatureRDMA                        // pages by RDMA READ, beside the channel (PROTOCOL section 13)
+	FeatureRepeat                      // repeated pages of an answer once; only with FeatureFill
 
 	// AllFeatures are those that need nothing beside the connection.
-	AllFeatures = FeatureFill | FeatureS2 | FeatureZstd | FeatureAhead | FeatureWarm
+	AllFeatures = FeatureFill | FeatureS2 | FeatureZstd | FeatureAhead | FeatureWarm | FeatureRepeat
 )
 
 // String lists the set bits by name.
@@ -66,7 +67,7 @@ func (f Features) String() string {
 		return "none"
 	}
 	s, rest := "", f
-	for i, n := range []string{"fill", "s2", "zstd", "ahead", "warm", "rdma"} {
+	for i, n := range []string{"fill", "s2", "zstd", "ahead", "warm", "rdma", "repeat"} {
 		if b := Features(1) << i; f&b != 0 {
 			s, rest = s+"+"+n, rest&^b
 		}

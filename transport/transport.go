@@ -50,13 +50,17 @@ const (
 	Data ExtentKind = 0 // bytes follow
 	Fill ExtentKind = 1 // each page repeats one 8-byte word
 	Same ExtentKind = 2 // each page is what the destination's candidate is (PROTOCOL section 12)
+	// Repeat: each page is what a data page of the same answer is.
+	Repeat ExtentKind = 3
 )
 
 // Extent is a run of pages of one representation within an answer.
 type Extent struct {
 	Count uint32
 	Kind  ExtentKind
-	Word  uint64 // Fill: the little-endian word; 0 is a zero page
+	// Word is, of Fill, the little-endian word, 0 for a zero page; of Repeat, the
+	// number of the page repeated among the data pages of the answer, from 0.
+	Word uint64
 }
 
 // Fetch is one request as the source sees it.
@@ -73,7 +77,7 @@ type Answer struct {
 	Fetch
 	// Extents covers the range in order; nil means that every page is data.
 	Extents []Extent
-	// Memory holds Count pages, those of Fill and Same extents included (they
+	// Memory holds Count pages, those of Fill, Same and Repeat extents included (they
 	// are read only if the channel cannot say it shorter). It is not retained after Answer returns.
 	Memory []byte
 	// Ahead counts the pages after the range that read as zero too.
@@ -146,6 +150,7 @@ type Completion struct {
 	Data      uint32        // pages that came as bytes
 	Fill      uint32        // pages that came as a non-zero fill word
 	Same      uint32        // pages that the source found to be as the candidates
+	Repeat    uint32        // pages that came as a repeat of another one
 	Zero      uint32        // pages of the range that read as zero
 	Ahead     uint32        // zero pages after the range
 	Codec     Codec

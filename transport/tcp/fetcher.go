@@ -38,11 +38,15 @@ type Fetcher struct {
 	rmu     sync.Mutex
 	ext     []transport.Extent
 	dst     [][]byte
+	land    [][]byte // where the bytes of each page go: dst, with room for dropped pages that others repeat
+	own     [][]byte // the memory of land where it is not dst
+	data    [][]byte // with repeats: of land, the data pages
 	runs    []run
 	vec     [][]byte
 	encoded scratch // an encoded body
 	plain   scratch // a decoded one, where it cannot go into place
 	drop    scratch // bytes of pages that are not wanted
+	spare   scratch // pages that are not wanted, but repeated
 }
 
 var _ transport.Fetcher = (*Fetcher)(nil)
@@ -185,6 +189,7 @@ func (f *Fetcher) release() {
 		f.encoded.free()
 		f.plain.free()
 		f.drop.free()
+		f.spare.free()
 		f.rmu.Unlock()
 	}
 }

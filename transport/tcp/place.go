@@ -9,6 +9,57 @@ import (
 // dropBuffer takes the bytes of unwanted pages, by one system call's worth.
 const dropBuffer = maxReadCall
 
+// place decides where the bytes of each page go: what was reserved for it, or
+// nowhere. A page that is not wanted is kept aside if others repeat it.
+func (f *Fetcher) place(a *answer, ps int) error {
+	f.land = f.dst
+	if a.again == 0 {
+		return nil
+	}
+	f.own = append(f.own[:0], f.dst...)
+	f.land, f.data = f.own, f.data[:0]
+	at := 0
+	for i := range f.ext {
+		end := at + int(f.ext[i].Count)
+		if f.ext[i].Kind == transport.Data {
+			f.data = append(f.data, f.land[at:end]...)
+		}
+		at = end
+	}
+	lost := 0
+	for i := range f.ext {
+		if f.lost(&f.ext[i]) {
+			lost++
+		}
+	}
+	if lost == 0 {
+		return nil
+	}
+	spare, err := f.spare.get(lost * ps)
+	if err != nil {
+		return err
+	}
+	for i := range f.ext {
+		if e := &f.ext[i]; f.lost(e) {
+			f.data[e.Word], spare = spare[:ps:ps], spare[ps:]
+		}
+	}
+	at, n := 0, 0 // and where they land
+	for i := range f.ext {
+		end := at + int(f.ext[i].Count)
+		if f.ext[i].Kind == transport.Data {
+			n += copy(f.land[at:end], f.data[n:])
+		}
+		at = end
+	}
+	return nil
+}
+
+// lost says that e repeats a page that has no place to land.
+func (f *Fetcher) lost(e *transport.Extent) bool {
+	return e.Kind == transport.Repeat && f.data[e.Word] == nil
+}
+
 // readPages reads raw data pages into place.
 func (f *Fetcher) readPages(ps int, crc uint32) (uint32, error) {
 	vec, total, dropped := f.vec[:0], 0, 0
@@ -37,7 +88,7 @@ func (f *Fetcher) readPages(ps int, crc uint32) (uint32, error) {
 				}
 				n := min(ps-off, maxReadCall-total)
 				var p []byte
-				if m := f.dst[i]; m != nil {
+				if m := f.land[i]; m != nil {
 					p = m[off : off+n]
 				} else {
 					d, err := f.drop.get(dropBuffer)
@@ -98,7 +149,7 @@ func (f *Fetcher) decode(codec transport.Codec, body []byte, size, ps int) error
 		e := &f.ext[k]
 		end := i + int(e.Count)
 		if e.Kind == transport.Data {
-			for _, m := range f.dst[i:end] {
+			for _, m := range f.land[i:end] {
 				copy(m, plain[:ps])
 				plain = plain[ps:]
 			}
@@ -117,7 +168,7 @@ func (f *Fetcher) contiguous(ps int) []byte {
 		e := &f.ext[k]
 		end := i + int(e.Count)
 		if e.Kind == transport.Data {
-			for _, m := range f.dst[i:end] {
+			for _, m := range f.land[i:end] {
 				if m == nil || last != nil && !adjacent(last, m) {
 					return nil
 				}
@@ -133,15 +184,20 @@ func (f *Fetcher) contiguous(ps int) []byte {
 	return join(first, n)
 }
 
-// fill writes fill words and zero pages that were reserved.
+// fill writes fill words, zero pages that were reserved, and repeats.
 func (f *Fetcher) fill(ps int) {
 	i := 0
 	for k := range f.ext {
 		e := &f.ext[k]
 		end := i + int(e.Count)
-		if e.Kind == transport.Fill {
+		switch e.Kind {
+		case transport.Fill:
 			for _, m := range f.dst[i:end] {
 				fillPage(m, e.Word)
+			}
+		case transport.Repeat:
+			for _, m := range f.dst[i:end] {
+				copy(m, f.data[e.Word])
 			}
 		}
 		i = end

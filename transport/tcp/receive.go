@@ -83,6 +83,7 @@ type answer struct {
 	data  int // pages that come as bytes
 	table int // bytes of extents
 	same  int // pages that the candidates are
+	again int // pages that repeat others
 	plain bool
 }
 
@@ -112,6 +113,8 @@ func (f *Fetcher) pages(h *transport.Header, crc uint32, sink transport.Sink, c 
 		case e.Kind == transport.Data:
 		case e.Kind == transport.Same:
 			c.Same += e.Count
+		case e.Kind == transport.Repeat:
+			c.Repeat += e.Count
 		case e.Word == 0:
 			c.Zero += e.Count
 		default:
@@ -125,6 +128,9 @@ func (f *Fetcher) pages(h *transport.Header, crc uint32, sink transport.Sink, c 
 		f.abort(sink, p.Range, done)
 	}
 	clear(f.dst)
+	clear(f.own)
+	clear(f.data)
+	f.land = nil
 	if err == nil {
 		f.answered(h.ID)
 	}
@@ -173,13 +179,19 @@ func (f *Fetcher) extents(a *answer, crc uint32) (uint32, error) {
 		}
 		f.ext, a.data = es, int(data)
 		for i := range es {
-			if es[i].Kind == transport.Same {
+			switch es[i].Kind {
+			case transport.Same:
 				a.same += int(es[i].Count)
+			case transport.Repeat:
+				a.again += int(es[i].Count)
 			}
 		}
 	}
 	if a.same > 0 && (a.plain || feat&transport.FeatureWarm == 0) {
 		return bad("says same of %d pages, which the fetch did not allow", a.same)
+	}
+	if a.again > 0 && feat&transport.FeatureRepeat == 0 {
+		return bad("repeats %d pages, but the feature is not in force", a.again)
 	}
 	body, want := int(h.Length)-a.table, a.data*int(a.reg.PageSize)
 	switch {
@@ -268,6 +280,9 @@ func (f *Fetcher) write(a *answer, crc uint32, c *transport.Completion) (err err
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer onFault(&err)
 	ps := int(a.reg.PageSize)
+	if err := f.place(a, ps); err != nil {
+		return err
+	}
 	var body []byte
 	if a.h.Codec() == transport.CodecNone {
 		crc, err = f.readPages(ps, crc)
@@ -284,7 +299,7 @@ func (f *Fetcher) write(a *answer, crc uint32, c *transport.Completion) (err err
 	if err := a.h.CheckCRC(crc); err != nil {
 		return err
 	}
-	if body != nil {
+	if a.h.Codec() != transport.CodecNone { // body may be empty, which no codec makes
 		if err := f.decode(a.h.Codec(), body, a.data*ps, ps); err != nil {
 			return err
 		}

@@ -161,7 +161,8 @@ func (r *Responder) build(a *transport.Answer) error {
 	// Without elision in force, and where the table would not fit, the fill
 	// pages are sent as what they are in memory.
 	if feat&transport.FeatureFill == 0 || len(es) > math.MaxUint16 || len(es) == 1 && es[0].Kind == transport.Data ||
-		hasSame(es) && (a.Plain || feat&transport.FeatureWarm == 0) {
+		has(es, transport.Same) && (a.Plain || feat&transport.FeatureWarm == 0) ||
+		feat&transport.FeatureRepeat == 0 && has(es, transport.Repeat) {
 		es = nil
 	}
 	var zero [transport.HeaderSize]byte
@@ -212,9 +213,9 @@ func (r *Responder) build(a *transport.Answer) error {
 	return nil
 }
 
-func hasSame(es []transport.Extent) bool {
+func has(es []transport.Extent, kind transport.ExtentKind) bool {
 	for i := range es {
-		if es[i].Kind == transport.Same {
+		if es[i].Kind == kind {
 			return true
 		}
 	}

@@ -20,6 +20,8 @@ type Image struct {
 	// Same, if set before use, has pages answered as candidates, unless the
 	// fetch is plain.
 	Same func(region uint32, page uint64) bool
+	// Once, if set before use, has pages answered as repeats of earlier ones.
+	Once bool
 }
 
 // NewImage makes a zero image; it lives until the test ends.
@@ -119,12 +121,20 @@ func (im *Image) Extents(f transport.Fetch) []transport.Extent {
 	ps := int(reg.PageSize)
 	mem := im.Memory(r)
 	var es []transport.Extent
+	numbers := map[string]uint64{} // of the data pages, by content
 	for i := range int(r.Count) {
 		e := transport.Extent{Count: 1}
 		if w, ok := fillWord(mem[i*ps : (i+1)*ps]); ok {
 			e.Kind, e.Word = transport.Fill, w
 		} else if im.Same != nil && !f.Plain && im.Same(r.Region, r.First+uint64(i)) {
 			e.Kind = transport.Same
+		} else if im.Once {
+			p := string(mem[i*ps : (i+1)*ps])
+			if n, found := numbers[p]; found {
+				e.Kind, e.Word = transport.Repeat, n
+			} else {
+				numbers[p] = uint64(len(numbers))
+			}
 		}
 		if n := len(es); n > 0 && es[n-1].Kind == e.Kind && es[n-1].Word == e.Word {
 			es[n-1].Count++

@@ -56,6 +56,7 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		{"NoFeatures", testNoFeatures},
 		{"DroppedPages", testDropped},
 		{"Ahead", testAhead},
+		{"Repeat", testRepeat},
 		{"Warm", testWarm},
 		{"WarmHostile", testWarmHostile},
 		{"MaxCount", testMaxCount},
