@@ -51,13 +51,14 @@ func (r *repeats) find(i uint32) (word uint64, found bool) {
 	return 0, false
 }
 
-// pageHash looks at eight words of a page. A page that differs elsewhere only is
-// told apart by the comparison; the multiplier is that of splitmix64.
+// pageHash looks at words of a page's first, middle and last cache line, which
+// sysmem.SameFill has brought: looking at eight lines cost 0.35 µs a page. A page
+// that differs elsewhere only is told apart by the comparison. The multiplier is that
+// of splitmix64.
 func pageHash(p []byte) (h uint64) {
-	step := len(p) / 8 / 8 * 8
-	for i := range 8 {
-		// Not at the same place of each eighth: headers repeat where data does not.
-		h = (h ^ binary.LittleEndian.Uint64(p[i*step+i*(step/64)*8:])) * 0xbf58476d1ce4e5b9
+	mid, end := len(p)/2, len(p)
+	for _, at := range [...]int{0, 16, 48, mid, mid + 24, mid + 56, end - 8, end - 32} {
+		h = (h ^ binary.LittleEndian.Uint64(p[at:])) * 0xbf58476d1ce4e5b9
 		h ^= h >> 31
 	}
 	return h

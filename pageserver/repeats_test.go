@@ -22,7 +22,7 @@ func TestRepeats(t *testing.T) {
 	pages[20] = pages[9] // of another fetch
 	for i := 40; i < 48; i++ {
 		pages[i] = slices.Clone(pages[39])
-		pages[i][page-9+i%2]++ // where the hash does not look
+		pages[i][page-9-i%2]++ // where the hash does not look
 	}
 	im, err := Open([]Source{{Region: transport.Region{ID: 1, Name: "ram", Pages: 64, PageSize: page}, FD: memfdWith(t, pages)}})
 	if err != nil {

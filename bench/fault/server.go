@@ -43,6 +43,7 @@ func (t *task) serve() error {
 			}}
 			if !o.Demand {
 				o.Nice = faultd.BulkNice
+				o.Repeats = conn.Features()&transport.FeatureRepeat != 0
 			}
 			if err := pageserver.Serve(ctx, responder, image, o); err != nil {
 				// The daemon of the benchmark was ended: nothing to serve any more.
