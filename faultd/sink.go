@@ -61,6 +61,16 @@ func (s *sink) region(r transport.Range) *Region {
 	return reg
 }
 
+// claim claims the pages of r, which lie in reg, as far as they are absent.
+func (s *sink) claim(reg *Region, r transport.Range) (mask pagecache.Mask, won uint64) {
+	mask = s.maskFor(r.Count)
+	won = reg.Residency.Claim(r.First, uint64(r.Count), mask)
+	if lost := uint64(r.Count) - won; lost > 0 {
+		s.e.stats.duplicates.Add(lost)
+	}
+	return mask, won
+}
+
 // Reserve implements [transport.Sink].
 func (s *sink) Reserve(r transport.Range, dst [][]byte) {
 	reg := s.region(r)
@@ -68,11 +78,7 @@ func (s *sink) Reserve(r transport.Range, dst [][]byte) {
 		clear(dst)
 		return
 	}
-	mask := s.maskFor(r.Count)
-	won := reg.Residency.Claim(r.First, uint64(r.Count), mask)
-	if lost := uint64(r.Count) - won; lost > 0 {
-		s.e.stats.duplicates.Add(lost)
-	}
+	mask, won := s.claim(reg, r)
 	if won == 0 {
 		clear(dst)
 		return
@@ -118,12 +124,43 @@ func (s *sink) staging(reg *Region, dst [][]byte) error {
 	return nil
 }
 
+// Takes implements [transport.TakeSink]: precache is written by a system call
+// where the memory has one.
+func (s *sink) Takes() bool {
+	m := &s.e.cfg.Memory
+	return s.pre && m.Place != nil && m.Write != nil
+}
+
+// Take implements [transport.TakeSink].
+func (s *sink) Take(r transport.Range, src [][]byte) error {
+	reg := s.region(r)
+	if reg == nil {
+		return nil
+	}
+	mask, won := s.claim(reg, r)
+	if won == 0 {
+		return nil
+	}
+	for i := range src {
+		if !mask.Has(uint64(i)) {
+			src[i] = nil
+		}
+	}
+	return s.commit(reg, r, src, true)
+}
+
 // Commit implements [transport.Sink].
 func (s *sink) Commit(r transport.Range, dst [][]byte) error {
 	reg := s.region(r)
 	if reg == nil {
 		return nil
 	}
+	return s.commit(reg, r, dst, s.stages)
+}
+
+// commit installs the pages of r that dst has, whose content is there already or,
+// if staged, is dst's.
+func (s *sink) commit(reg *Region, r transport.Range, dst [][]byte, staged bool) error {
 	limit := max(1, maxInstallBytes/int(reg.PageSize))
 	for i := 0; i < len(dst); {
 		if dst[i] == nil {
@@ -135,7 +172,7 @@ func (s *sink) Commit(r transport.Range, dst [][]byte) error {
 			j++
 		}
 		run := transport.Range{Region: r.Region, First: r.First + uint64(i), Count: uint32(j - i)}
-		if err := s.install(reg, run, dst[i:j]); err != nil {
+		if err := s.install(reg, run, dst[i:j], staged); err != nil {
 			s.giveUp(reg, r, dst[i:], i)
 			s.e.afterClaims()
 			s.e.wake(r)
@@ -148,10 +185,10 @@ func (s *sink) Commit(r transport.Range, dst [][]byte) error {
 	return nil
 }
 
-// install shows a run of pages (with src nil: that are in place) and ends their
-// claims, in the order that keeps a
-// killed daemon's residency true and leaves no thread asleep: see doc.go.
-func (s *sink) install(reg *Region, run transport.Range, src [][]byte) error {
+// install shows a run of pages and ends their claims, in the order that keeps a
+// killed daemon's residency true and leaves no thread asleep: see doc.go. Pages
+// that are not staged are in place.
+func (s *sink) install(reg *Region, run transport.Range, src [][]byte, staged bool) error {
 	e := s.e
 	e.stats.installed.Add(uint64(run.Count))
 	if s.pre {
@@ -162,7 +199,7 @@ func (s *sink) install(reg *Region, run transport.Range, src [][]byte) error {
 	e.showing.RLock()
 	defer e.showing.RUnlock()
 	if e.cfg.Memory.Place != nil {
-		if s.stages && src != nil {
+		if staged {
 			if err := s.write(run, src); err != nil {
 				return err
 			}

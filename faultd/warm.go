@@ -157,7 +157,7 @@ func (s *sink) Same(r transport.Range, dst [][]byte) error {
 			run := transport.Range{Region: r.Region, First: r.First + uint64(i), Count: uint32(n)}
 			s.e.stats.pagesSame.Add(uint64(n))
 			s.e.stats.bytesSame.Add(uint64(n) * uint64(reg.PageSize))
-			if err := s.install(reg, run, nil); err != nil {
+			if err := s.install(reg, run, nil, false); err != nil {
 				return err
 			}
 			clear(dst[i : i+n])

@@ -139,6 +139,18 @@ type WarmSink interface {
 	Same(r Range, dst [][]byte) error
 }
 
+// TakeSink is a [Sink] that can have pages from the Fetcher's own memory, for
+// fetchers that read into such (RDMA READ).
+type TakeSink interface {
+	Sink
+	// Takes says whether Take is what this sink wants; it never changes.
+	Takes() bool
+	// Take is Reserve, copying and Commit in one: it claims the pages of r, makes
+	// those it got resident with the content src, one slice a page and contiguous
+	// in memory, and leaves src in any state.
+	Take(r Range, src [][]byte) error
+}
+
 // Completion describes one answered fetch.
 type Completion struct {
 	Fetch

@@ -43,3 +43,18 @@ func Make() error {
 	}
 	return nil
 }
+
+// Objects counts the verbs objects of the device by kind, whoever has made them, as
+// `rdma resource` does.
+func Objects() (map[string]uint64, error) {
+	all, err := netlink.RdmaResourceList()
+	if err != nil {
+		return nil, fmt.Errorf("verbs objects: %w", err)
+	}
+	for _, r := range all {
+		if r.Name == Device {
+			return r.RdmaResourceSummaryEntries, nil
+		}
+	}
+	return nil, fmt.Errorf("verbs objects: no device %s", Device)
+}

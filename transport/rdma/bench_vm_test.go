@@ -135,23 +135,37 @@ func bare(b *testing.B, f *Fetcher, window, size, total int) time.Duration {
 	return time.Since(begin)
 }
 
+// figure is one quantity over the rounds, and its ratio to the floor of each.
+type figure struct{ values, ratios []float64 }
+
+func (f *figure) add(v, floor float64) {
+	f.values, f.ratios = append(f.values, v), append(f.ratios, v/floor)
+}
+
+func (f *figure) String() string {
+	v, vl, vh := median(f.values)
+	r, rl, rh := median(f.ratios)
+	return fmt.Sprintf("%.1f (%.1f to %.1f), %.2f times (%.2f to %.2f)", v, vl, vh, r, rl, rh)
+}
+
 // BenchmarkDemand alternates 4 KiB fetches with ib_read_lat: the goal is 1.25 times
-// its typical time.
+// its typical time. A ratio is that of one round, whose two sides are a second apart.
 func BenchmarkDemand(b *testing.B) {
 	runtime.LockOSThread()
-	const rounds, fetches, pages = 5, 1000, 512
+	const rounds, fetches, pages = 9, 500, 512
 	r, sink := benchStream(b, transport.Demand, pages, time.Millisecond)
-	var ours, floor, shim, posting []float64
+	var ours, floor, shim, posting figure
 	var c transport.Completion
 	id := uint64(0)
+	var took, fetched [fetches]float64
 	for range rounds {
-		floor = append(floor, perftest(b, "ib_read_lat", "-s", "4096", "-n", strconv.Itoa(fetches))[4])
-		took, fetched := make([]float64, fetches), make([]float64, fetches)
+		lat := perftest(b, "ib_read_lat", "-s", "4096", "-n", strconv.Itoa(fetches))[4]
+		floor.add(lat, lat)
 		for i := range took {
 			took[i] = float64(bare(b, r.f, 1, pageSize, pageSize)) / 1e3
 		}
-		mid, _, _ := median(took)
-		shim = append(shim, mid)
+		mid, _, _ := median(took[:])
+		shim.add(mid, lat)
 		for i := range took {
 			id++
 			begin := time.Now()
@@ -164,77 +178,57 @@ func BenchmarkDemand(b *testing.B) {
 			}
 			took[i] = float64(time.Since(begin)) / 1e3
 		}
-		mid, _, _ = median(took)
-		ours = append(ours, mid)
-		mid, _, _ = median(fetched)
-		posting = append(posting, mid)
+		mid, _, _ = median(took[:])
+		ours.add(mid, lat)
+		mid, _, _ = median(fetched[:])
+		posting.add(mid, lat)
 	}
 	if reads, _, beneath := counts(r.f); reads != rounds*fetches || beneath != 0 {
 		b.Fatalf("%d READs, %d fetches beneath", reads, beneath)
 	}
-	o, ol, oh := median(ours)
-	f, fl, fh := median(floor)
-	fmt.Printf("demand 4 KiB: %.1f µs (%.1f to %.1f), ib_read_lat typical %.1f µs (%.1f to %.1f): %.2f times; the source answered 0 of %d\n",
-		o, ol, oh, f, fl, fh, o/f, rounds*fetches)
-	s, sl, sh := median(shim)
-	p, _, _ := median(posting)
-	fmt.Printf("  the shim alone %.1f µs (%.1f to %.1f), %.2f times; of ours, Fetch takes %.1f µs; landing %.1f µs, commit %.1f µs (last)\n",
-		s, sl, sh, s/f, p, float64(c.Decode)/1e3, float64(c.Commit)/1e3)
+	fmt.Printf("ib_read_lat, 4 KiB, typical: %v µs\n  by the shim alone: %v\n  demand fetch: %v\n    of which Fetch, the posting: %v; copying %.1f µs, installing %.1f µs (the last one)\n  the source answered 0 of %d\n",
+		&floor, &shim, &ours, &posting, float64(c.Decode)/1e3, float64(c.Commit)/1e3, rounds*fetches)
 }
 
 // BenchmarkPrecache alternates a stream with ib_read_bw at its best message size:
 // the goal is 0.9 times its rate.
 func BenchmarkPrecache(b *testing.B) {
 	runtime.LockOSThread()
-	const rounds, pages, run = 5, 8192, 64
-	windows := []uint64{4, 16, 64} // fetches in flight
+	const rounds, pages, run, window = 7, 8192, 64, 16
 	r, sink := benchStream(b, transport.Precache, pages, 100*time.Microsecond)
-	ours := make([][]float64, len(windows))
-	sizes := []int{64 << 10, 256 << 10, 1 << 20}
-	shim := make([][]float64, len(sizes))
-	var floor []float64
-	best, id := 0.0, uint64(0)
+	var ours, floor, shim figure
+	var landing time.Duration
+	id := uint64(0)
 	for range rounds {
-		best = 0
-		for _, size := range []string{"65536", "262144", "1048576"} {
-			best = max(best, perftest(b, "ib_read_bw", "-s", size, "-n", "64")[3]) // MiB/s, average
+		best := 0.0
+		for _, size := range []string{"262144", "1048576"} {
+			best = max(best, perftest(b, "ib_read_bw", "-s", size, "-n", "48")[3]) // MiB/s, average
 		}
-		floor = append(floor, best)
-		for i, size := range sizes {
-			shim[i] = append(shim[i], 8/bare(b, r.f, 8, size, 8<<20).Seconds())
-		}
-		for w, window := range windows {
-			begin := time.Now()
-			posted, got := uint64(0), uint64(0)
-			var c transport.Completion
-			for got < pages/run {
-				for posted < pages/run && posted-got < window {
-					id++
-					if err := r.f.Fetch([]transport.Fetch{{ID: id, Range: transport.Range{Region: 1, First: posted * run, Count: run}}}); err != nil {
-						b.Fatal(err)
-					}
-					posted++
-				}
-				if err := r.f.Receive(sink, &c); err != nil {
+		floor.add(best, best)
+		shim.add(16/bare(b, r.f, precacheSlots, readBytes, 16<<20).Seconds(), best)
+		begin := time.Now()
+		posted, got := uint64(0), uint64(0)
+		var c transport.Completion
+		for got < pages/run {
+			for posted < pages/run && posted-got < window {
+				id++
+				if err := r.f.Fetch([]transport.Fetch{{ID: id, Range: transport.Range{Region: 1, First: posted * run, Count: run}}}); err != nil {
 					b.Fatal(err)
 				}
-				got++
+				posted++
 			}
-			ours[w] = append(ours[w], float64(pages*pageSize)/(1<<20)/time.Since(begin).Seconds())
+			if err := r.f.Receive(sink, &c); err != nil {
+				b.Fatal(err)
+			}
+			landing += c.Decode + c.Commit
+			got++
 		}
+		ours.add(float64(pages*pageSize)/(1<<20)/time.Since(begin).Seconds(), best)
 	}
-	if _, _, beneath := counts(r.f); beneath != 0 {
+	reads, _, beneath := counts(r.f)
+	if beneath != 0 {
 		b.Fatalf("%d fetches beneath", beneath)
 	}
-	f, fl, fh := median(floor)
-	fmt.Printf("ib_read_bw at its best size: %.0f MiB/s (%.0f to %.0f)\n", f, fl, fh)
-	for i, size := range sizes {
-		s, sl, sh := median(shim[i])
-		fmt.Printf("the shim alone, 8 READs of %d KiB in flight: %.0f MiB/s (%.0f to %.0f), %.2f times\n", size>>10, s, sl, sh, s/f)
-	}
-	for w, window := range windows {
-		o, ol, oh := median(ours[w])
-		fmt.Printf("precache, %d fetches of 256 KiB in flight: %.0f MiB/s (%.0f to %.0f), %.2f times; the source answered 0 of %d fetches\n",
-			window, o, ol, oh, o/f, rounds*pages/run)
-	}
+	fmt.Printf("ib_read_bw at its best size: %v MiB/s\n  by the shim alone, 1 MiB READs: %v\n  precache, %d fetches of 256 KiB in flight: %v; landing %.1f µs a page; %d READs\n  the source answered 0 of %d fetches\n",
+		&floor, &shim, window, &ours, float64(landing.Microseconds())/(rounds*pages), reads, rounds*pages/run)
 }

@@ -126,6 +126,11 @@ var fatal = map[string]bool{
 }
 
 func (d *Device) heard(text string) {
+	if text == "port active" { // after "port error": what is made from now on works
+		d.mu.Lock()
+		d.failed = nil
+		d.mu.Unlock()
+	}
 	if !fatal[text] {
 		return
 	}

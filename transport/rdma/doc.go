@@ -12,7 +12,8 @@
 // # Landing
 //
 // READs land in a staging buffer of the channel's own, and a page is copied from
-// there once its READ has completed, under a claim taken then. So a READ that
+// there (or, where the sink can, written by a system call: [transport.TakeSink])
+// once its READ has completed, under a claim taken then. So a READ that
 // fails half-way has touched nothing of the guest's; a demand fetch overtakes a
 // precache READ of the same page; zero pages are noticed on the way and stay
 // holes; no memory of the guest is pinned at the destination. The copy finds the

@@ -4,7 +4,10 @@ package rdma
 
 import (
 	"errors"
+	"maps"
+	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -210,6 +213,13 @@ func TestLinkDown(t *testing.T) {
 			ports, err := List()
 			return err == nil && len(ports) == 1 && ports[0].Problem == ""
 		})
+		await(t, "the device to be of use to new channels", func() bool {
+			cancel, err := s.f.dev.onFailure(func(error) {})
+			if err == nil {
+				cancel()
+			}
+			return err == nil
+		})
 	}()
 	s.receive(n)
 	await(t, "the end of RDMA", func() bool {
@@ -290,23 +300,17 @@ func TestMemlock(t *testing.T) {
 // resources counts the verbs objects of the device.
 func resources(t *testing.T) map[string]uint64 {
 	t.Helper()
-	all, err := netlink.RdmaResourceList()
+	n, err := softroce.Objects()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range all {
-		if r.Name == softroce.Device {
-			return r.RdmaResourceSummaryEntries
-		}
-	}
-	t.Fatalf("no resources of %s", softroce.Device)
-	return nil
+	return n
 }
 
 // Setting sessions up and taking them down leaves no object behind.
 func TestNothingLeaks(t *testing.T) {
 	before := resources(t)
-	const sessions = 30
+	const sessions = 10
 	for range sessions {
 		t.Run("session", func(t *testing.T) {
 			s := newStream(t, 64, rigOptions{})
@@ -321,4 +325,78 @@ func TestNothingLeaks(t *testing.T) {
 		}
 	}
 	t.Logf("%d sessions; objects %v", sessions, after)
+}
+
+// Nor do queue pairs and registrations by the thousand, or by RDMA_SETUPS of them;
+// every hundredth pair carries a READ.
+func TestManySetUps(t *testing.T) {
+	many := 1000
+	if s := os.Getenv("RDMA_SETUPS"); s != "" {
+		var err error
+		if many, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := testDevice(t)
+	mem := transporttest.Memory(t, 1<<20)
+	before, files, begin := resources(t), openFiles(t), time.Now()
+	for n := range many {
+		setUp(t, d, mem, n%100 == 0)
+	}
+	if after := resources(t); !maps.Equal(before, after) {
+		t.Errorf("objects %v after %d set-ups, %v before", after, many, before)
+	}
+	if now := openFiles(t); now != files {
+		t.Errorf("%d open files after %d set-ups, %d before", now, many, files)
+	}
+	t.Logf("%d set-ups of two queue pairs and two registrations in %v; objects %v", many, time.Since(begin).Round(time.Millisecond), before)
+}
+
+func setUp(t *testing.T, d *Device, mem []byte, use bool) {
+	t.Helper()
+	r, err := d.register(mem, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stage, err := d.register(mem[:pageSize], false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var qs [2]*queue
+	var es [2]endpoint
+	for i := range qs {
+		if qs[i], err = d.dev.queue(16); err != nil {
+			t.Fatal(err)
+		}
+		es[i] = d.endpoint(qs[i], 4)
+	}
+	for i := range qs {
+		if err := qs[i].connect(&es[1-i], es[i].psn, i == 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if use {
+		if _, err := qs[0].post([]read{{id: 7, local: addressOf(mem), remote: addressOf(mem[pageSize:]), length: pageSize, lkey: stage.lkey, rkey: r.rkey}}); err != nil {
+			t.Fatal(err)
+		}
+		var out [1]done
+		if n, err := qs[0].poll(out[:], 5*time.Second); n != 1 || err != nil || out[0].status != 0 || out[0].id != 7 {
+			t.Fatalf("%d completions, %v: %+v", n, err, out)
+		}
+	}
+	for _, q := range qs {
+		q.close()
+	}
+	if err := errors.Join(r.close(), stage.close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(fds)
 }

@@ -3,11 +3,8 @@ package rdma
 import (
 	"errors"
 	"fmt"
-	"runtime"
-	"runtime/debug"
 	"time"
 
-	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/transport"
 	"golang.org/x/sys/unix"
 )
@@ -72,12 +69,7 @@ func (f *Fetcher) side(h transport.Header, body []byte) error {
 		if err != nil {
 			return err
 		}
-		waiting := f.waiting
-		f.waiting = nil
-		for _, fl := range waiting {
-			f.route(fl)
-		}
-		f.post(time.Now())
+		f.again()
 		return nil
 	case kindOff:
 		f.breakDown(fmt.Errorf("the source: %.*q", transport.MaxText, body))
@@ -107,7 +99,18 @@ func (f *Fetcher) accepted(body []byte) error {
 	f.table.cut(peer.chunk)
 	f.q, f.pending = q, nil
 	f.stats.Up.Add(1)
+	f.again()
 	return nil
+}
+
+// again routes what has waited. mu is held.
+func (f *Fetcher) again() {
+	waiting := f.waiting
+	f.waiting = nil
+	for _, fl := range waiting {
+		f.route(fl)
+	}
+	f.post(time.Now())
 }
 
 func (f *Fetcher) receive(c *transport.Completion) error {
@@ -120,15 +123,20 @@ func (f *Fetcher) receive(c *transport.Completion) error {
 				return err
 			}
 		}
-		ok, err := f.next(c)
+		ok, now, err := f.next(c)
 		if ok || err != nil {
 			return err
 		}
-		if err := f.send(); err != nil {
-			return err
+		if now.unsent {
+			if err := f.send(); err != nil {
+				return err
+			}
 		}
-		n, err := f.poll(f.opt.Spin)
-		if n == 0 && err == nil {
+		n := 0
+		if now.q != nil {
+			n = f.poll(now)
+		}
+		if n == 0 {
 			n, err = f.sleep()
 		}
 		if err == nil {
@@ -140,35 +148,43 @@ func (f *Fetcher) receive(c *transport.Completion) error {
 	}
 }
 
-// next takes a completion that is there.
-func (f *Fetcher) next(c *transport.Completion) (bool, error) {
+// outlook is what there is to wait for.
+type outlook struct {
+	q      *queue // closed by Receive alone
+	busy   bool   // READs are under way
+	unsent bool   // there is something for send
+}
+
+// next takes a completion that is there, or says what to wait for.
+func (f *Fetcher) next(c *transport.Completion) (bool, outlook, error) {
 	for {
 		f.mu.Lock()
 		switch {
 		case f.answers.len() > 0:
 			*c = f.answers.pop()
 			f.mu.Unlock()
-			return true, nil
+			return true, outlook{}, nil
 		case f.ready.len() > 0:
 			fl := f.ready.pop()
 			*c = transport.Completion{Fetch: fl.Fetch, Sent: fl.sent, Wire: fl.wire, Decode: fl.copied, Commit: fl.commit,
 				WireBytes: fl.bytes, Data: fl.data, Zero: fl.zero, Ahead: fl.ahead}
 			f.drop(fl)
 			f.mu.Unlock()
-			return true, nil
+			return true, outlook{}, nil
 		case f.zeros.len() > 0:
 			p := f.zeros.pop()
 			f.mu.Unlock()
 			if err := f.zero(p); err != nil {
-				return false, err
+				return false, outlook{}, err
 			}
 		case f.err != nil:
 			err := f.err
 			f.mu.Unlock()
-			return false, err
+			return false, outlook{}, err
 		default:
+			now := outlook{q: f.q, busy: len(f.free) < len(f.ops), unsent: f.unsent()}
 			f.mu.Unlock()
-			return false, nil
+			return false, now, nil
 		}
 	}
 }
@@ -192,37 +208,31 @@ func (f *Fetcher) zero(p part) error {
 	p.fl.zero += p.count
 	p.fl.commit += time.Since(begin)
 	p.fl.wire = max(p.fl.wire, begin.Sub(p.fl.sent))
+	f.mu.Lock()
 	f.came(p.fl)
+	f.mu.Unlock()
 	return nil
 }
 
-// came ends a part of a flight.
+// came ends a part of a flight. mu is held.
 func (f *Fetcher) came(fl *flight) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	if fl.parts--; fl.parts == 0 {
 		f.ready.push(fl)
 	}
 }
 
-// poll takes completions.
-func (f *Fetcher) poll(spin time.Duration) (int, error) {
-	f.mu.Lock()
-	q := f.q
-	busy := len(f.free) < len(f.ops)
-	f.mu.Unlock()
-	if q == nil {
-		return 0, nil
-	}
-	if !busy {
+// poll takes completions, for up to the time of spinning if READs are under way.
+func (f *Fetcher) poll(now outlook) int {
+	spin := f.opt.Spin
+	if !now.busy {
 		spin = 0
 	}
-	n, err := q.poll(f.dones[:], spin)
+	n, err := now.q.poll(f.dones[:], spin)
 	if err != nil {
 		f.breakDown(err)
-		return 0, nil
+		return 0
 	}
-	return n, nil
+	return n
 }
 
 // sleep waits for a completion, for an event of the channel beneath, or for the
@@ -245,8 +255,8 @@ func (f *Fetcher) sleep() (int, error) {
 			return 0, nil
 		}
 		// One that came before the arming makes no event.
-		if n, err := f.poll(0); n > 0 || err != nil {
-			return n, err
+		if n := f.poll(outlook{q: q}); n > 0 {
+			return n, nil
 		}
 		fds[1] = unix.PollFd{Fd: int32(q.fd), Events: unix.POLLIN}
 	}
@@ -276,6 +286,12 @@ func (f *Fetcher) overdue(now time.Time) {
 			return
 		}
 	}
+	if f.opt.Only && f.q == nil {
+		if len(f.waiting) > 0 && now.Sub(f.waiting[0].sent) > f.opt.DeadAfter {
+			f.breakDown(fmt.Errorf("it was not set up within %v", f.opt.DeadAfter))
+		}
+		return
+	}
 	kept := f.waiting[:0]
 	for _, fl := range f.waiting {
 		if now.Sub(fl.sent) > f.opt.DeadAfter/2 {
@@ -287,133 +303,8 @@ func (f *Fetcher) overdue(now time.Time) {
 	f.waiting = kept
 }
 
-// land brings the pages of completed READs to their place, and posts what waited
-// for a slot.
-func (f *Fetcher) land(dones []done) error {
-	for i := range dones {
-		d := &dones[i]
-		if d.id >= uint64(len(f.ops)) {
-			f.breakDown(fmt.Errorf("a completion has the unknown id %d", d.id))
-			return nil
-		}
-		if d.status != 0 {
-			f.breakDown(fmt.Errorf("READ failed: %s (vendor code %#x)", statusText(d.status), d.vendor))
-			return nil
-		}
-		// The op is ours until its slot is free: nobody else touches it.
-		o := &f.ops[d.id]
-		mem := f.stage[int(d.id)*f.slotSize:]
-		f.stats.Completed.Add(1)
-		for _, p := range o.parts {
-			ps := int(f.table.regions[p.fl.Region].PageSize)
-			size := int(p.count) * ps
-			if err := f.deliver(p, mem[:size], ps); err != nil {
-				return err
-			}
-			mem = mem[size:]
-		}
-		f.mu.Lock()
-		o.busy = false
-		clear(o.parts)
-		o.parts = o.parts[:0]
-		f.free = append(f.free, int(d.id))
-		f.mu.Unlock()
-	}
-	if len(dones) > 0 {
-		f.mu.Lock()
-		f.post(time.Now())
-		f.mu.Unlock()
-	}
-	return nil
-}
-
-// deliver gives the pages of one part to the sink, run by run: those that read as
-// zero stay holes.
-func (f *Fetcher) deliver(p part, mem []byte, ps int) error {
-	fl := p.fl
-	begin := time.Now()
-	fl.wire = begin.Sub(fl.sent)
-	fl.bytes += len(mem)
-	f.stats.Bytes.Add(uint64(len(mem)))
-	for at := uint32(0); at < p.count; {
-		zero := isZero(mem[int(at)*ps:][:ps])
-		n := uint32(1)
-		for at+n < p.count && isZero(mem[int(at+n)*ps:][:ps]) == zero {
-			n++
-		}
-		r := transport.Range{Region: fl.Region, First: p.first + uint64(at), Count: n}
-		var err error
-		if zero {
-			fl.zero += n
-			err = f.sink.Zero(r)
-		} else {
-			fl.data += n
-			err = f.place(fl, r, mem[int(at)*ps:][:int(n)*ps], ps)
-		}
-		if err != nil {
-			return fmt.Errorf("install %d pages at %d of region %d: %w", n, r.First, r.Region, err)
-		}
-		at += n
-	}
-	fl.commit += time.Since(begin)
-	f.came(fl)
-	return nil
-}
-
-func isZero(page []byte) bool {
-	word, same := sysmem.SameFill(page)
-	return same && word == 0
-}
-
-// place claims the pages of r, writes those it got, and commits them.
-func (f *Fetcher) place(fl *flight, r transport.Range, mem []byte, ps int) error {
-	begin := time.Now()
-	if cap(f.dst) < int(r.Count) {
-		f.dst = make([][]byte, r.Count)
-	}
-	dst := f.dst[:r.Count]
-	defer clear(dst)
-	f.sink.Reserve(r, dst)
-	if err := write(dst, mem, ps); err != nil {
-		f.sink.Abort(r, dst)
-		return err
-	}
-	took := time.Since(begin)
-	fl.copied += took
-	fl.commit -= took // the caller counts all
-	return f.sink.Commit(r, dst)
-}
-
-// write copies pages. A file system that is full answers a store by SIGBUS, which
-// becomes an error.
-func write(dst [][]byte, mem []byte, ps int) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		p := recover()
-		if p == nil {
-			return
-		}
-		fault, ok := p.(interface {
-			runtime.Error
-			Addr() uintptr
-		})
-		if !ok {
-			panic(p)
-		}
-		err = fmt.Errorf("write received pages at address %#x: %w: %w", fault.Addr(), transport.ErrNoMemory, fault)
-	}()
-	for i, d := range dst {
-		if d != nil {
-			if len(d) != ps {
-				return fmt.Errorf("sink reserved %d bytes for a page of %d", len(d), ps)
-			}
-			copy(d, mem[i*ps:])
-		}
-	}
-	return nil
-}
-
-// end ends RDMA on this channel: what is outstanding goes by FETCH.
+// end ends RDMA on this channel: what is outstanding goes by FETCH, or the channel
+// ends with it.
 func (f *Fetcher) end(why error) error {
 	f.mu.Lock()
 	q, pending := f.q, f.pending
@@ -421,6 +312,9 @@ func (f *Fetcher) end(why error) error {
 	if q == nil && pending == nil {
 		f.mu.Unlock()
 		return nil // it has ended before
+	}
+	if q != nil {
+		f.stats.Up.Add(-1)
 	}
 	f.reads.clear()
 	f.zeros.clear()
@@ -440,6 +334,9 @@ func (f *Fetcher) end(why error) error {
 		done[f.ready.pop()] = true
 	}
 	for _, fl := range f.flights {
+		if f.opt.Only {
+			break // they are fetched again by another channel
+		}
 		switch {
 		case done[fl]:
 			f.ready.push(fl)
@@ -454,14 +351,14 @@ func (f *Fetcher) end(why error) error {
 			q.close() // from here on nothing is written into the stage
 		}
 	}
-	if q != nil {
-		f.stats.Up.Add(-1)
-	}
 	f.stats.Retried.Add(retried)
 	f.stats.Fallbacks.Add(1)
 	err := fmt.Errorf("RDMA by %s: %w", f.dev, why)
 	if f.opt.Down != nil {
 		f.opt.Down(err)
+	}
+	if f.opt.Only {
+		return err
 	}
 	text := err.Error()
 	if err := f.ch.SendSide(transport.Header{Aux: kindOff}, []byte(text[:min(len(text), transport.MaxText)])); err != nil {

@@ -48,6 +48,21 @@ func (l *lateSink) Commit(r transport.Range, dst [][]byte) error {
 	return l.s.Commit(r, dst)
 }
 
+// takes says whether pages go by Take; the sink is known.
+func (l *lateSink) takes() bool {
+	t, ok := l.s.(transport.TakeSink)
+	return ok && t.Takes()
+}
+
+func (l *lateSink) take(r transport.Range, src [][]byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.s == nil {
+		return ErrClosed
+	}
+	return l.s.(transport.TakeSink).Take(r, src)
+}
+
 func (l *lateSink) Abort(r transport.Range, dst [][]byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -6,6 +6,12 @@ package rdma
 // #cgo CFLAGS: -Wall -Wextra -O2
 // #include <stdlib.h>
 // #include "verbs_shim.h"
+//
+// /* Called for each batch: the shim neither calls Go nor keeps a pointer. */
+// #cgo noescape pw_post
+// #cgo nocallback pw_post
+// #cgo noescape pw_poll
+// #cgo nocallback pw_poll
 import "C"
 
 import (

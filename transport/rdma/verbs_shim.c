@@ -324,14 +324,18 @@ static uint64_t now_ns(void)
 int pw_poll(struct pw_queue *q, struct pw_done *out, int max, uint64_t spin_ns)
 {
 	struct ibv_wc wc[MAX_POST];
-	uint64_t end = spin_ns ? now_ns() + spin_ns : 0;
+	uint64_t end;
 	int i, n;
 
 	if (max > MAX_POST)
 		max = MAX_POST;
-	do {
-		n = ibv_poll_cq(q->cq, max, wc);
-	} while (n == 0 && spin_ns && now_ns() < end);
+	n = ibv_poll_cq(q->cq, max, wc);
+	if (n == 0 && spin_ns) { /* the clock is not read for one that is there */
+		end = now_ns() + spin_ns;
+		do {
+			n = ibv_poll_cq(q->cq, max, wc);
+		} while (n == 0 && now_ns() < end);
+	}
 	if (n < 0)
 		return -EIO;
 	for (i = 0; i < n; i++) {

@@ -27,14 +27,12 @@ func TestInVM(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 560*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(t, ctx)
-	run := os.Getenv("RDMA_RUN") // for work on a single test
-	if run == "" {
-		run = "."
-	}
-	only := os.Getenv("RDMA_PROGRAM") // likewise
+	// For work on single tests; RDMA_SETUPS is for TestManySetUps.
+	run, only, setUps := cmp.Or(os.Getenv("RDMA_RUN"), "."), os.Getenv("RDMA_PROGRAM"), os.Getenv("RDMA_SETUPS")
 	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma")
 	cfg.Programs = append(cfg.Programs,
-		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=200s", "-rapid.checks=10", "-test.run=" + run}},
+		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=240s", "-rapid.checks=10", "-test.run=" + run},
+			Env: []string{"RDMA_SETUPS=" + setUps}},
 		kvmrig.Program{Name: "faultd", Path: compile(t, ctx, &cfg, "faultd.test", "./faultd"),
 			Args: []string{"-test.v", "-test.timeout=150s", "-test.run=^TestRDMA"}},
 		// The shim under AddressSanitizer, whose leak check runs at the end.
