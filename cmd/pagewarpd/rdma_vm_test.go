@@ -80,19 +80,14 @@ func (m *matrix) reads() relocate.RDMAStatus {
 	return relocate.RDMAStatus{}
 }
 
-// midDrain begins a relocation and waits until pages come by READ, slowly.
-func (m *matrix) midDrain() {
+// midDrain begins a relocation and waits until so many bytes have come by READ,
+// slowly.
+func (m *matrix) midDrain(bytes uint64) {
 	m.t.Helper()
-	m.relocate(relocate.Options{Bandwidth: slow, Transport: relocate.TransportRDMA, PrecacheChannels: 1, Codec: "none"})
-	m.someReads()
-}
-
-// someReads waits for READs of precache, after the switch-over.
-func (m *matrix) someReads() {
-	m.t.Helper()
+	m.relocate(relocate.Options{Bandwidth: 2 * slow, Transport: relocate.TransportRDMA, PrecacheChannels: 1, Codec: "none"})
 	vmtest.Wait(m.t, "pages by READ in the drain", func() bool {
 		s := m.b.status(relocate.RoleDestination)
-		return s.Phase == relocate.PhaseDraining && s.RDMA != nil && s.RDMA.ReadBytes > 1<<20
+		return s.Phase == relocate.PhaseDraining && s.RDMA != nil && s.RDMA.ReadBytes > bytes
 	})
 	if s := m.b.status(relocate.RoleDestination); s.PagesRemaining == 0 {
 		m.t.Fatal("the drain was over before the test began")
@@ -140,7 +135,7 @@ func TestRDMALinkDown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.midDrain()
+	m.midDrain(20 << 20) // TCP takes its time for the rest in an emulator
 	if err := netlink.LinkSetDown(link); err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +166,7 @@ func TestRDMAConnectionsCut(t *testing.T) {
 	m.proxy = vmtest.StartProxy(t, m.b.addr) // which its READs do not go through
 	m.to = m.proxy.Addr()
 	m.begin("", "")
-	m.midDrain()
+	m.midDrain(1 << 20)
 	m.proxy.Cut()
 	m.notice()
 	m.proxy.Restore()
@@ -187,7 +182,7 @@ func TestRDMADaemonKilled(t *testing.T) {
 		t.Run(string(role), func(t *testing.T) {
 			m := overRDMA(t, false)
 			m.begin("", "")
-			m.midDrain()
+			m.midDrain(1 << 20)
 			n := map[relocate.Role]*node{relocate.RoleSource: m.a, relocate.RoleDestination: m.b}[role]
 			before := m.reads().ReadsCompleted
 			n.kill()
