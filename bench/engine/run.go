@@ -250,7 +250,7 @@ func (c *contest) autopsy(ctx context.Context, vm *rig.VM, cause error) error {
 		}
 	}
 	guest, says := vm.LastWords()
-	return fmt.Errorf("%w; its QEMU at the destination %s; the guest's last line there is %q, QEMU's is %q", cause, state, guest, says)
+	return fmt.Errorf("%w; its QEMU at the destination %s; the guest says %q there, QEMU says %q", cause, state, guest, says)
 }
 
 // never are the moments of a relocation that did not come to its switch-over.

@@ -284,21 +284,30 @@ func (vm *VM) tail() string {
 	return b.String()
 }
 
-// LastWords returns the last line that the guest, and the last that QEMU printed;
+// LastWords returns the first line in which the guest's kernel tells of its own
+// trouble, or else the last that it printed, and the last line that QEMU printed;
 // empty if there is none.
 func (vm *VM) LastWords() (guest, qemu string) {
-	last := func(path string) string {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return ""
-		}
-		lines := strings.FieldsFunc(string(b), func(r rune) bool { return r == '\n' || r == '\r' })
-		if len(lines) == 0 {
-			return ""
-		}
-		return strings.ToValidUTF8(lines[len(lines)-1], "?")
+	return lastWords(vm.ConsolePath, "BUG: ", "Oops: ", "Kernel panic"), lastWords(vm.LogPath)
+}
+
+func lastWords(path string, trouble ...string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
 	}
-	return last(vm.ConsolePath), last(vm.LogPath)
+	last := ""
+	for line := range strings.Lines(strings.ToValidUTF8(string(b), "?")) {
+		if line = strings.TrimSpace(line); line != "" {
+			last = line
+		}
+		for _, t := range trouble {
+			if strings.Contains(line, t) {
+				return line
+			}
+		}
+	}
+	return last
 }
 
 // Alive reports whether QEMU still runs.
