@@ -232,7 +232,7 @@ func (o *Options) sizes(ctx context.Context, l lab, soFar func([]Part)) ([]Part,
 		switch {
 		case over && len(rs) == 0:
 			s.Error = "not measured: " + errTimeOver.Error()
-		case len(rs) == 1 && ctx.Err() != nil:
+		case len(rs) == 1 && err != nil && ctx.Err() != nil:
 			s.Result, s.Error = &rs[0], "cut short"
 		case err != nil:
 			s.Error = err.Error()
