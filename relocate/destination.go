@@ -397,7 +397,11 @@ func (in *incoming) channel(conn *tcp.Conn) error {
 		return err
 	}
 	conn.SetRegions(in.rec.Regions)
-	f := in.overRDMA(conn, base)
+	f, err := in.overRDMA(conn, base)
+	if err != nil {
+		in.log.Debug("page channel is to be dialled again", "kind", conn.Kind(), "index", conn.Index(), "err", err)
+		return conn.Close()
+	}
 	if err := in.pool.put(conn.Kind(), conn.Index(), conn.Epoch(), f); err != nil {
 		f.Close() // the session is over; RDMA holds more than the connection
 		return err

@@ -38,6 +38,15 @@ var RDMAPolicies = []string{RDMAOff, RDMAAsk, RDMAAuto}
 // RDMAPins are the values of Options.RDMAPin.
 var RDMAPins = []string{string(rdma.PinLazy), string(rdma.PinAll)}
 
+// Values of Options.RDMALost.
+const (
+	RDMALostTCP  = "tcp"
+	RDMALostWait = "wait"
+)
+
+// RDMALosts are the values of Options.RDMALost.
+var RDMALosts = []string{RDMALostTCP, RDMALostWait}
+
 // RDMAConfig is a host's say on RDMA.
 type RDMAConfig struct {
 	Policy string // empty: RDMAAsk
@@ -89,6 +98,9 @@ func (h *Host) openRDMA(local net.Addr) (*rdma.Device, error) {
 func checkRDMA(o *Options) error {
 	if o.Transport != "" && !slices.Contains(Transports, o.Transport) {
 		return fmt.Errorf("transport %q: choose one of %q", o.Transport, Transports)
+	}
+	if o.RDMALost != "" && !slices.Contains(RDMALosts, o.RDMALost) {
+		return fmt.Errorf("rdma_lost %q: choose one of %q", o.RDMALost, RDMALosts)
 	}
 	_, err := rdma.ParsePin(o.RDMAPin)
 	return err
@@ -282,30 +294,38 @@ func (in *incoming) closeRDMA() {
 
 // overRDMA puts RDMA on a page channel, if the session has it. Precache that the
 // operator wants compressed stays as it is: for a link that is slow and CPUs that
-// are idle.
-func (in *incoming) overRDMA(conn *tcp.Conn, f transport.Fetcher) transport.Fetcher {
+// are idle. An error says that the channel is to be dialled again.
+func (in *incoming) overRDMA(conn *tcp.Conn, f transport.Fetcher) (transport.Fetcher, error) {
 	dev := in.rdmaDev.Load()
 	codec := in.rec.Options.Codec
 	compressed := conn.Kind() == transport.Precache && (codec == "s2" || codec == "zstd")
 	if dev == nil || conn.Features()&transport.FeatureRDMA == 0 || compressed {
-		return f
+		return f, nil
 	}
 	kind, index := conn.Kind(), conn.Index()
 	tune := in.host.tuning()
+	wait, instead := in.rec.Options.RDMALost == RDMALostWait, "pages come by TCP"
+	if wait {
+		instead = "its pages wait for it"
+	}
 	rf, err := rdma.NewFetcher(dev, f, conn, in.rec.Regions, rdma.FetchOptions{
-		Spin: cmp.Or(tune.Spin, rdma.DefaultSpin), DeadAfter: tune.DeadAfter, MaxCount: conn.MaxCount(), Stats: &in.reads,
+		Spin: cmp.Or(tune.Spin, rdma.DefaultSpin), DeadAfter: tune.DeadAfter, MaxCount: conn.MaxCount(), Stats: &in.reads, Only: wait,
 		Down: func(err error) {
 			why := err.Error()
 			in.rdmaLost.Store(&why)
-			in.warn(fmt.Sprintf("%v channel %d: no more RDMA, pages come by TCP", kind, index), "err", err)
+			in.warn(fmt.Sprintf("%v channel %d: no more RDMA, %s", kind, index, instead), "err", err)
 		},
 	})
 	switch {
 	case errors.Is(err, rdma.ErrDeviceClosed):
-		return f // the session has just ended
+		return f, nil // the session has just ended
+	case err != nil && wait:
+		why := err.Error()
+		in.rdmaLost.Store(&why)
+		return nil, err
 	case err != nil:
-		in.warn(fmt.Sprintf("%v channel %d: pages come by TCP", kind, index), "err", err)
-		return f
+		in.warn(fmt.Sprintf("%v channel %d: %s", kind, index, instead), "err", err)
+		return f, nil
 	}
-	return rf
+	return rf, nil
 }

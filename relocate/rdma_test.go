@@ -23,6 +23,9 @@ func TestRDMAWithoutDevice(t *testing.T) {
 	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{RDMAPin: "some"}); err == nil || !strings.Contains(err.Error(), "some") {
 		t.Errorf("an unknown way to pin: %v", err)
 	}
+	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{RDMALost: "cry"}); err == nil || !strings.Contains(err.Error(), "cry") {
+		t.Errorf("an unknown answer to the loss of RDMA: %v", err)
+	}
 	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{Transport: TransportRDMA}); err != nil {
 		t.Fatal(err)
 	}

@@ -95,6 +95,9 @@ type Options struct {
 	// RDMAPin says when the source registers its image: "lazy" (the default), when
 	// it is wanted, or "all", at the freeze.
 	RDMAPin string `json:"rdma_pin,omitempty"`
+	// RDMALost says what a channel does that loses RDMA: "tcp" (the default), it goes
+	// on by TCP; "wait", it is closed and dialled until there is RDMA again.
+	RDMALost string `json:"rdma_lost,omitempty"`
 	// Warm names what the destination may have of the image: a machine in its
 	// cache, or a file there. Empty: what it has kept of the machine itself.
 	Warm string `json:"warm,omitempty"`

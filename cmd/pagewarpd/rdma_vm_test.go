@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -59,17 +60,11 @@ func overRDMA(t *testing.T, withTLS bool) *matrix {
 // verbsObjects counts what the device's users hold.
 func verbsObjects(t *testing.T) map[string]uint64 {
 	t.Helper()
-	all, err := netlink.RdmaResourceList()
+	n, err := softroce.Objects()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range all {
-		if r.Name == softroce.Device {
-			return r.RdmaResourceSummaryEntries
-		}
-	}
-	t.Fatalf("no resources of %s", softroce.Device)
-	return nil
+	return n
 }
 
 // reads are the READs at the destination so far.
@@ -82,9 +77,9 @@ func (m *matrix) reads() relocate.RDMAStatus {
 
 // midDrain begins a relocation and waits until so many bytes have come by READ,
 // slowly.
-func (m *matrix) midDrain(bytes uint64) {
+func (m *matrix) midDrain(lost string, bytes uint64) {
 	m.t.Helper()
-	m.relocate(relocate.Options{Bandwidth: 2 * slow, Transport: relocate.TransportRDMA, PrecacheChannels: 1, Codec: "none"})
+	m.relocate(relocate.Options{Bandwidth: 2 * slow, Transport: relocate.TransportRDMA, RDMALost: lost, PrecacheChannels: 1, Codec: "none"})
 	vmtest.Wait(m.t, "pages by READ in the drain", func() bool {
 		s := m.b.status(relocate.RoleDestination)
 		return s.Phase == relocate.PhaseDraining && s.RDMA != nil && s.RDMA.ReadBytes > bytes
@@ -126,20 +121,17 @@ func TestRDMAThereAndBack(t *testing.T) {
 	t.Logf("downtime %.0f ms, %d pages by READs of %d bytes, faults %+v", s.DowntimeMS, s.PagesTotal-s.PagesZero, r.ReadBytes, s.FaultLatency)
 }
 
-// The link goes down in mid-drain: what is left comes by TCP, and the operator
-// sees it.
-func TestRDMALinkDown(t *testing.T) {
-	m := overRDMA(t, false)
-	m.begin("", "")
+// linkDown pulls the cable of both ends; up puts it in again.
+func linkDown(t *testing.T) (up func()) {
+	t.Helper()
 	link, err := netlink.LinkByName(softroce.Netdev)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.midDrain(20 << 20) // TCP takes its time for the rest in an emulator
 	if err := netlink.LinkSetDown(link); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	up = sync.OnceFunc(func() {
 		if err := netlink.LinkSetUp(link); err != nil {
 			t.Error(err)
 		}
@@ -147,7 +139,18 @@ func TestRDMALinkDown(t *testing.T) {
 			ports, err := rdma.List()
 			return err == nil && len(ports) == 1 && ports[0].Problem == ""
 		})
-	}()
+	})
+	t.Cleanup(up)
+	return up
+}
+
+// The link goes down in mid-drain: what is left comes by TCP, and the operator
+// sees it.
+func TestRDMALinkDown(t *testing.T) {
+	m := overRDMA(t, false)
+	m.begin("", "")
+	m.midDrain(relocate.RDMALostTCP, 20<<20) // TCP takes its time for the rest in an emulator
+	linkDown(t)
 	vmtest.Wait(t, "RDMA to be given up", func() bool { r := m.reads(); return r.Fallbacks > 0 && r.ChannelsUp == 0 })
 	pagewarp(t, m.b, "status", "web1").exits(0, "port error")
 	pagewarp(t, m.b, "events").exits(0, "no more RDMA, pages come by TCP")
@@ -159,6 +162,29 @@ func TestRDMALinkDown(t *testing.T) {
 	}
 }
 
+// The same where the relocation is to wait: it does, until the link is up again.
+func TestRDMALinkDownAndUp(t *testing.T) {
+	m := overRDMA(t, false)
+	m.begin("", "")
+	m.midDrain(relocate.RDMALostWait, 1<<20)
+	up := linkDown(t)
+	vmtest.Wait(t, "RDMA to be lost", func() bool { r := m.reads(); return r.Fallbacks > 0 && r.ChannelsUp == 0 })
+	pagewarp(t, m.b, "status", "web1").exits(0, "port error")
+	pagewarp(t, m.b, "events").exits(0, "no more RDMA, its pages wait for it")
+	before := m.b.status(relocate.RoleDestination)
+	if before.PagesRemaining == 0 {
+		t.Fatal("nothing is left to wait for")
+	}
+	up()
+	vmtest.Wait(t, "more READs", func() bool { return m.reads().ReadsCompleted > before.RDMA.ReadsCompleted })
+	m.arrived()
+	m.once()
+	// What is not registered yet may go by TCP, but not the rest.
+	if r := m.reads(); r.TCPFetches-before.RDMA.TCPFetches > 20 {
+		t.Errorf("%d fetches by TCP, of them %d before the link went down", r.TCPFetches, before.RDMA.TCPFetches)
+	}
+}
+
 // The connections are cut in mid-drain, on which a READ does not depend: it goes
 // on by RDMA when they are there again.
 func TestRDMAConnectionsCut(t *testing.T) {
@@ -166,7 +192,7 @@ func TestRDMAConnectionsCut(t *testing.T) {
 	m.proxy = vmtest.StartProxy(t, m.b.addr) // which its READs do not go through
 	m.to = m.proxy.Addr()
 	m.begin("", "")
-	m.midDrain(1 << 20)
+	m.midDrain("", 1<<20)
 	m.proxy.Cut()
 	m.notice()
 	m.proxy.Restore()
@@ -182,7 +208,7 @@ func TestRDMADaemonKilled(t *testing.T) {
 		t.Run(string(role), func(t *testing.T) {
 			m := overRDMA(t, false)
 			m.begin("", "")
-			m.midDrain(1 << 20)
+			m.midDrain("", 1<<20)
 			n := map[relocate.Role]*node{relocate.RoleSource: m.a, relocate.RoleDestination: m.b}[role]
 			before := m.reads().ReadsCompleted
 			n.kill()
