@@ -186,6 +186,9 @@ type Config struct {
 	PrecacheOff bool
 	// Bandwidth caps precache, in bytes a second on the wire; 0 is no cap.
 	Bandwidth uint64
+	// Share, if not nil, is this session's part of what several may take together;
+	// demand is counted there, too, and never waits. It stays the caller's.
+	Share *pagecache.Share
 	// BatchPages is the most pages of one precache fetch. Default 32. At least two
 	// fetches are in flight, and what is in flight competes for the link and the
 	// CPUs with a demand fetch: on a link where 32 pages take longer than 0.5 ms a

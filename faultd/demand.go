@@ -244,6 +244,9 @@ func (c *demandChannel) answered(comp *transport.Completion, rec *recorders) {
 		return
 	}
 	e.stats.demandWire.Add(uint64(comp.WireBytes))
+	if e.cfg.Share.Capped() {
+		e.cfg.Share.Demand(int64(comp.WireBytes), time.Now())
+	}
 	reg := e.regions[s.rng.Region]
 	page := transport.Range{Region: s.rng.Region, First: s.page, Count: 1}
 	switch reg.Residency.State(s.page) {

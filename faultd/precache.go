@@ -112,7 +112,7 @@ func (c *precacheChannel) post(f transport.Fetcher) (pause time.Duration, err er
 			pause = gatePause
 			break
 		}
-		if d := e.limiter.Delay(now); d > 0 {
+		if d := e.pause(now); d > 0 {
 			pause = d
 			break
 		}
@@ -136,6 +136,18 @@ func (c *precacheChannel) post(f transport.Fetcher) (pause time.Duration, err er
 	return 0, f.Fetch(c.fetches[:n])
 }
 
+// pause is how long the session's cap and the host's hold precache back.
+func (e *Engine) pause(now time.Time) time.Duration {
+	return max(e.limiter.Delay(now), e.cfg.Share.Delay(now))
+}
+
+// charge counts bytes of precache against the session's cap and its part of the
+// host's.
+func (e *Engine) charge(bytes int64, now time.Time) {
+	e.limiter.Charge(bytes, now)
+	e.cfg.Share.Charge(bytes, now)
+}
+
 // gate is open while no demand fetch is under way, and for one fetch when it
 // has been shut for GateHold: faults without end slow precache down, they do
 // not stop it, or the machine would never be whole.
@@ -151,7 +163,7 @@ func (c *precacheChannel) takeOff(run pagecache.Run, now time.Time) *flight {
 	reg := c.e.regions[run.Region]
 	bytes := uint64(run.Count) * uint64(reg.PageSize)
 	c.window.OnSent(bytes, now)
-	c.e.limiter.Charge(int64(bytes), now)
+	c.e.charge(int64(bytes), now)
 	c.inflight++
 	for {
 		c.seq++
@@ -202,7 +214,7 @@ func (c *precacheChannel) answered(comp *transport.Completion, rec *recorders) e
 	if comp.Refused != nil {
 		e.stats.refused.Add(1)
 		c.window.OnLost(bytes)
-		e.limiter.Charge(-int64(bytes), time.Now())
+		e.charge(-int64(bytes), time.Now())
 		if e.fatalRefusal(comp) {
 			return comp.Refused
 		}
@@ -218,7 +230,7 @@ func (c *precacheChannel) answered(comp *transport.Completion, rec *recorders) e
 	now := time.Now()
 	c.window.OnDelivered(bytes, comp.Sent, now)
 	// It was charged as if nothing would shrink; the cap is one of wire bytes.
-	e.limiter.Charge(int64(comp.WireBytes)-int64(bytes), now)
+	e.charge(int64(comp.WireBytes)-int64(bytes), now)
 	e.stats.precacheWire.Add(uint64(comp.WireBytes))
 	rec.preWire.Record(comp.Wire)
 	rec.preDecode.Record(comp.Decode)
@@ -236,7 +248,7 @@ func (c *precacheChannel) giveBack() {
 		fl.id = 0
 		c.inflight--
 		c.window.OnLost(fl.bytes)
-		c.e.limiter.Charge(-int64(fl.bytes), time.Now())
+		c.e.charge(-int64(fl.bytes), time.Now())
 		c.e.stats.retries.Add(1)
 		if err := c.e.planner.Return(fl.run); err != nil {
 			c.e.cfg.Log.Error("return a precache run", "err", err)

@@ -273,7 +273,7 @@ func (c *preChannel) copy(ctx context.Context, f transport.Fetcher) error {
 func (c *preChannel) post(ctx context.Context, f transport.Fetcher) (pause time.Duration, more bool, err error) {
 	n, now := 0, time.Now()
 	for more = true; n < postBatch && len(c.flights) < maxRuns && ctx.Err() == nil; n++ {
-		if pause = c.p.e.limiter.Delay(now); pause > 0 {
+		if pause = c.p.e.pause(now); pause > 0 {
 			break
 		}
 		room := c.window.Next()
@@ -286,7 +286,7 @@ func (c *preChannel) post(ctx context.Context, f transport.Fetcher) (pause time.
 		}
 		bytes := uint64(r.Count) * uint64(c.p.e.regions[r.Region].PageSize)
 		c.window.OnSent(bytes, now)
-		c.p.e.limiter.Charge(int64(bytes), now)
+		c.p.e.charge(int64(bytes), now)
 		c.seq++
 		c.flights[c.seq] = flight{id: c.seq, run: pagecache.Run(r), bytes: bytes}
 		c.fetches[n] = transport.Fetch{ID: c.seq, Range: r}
@@ -309,7 +309,7 @@ func (c *preChannel) answered(comp *transport.Completion) error {
 	now := time.Now()
 	c.window.OnDelivered(fl.bytes, comp.Sent, now)
 	// It was charged as if nothing would shrink; the cap is one of wire bytes.
-	c.p.e.limiter.Charge(int64(comp.WireBytes)-int64(fl.bytes), now)
+	c.p.e.charge(int64(comp.WireBytes)-int64(fl.bytes), now)
 	c.p.e.stats.early.bytes.Add(uint64(comp.WireBytes))
 	return nil
 }
@@ -318,7 +318,7 @@ func (c *preChannel) answered(comp *transport.Completion) error {
 func (c *preChannel) abandon() {
 	for id, fl := range c.flights {
 		c.window.OnLost(fl.bytes)
-		c.p.e.limiter.Charge(-int64(fl.bytes), time.Now())
+		c.p.e.charge(-int64(fl.bytes), time.Now())
 		c.p.giveBack(transport.Range(fl.run))
 		delete(c.flights, id)
 	}

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport/tcp"
 )
@@ -66,7 +67,10 @@ type HostConfig struct {
 
 	DemandChannels   int // per session; 0: DefaultDemandChannels
 	PrecacheChannels int // per session; 0: DefaultPrecacheChannels
-	FaultReaders     int // threads per machine; 0: DefaultFaultReaders
+	// Bandwidth caps precache of all relocations to this host together, and of all
+	// from it, in bytes per second; 0 is no cap. See SetHostBandwidth.
+	Bandwidth    int64
+	FaultReaders int // threads per machine; 0: DefaultFaultReaders
 	// FaultSource is how the faults of machines that arrive are caught, where the
 	// relocation does not say: one of FaultSources; empty is FaultAuto.
 	FaultSource string
@@ -99,6 +103,8 @@ type Host struct {
 	wg      sync.WaitGroup // transfers and connection handlers
 
 	listeners []*tcp.Listener // immutable after NewHost
+
+	in, out *pagecache.Pool // what relocations to and from here share
 
 	mu        sync.Mutex
 	machines  map[string]*machine  // guarded by mu; by name
@@ -142,6 +148,8 @@ func NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	h := &Host{
 		cache: cache,
 		cfg:   cfg, log: cfg.Log, journal: j, events: newEvents(),
+		in:        pagecache.NewPool(uint64(max(0, cfg.Bandwidth))),
+		out:       pagecache.NewPool(uint64(max(0, cfg.Bandwidth))),
 		machines:  make(map[string]*machine),
 		outgoing:  make(map[string]*outgoing),
 		incoming:  make(map[string]*incoming),
@@ -265,6 +273,15 @@ func (h *Host) Cancel(ctx context.Context, name string) error {
 	case <-ctx.Done():
 		return fmt.Errorf("cancel %s: the rollback goes on: %w", name, ctx.Err())
 	}
+}
+
+// SetHostBandwidth changes the cap of all relocations to this host together, and
+// that of all from it, in bytes per second; 0 lifts it. Relocations share it max-min
+// fair; their demand is counted and never waits.
+func (h *Host) SetHostBandwidth(bytesPerSecond int64) {
+	now := time.Now()
+	h.in.SetRate(uint64(max(0, bytesPerSecond)), now)
+	h.out.SetRate(uint64(max(0, bytesPerSecond)), now)
 }
 
 // SetBandwidth caps the precache of a relocation, in bytes per second; 0 lifts

@@ -25,10 +25,11 @@ type guestMemory struct {
 	engine  *faultd.Engine
 	source  memorySource
 	regions []faultd.Region
-	files   []*os.File    // the RAM files
-	tables  [][]byte      // the mapped residency files
-	begun   chan struct{} // closed when the source's image is frozen
-	faults  *faultLog     // nil: not kept
+	files   []*os.File       // the RAM files
+	tables  [][]byte         // the mapped residency files
+	begun   chan struct{}    // closed when the source's image is frozen
+	faults  *faultLog        // nil: not kept
+	share   *pagecache.Share // of the host's cap
 }
 
 // catchFaults has every touch of the RAM of a VMM that was just started fault into
@@ -86,7 +87,7 @@ func byUserfaultfd(fd *uffd.FD) func(*guestMemory, bool) (memorySource, error) {
 
 // holdMemory starts the engine on the memory that open opens.
 func holdMemory(in *incoming, fresh bool, open func(g *guestMemory, fresh bool) (memorySource, error)) (*guestMemory, error) {
-	g := &guestMemory{in: in, begun: make(chan struct{})}
+	g := &guestMemory{in: in, begun: make(chan struct{}), share: in.host.in.Join()}
 	var err error
 	if g.source, err = open(g, fresh); err != nil {
 		g.close()
@@ -106,7 +107,7 @@ func holdMemory(in *incoming, fresh bool, open func(g *guestMemory, fresh bool) 
 		Regions: g.regions, Memory: g.source.Memory(), Open: g.channel,
 		DemandChannels: o.DemandChannels, PrecacheChannels: o.PrecacheChannels,
 		Readers: in.host.cfg.FaultReaders, BlockingDemand: true, Priority: true, BulkNice: faultd.BulkNice,
-		PrecacheOff: true, Held: true, Policies: in.policies(), Bandwidth: uint64(o.Bandwidth), Record: record, Log: in.log,
+		PrecacheOff: true, Held: true, Policies: in.policies(), Bandwidth: uint64(o.Bandwidth), Share: g.share, Record: record, Log: in.log,
 	})
 	if err == nil {
 		err = g.engine.Start()
@@ -254,6 +255,7 @@ func (g *guestMemory) close() {
 	if g.engine != nil {
 		g.engine.Detach()
 	}
+	g.share.Leave()
 	err := g.faults.close()
 	if g.source != nil {
 		err = errors.Join(err, g.source.Close())

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/faultd"
+	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/pageserver"
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/tcp"
@@ -29,12 +30,13 @@ type serving struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	stats  pageserver.Stats
+	share  *pagecache.Share // of the host's cap
 	up     atomic.Int32
 	epoch  atomic.Uint64
 }
 
 func newServing(o *outgoing) *serving {
-	s := &serving{o: o}
+	s := &serving{o: o, share: o.host.out.Join()}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(o.ctx))
 	s.epoch.Store(uint64(time.Now().UnixNano())) // grows over a restart of this daemon too
 	return s
@@ -44,6 +46,7 @@ func newServing(o *outgoing) *serving {
 func (s *serving) stop() {
 	s.cancel()
 	s.wg.Wait()
+	s.share.Leave()
 }
 
 // connect dials every page channel for the first time, side by side; a failure
@@ -170,7 +173,7 @@ func (s *serving) serve(conn *tcp.Conn) error {
 		if conn.Features()&transport.FeatureWarm != 0 {
 			o.Warm = s.o.warm // nil after a restart: the index went with the daemon
 		}
-		served <- pageserver.Serve(s.ctx, responder, s.o.image, o)
+		served <- pageserver.Serve(s.ctx, &metered{Responder: responder, ctx: s.ctx, conn: conn, share: s.share}, s.o.image, o)
 	}()
 	return <-served
 }

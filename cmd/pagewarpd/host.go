@@ -19,6 +19,7 @@ func newEngine(ctx context.Context, c daemon.EngineConfig) (daemon.Engine, error
 		Log:              c.Log,
 		DemandChannels:   c.Relocate.DemandChannels,
 		PrecacheChannels: c.Relocate.PrecacheChannels,
+		Bandwidth:        int64(c.Relocate.HostBandwidth),
 		FaultReaders:     c.Engine.FaultReaders,
 		FaultSource:      c.Engine.FaultSource,
 		FaultLogDir:      c.Engine.FaultLog,

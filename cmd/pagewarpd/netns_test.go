@@ -50,12 +50,18 @@ func pair(t *testing.T) (*rig.Rig, string) {
 // onRig makes the pair of daemons number i on two hosts.
 func onRig(t *testing.T, r *rig.Rig, pkiDir string, i int, vmArgs ...string) *matrix {
 	t.Helper()
+	return onRigWith(t, r, pkiDir, i, nil, vmArgs...)
+}
+
+// onRigWith does so with more in the configuration of the hosts, by name.
+func onRigWith(t *testing.T, r *rig.Rig, pkiDir string, i int, conf map[string]string, vmArgs ...string) *matrix {
+	t.Helper()
 	at := func(name string) place {
 		h := r.Host(name)
 		return place{
 			host: h, addr: fmt.Sprintf("%s:%d", h.Addr, 7070+i),
 			conf: fmt.Sprintf("[tls]\nca = %q\ncert = %q\nkey = %q\npeers = [\"a\", \"b\"]\n",
-				filepath.Join(pkiDir, pki.CACert), filepath.Join(pkiDir, name+".crt"), filepath.Join(pkiDir, name+".key")),
+				filepath.Join(pkiDir, pki.CACert), filepath.Join(pkiDir, name+".crt"), filepath.Join(pkiDir, name+".key")) + conf[name],
 		}
 	}
 	root := filepath.Join(filepath.Dir(pkiDir), fmt.Sprint(i))

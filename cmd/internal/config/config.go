@@ -78,6 +78,7 @@ type Metrics struct {
 // Relocate holds what a relocation uses where the operator chose nothing.
 type Relocate struct {
 	Bandwidth        units.Rate `toml:"bandwidth"`
+	HostBandwidth    units.Rate `toml:"host_bandwidth"`
 	Codec            string     `toml:"codec"`
 	DemandChannels   int        `toml:"demand_channels"`
 	PrecacheChannels int        `toml:"precache_channels"`

@@ -134,6 +134,8 @@ func TestValidate(t *testing.T) {
 		{"[log]\nlevel='loud'", "choose debug"},
 		{"[log]\nformat='xml'", "choose auto"},
 		{"[relocate]\ncodec='lz4'", "auto, none, s2, zstd"},
+		{"[relocate]\nhost_bandwidth='800K'", "8M or more"},
+		{"[relocate]\nhost_bandwidth='8M'", ""},
 		{"[relocate]\ndemand_channels=1000", "0 (automatic) to 64"},
 		{"shutdown_timeout='0s'", "positive"},
 		{"[metrics]\nlisten='x'", "metrics.listen"},

@@ -29,6 +29,10 @@ var Codecs = []string{"auto", "none", "s2", "zstd"}
 // MaxChannels bounds the channels of one class that an operator may ask for.
 const MaxChannels = 64
 
+// MinHostBandwidth is the least cap of a host, in bytes per second: with less, the
+// pause after an answer could be taken for a dead channel.
+const MinHostBandwidth = 1e6
+
 // Validate checks what can be checked without touching the system. All
 // mistakes are reported at once.
 func (c Config) Validate() error {
@@ -72,6 +76,9 @@ func (c Config) Validate() error {
 	}
 	if !slices.Contains(Codecs, c.Relocate.Codec) {
 		bad("relocate.codec %q; choose one of %s", c.Relocate.Codec, strings.Join(Codecs, ", "))
+	}
+	if n := c.Relocate.HostBandwidth; n < 0 || n > 0 && n < MinHostBandwidth {
+		bad("relocate.host_bandwidth %s; allowed are 0 (no cap) and 8M or more", n)
 	}
 	for _, n := range []struct {
 		key      string

@@ -63,6 +63,9 @@ type Engine interface {
 	// FaultSource says what would catch the faults of a machine that arrived now,
 	// and why it is not the device; the error says why nothing can.
 	FaultSource() (source, reason string, err error)
+	// SetHostBandwidth caps precache of all relocations together, in bytes per
+	// second; 0 lifts the cap.
+	SetHostBandwidth(bytesPerSecond int64)
 	// Addrs returns the addresses for peers, ports resolved.
 	Addrs() []string
 	// Serve accepts peers until Close and then returns nil.

@@ -267,6 +267,7 @@ func (p *process) reload() {
 	p.cfg = applied
 	p.mu.Unlock()
 	p.server.SetConfig(applied)
+	p.engine.SetHostBandwidth(int64(applied.Relocate.HostBandwidth))
 	p.Log.Info("configuration reloaded")
 	p.warnExpiry()
 }

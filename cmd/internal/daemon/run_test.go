@@ -258,7 +258,7 @@ func TestReload(t *testing.T) {
 	if p.engine.ServerTLS == nil || p.engine.ClientTLS == nil {
 		t.Error("the engine got no TLS")
 	}
-	n, err := config.Parse("t", "[log]\nlevel='debug'\n[relocate]\ncodec='s2'\n[templates.web1]\nbinary='/opt/qemu'\n")
+	n, err := config.Parse("t", "[log]\nlevel='debug'\n[relocate]\ncodec='s2'\nhost_bandwidth='80M'\n[templates.web1]\nbinary='/opt/qemu'\n")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,6 +269,9 @@ func TestReload(t *testing.T) {
 	p.log.await(t, "take effect at the next start\" keys=[listen]")
 	if p.level.Level() != slog.LevelDebug || p.engine.Template("web1").Binary != "/opt/qemu" || p.engine.Template("x").Binary != "" {
 		t.Errorf("level %v, template %+v", p.level.Level(), p.engine.Template("web1"))
+	}
+	if got := p.host.HostBandwidth(); got != 10e6 {
+		t.Errorf("the engine was told of a cap of %d bytes per second, want 10 MB/s", got)
 	}
 	if s, err := p.client.Relocate(t.Context(), "web1", api.RelocateRequest{To: "hostB:7070"}); err != nil || s.Options.Codec != "s2" {
 		t.Errorf("%+v, %v", s, err)

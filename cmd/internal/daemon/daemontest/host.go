@@ -23,6 +23,7 @@ type Host struct {
 	events   []relocate.Event            // guarded by mu
 	wake     chan struct{}               // guarded by mu; closed at each event
 	caps     map[string]int64            // guarded by mu; the last SetBandwidth
+	shared   int64                       // guarded by mu; the last SetHostBandwidth
 	dropped  bool                        // guarded by mu; what Cache shows
 	closed   chan struct{}
 	once     sync.Once
@@ -131,6 +132,20 @@ func (h *Host) SetBandwidth(name string, n int64) error {
 	s.Options.Bandwidth = n
 	h.caps[name] = n
 	return nil
+}
+
+// SetHostBandwidth implements daemon.Engine.
+func (h *Host) SetHostBandwidth(n int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.shared = n
+}
+
+// HostBandwidth returns what SetHostBandwidth was last told.
+func (h *Host) HostBandwidth() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.shared
 }
 
 // Bandwidth returns what SetBandwidth was last told.
