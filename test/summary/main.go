@@ -27,7 +27,7 @@ func main() {
 	staticcheck := flag.String("staticcheck", "", "path of the staticcheck program")
 	lintOnly := flag.Bool("lint-only", false, "run no tests")
 	race := flag.Bool("race", true, "run the tests under the race detector")
-	limit := flag.Duration("timeout", 10*time.Minute, "limit for the tests of one package")
+	limit := flag.Duration("timeout", 15*time.Minute, "limit for the tests of one package")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()

@@ -24,7 +24,7 @@ const provider = "/usr/lib/x86_64-linux-gnu/libibverbs/librxe-rdmav34.so"
 
 // TestInVM boots once and reports every test that ran there.
 func TestInVM(t *testing.T) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 560*time.Second, errors.New("the VM's deadline"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 14*time.Minute, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(t, ctx)
 	// For work on single tests; RDMA_SETUPS is for TestManySetUps.
