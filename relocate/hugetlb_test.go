@@ -21,7 +21,7 @@ func TestRelocateHugePages(t *testing.T) {
 	// The test itself holds on to the memory that has left.
 	hugetest.Reserve(t, 3*vmtest.RAMBytes/hugePage)
 	for _, name := range []string{"a", "b"} {
-		mountHuge(t, filepath.Join(root, name, "huge"))
+		mountHuge(t, filepath.Join(root, name, "huge"), 2*vmtest.RAMBytes)
 	}
 	a, b := startHost(t, root, "a", nil), startHost(t, root, "b", nil)
 	ram := func(h *testHost) string { return filepath.Join(h.dir, "huge", "vm.mem") }
@@ -56,13 +56,12 @@ func TestRelocateHugePages(t *testing.T) {
 	killAll(t, b)
 }
 
-// A destination without huge pages left refuses before the machine has stopped.
+// A destination whose huge pages do not suffice refuses before the machine has stopped.
 func TestNoHugePagesThere(t *testing.T) {
 	root := vmtest.Dir(t)
-	hugetest.Reserve(t, vmtest.RAMBytes/hugePage) // the source's
-	for _, name := range []string{"a", "b"} {
-		mountHuge(t, filepath.Join(root, name, "huge"))
-	}
+	hugetest.Reserve(t, 2*vmtest.RAMBytes/hugePage)
+	mountHuge(t, filepath.Join(root, "a", "huge"), vmtest.RAMBytes)
+	mountHuge(t, filepath.Join(root, "b", "huge"), vmtest.RAMBytes/2)
 	a, b := startHost(t, root, "a", nil), startHost(t, root, "b", nil)
 	vm := vmtest.StartOn(t, a.dir, filepath.Join(a.dir, "huge", "vm.mem"))
 	want := vmtest.Pattern(6)
@@ -82,12 +81,13 @@ func TestNoHugePagesThere(t *testing.T) {
 	killAll(t, b)
 }
 
-func mountHuge(t *testing.T, dir string) {
+// mountHuge mounts a hugetlbfs that holds so many bytes.
+func mountHuge(t *testing.T, dir string, bytes int) {
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("hugetlbfs", dir, "hugetlbfs", 0, fmt.Sprintf("pagesize=%d", hugePage)); err != nil {
+	if err := unix.Mount("hugetlbfs", dir, "hugetlbfs", 0, fmt.Sprintf("pagesize=%d,size=%d", hugePage, bytes)); err != nil {
 		t.Fatalf("mount hugetlbfs: %v", err)
 	}
 	t.Cleanup(func() {
@@ -101,7 +101,7 @@ func TestPreTransferHugePages(t *testing.T) {
 	root := vmtest.Dir(t)
 	hugetest.Reserve(t, 2*vmtest.RAMBytes/hugePage)
 	for _, name := range []string{"a", "b"} {
-		mountHuge(t, filepath.Join(root, name, "huge"))
+		mountHuge(t, filepath.Join(root, name, "huge"), 2*vmtest.RAMBytes)
 	}
 	a, b := startHost(t, root, "a", nil), startHost(t, root, "b", nil)
 	ram := func(h *testHost) string { return filepath.Join(h.dir, "huge", "vm.mem") }
