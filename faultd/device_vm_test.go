@@ -18,15 +18,15 @@ import (
 
 // newDeviceMachine is a process that has mapped an object of the device; it
 // does nothing else for its pages to be served.
-func newDeviceMachine(t testing.TB, ctx context.Context, pages uint64) *machine {
+func newDeviceMachine(t testing.TB, ctx context.Context, pages uint64, spin time.Duration) *machine {
 	t.Helper()
-	m, _, _ := newDeviceMachineAgain(t, ctx, pages)
+	m, _, _ := newDeviceMachineAgain(t, ctx, pages, spin)
 	return m
 }
 
 // newDeviceMachineAgain returns as well what detaches from the object and
 // attaches again.
-func newDeviceMachineAgain(t testing.TB, ctx context.Context, pages uint64) (m *machine, detach, attach func()) {
+func newDeviceMachineAgain(t testing.TB, ctx context.Context, pages uint64, spin time.Duration) (m *machine, detach, attach func()) {
 	t.Helper()
 	c, err := kmod.Open()
 	must(t, err)
@@ -50,7 +50,7 @@ func newDeviceMachineAgain(t testing.TB, ctx context.Context, pages uint64) (m *
 	attach = func() {
 		end, err := c.Attach("faultd", 256)
 		must(t, err)
-		d, err = faultd.NewDevice(faultd.DeviceConfig{Regions: []faultd.DeviceRegion{{Region: region(pages), Daemon: end}}})
+		d, err = faultd.NewDevice(faultd.DeviceConfig{Regions: []faultd.DeviceRegion{{Region: region(pages), Daemon: end}}, Spin: spin})
 		must(t, err)
 		m.mem = d.Memory()
 	}
@@ -65,9 +65,14 @@ func newDeviceMachineAgain(t testing.TB, ctx context.Context, pages uint64) (m *
 }
 
 func TestDeviceConformance(t *testing.T) {
+	t.Run("sleeping", func(t *testing.T) { conform(t, 0) })
+	t.Run("spinning", func(t *testing.T) { conform(t, time.Millisecond) })
+}
+
+func conform(t *testing.T, spin time.Duration) {
 	faultdtest.Run(t, func(t *testing.T, ctx context.Context) faultdtest.Env {
 		const pages = 64
-		m := newDeviceMachine(t, ctx, pages)
+		m := newDeviceMachine(t, ctx, pages, spin)
 		return faultdtest.Env{
 			Region: region(pages), Memory: m.mem, Write: m.reg.Write,
 			Touch: func(page uint64, write bool) error {
@@ -90,20 +95,27 @@ func TestDeviceConformance(t *testing.T) {
 func TestDeviceDrain(t *testing.T) {
 	const pages = 1 << 10
 	img := newImage(t, pages, 1)
-	for name, precache := range map[string]bool{"with precache": true, "on demand only": false} {
+	for name, how := range map[string]struct {
+		precache bool
+		spin     time.Duration
+	}{
+		"with precache":            {true, 0},
+		"on demand only":           {false, 0},
+		"on demand only, spinning": {false, time.Millisecond},
+	} {
 		t.Run(name, func(t *testing.T) {
 			ctx := withDeadline(t, 60*time.Second)
 			srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
-			m := newDeviceMachine(t, ctx, pages)
+			m := newDeviceMachine(t, ctx, pages, how.spin)
 			cfg := m.config(srv.open(pages))
-			cfg.PrecacheOff = !precache
+			cfg.PrecacheOff = !how.precache
 			e := start(t, cfg)
 			if _, err := m.reg.Touch(shuffled(pages, 2), false, 4); err != nil {
 				t.Fatalf("%v\n%+v", err, e.Stats())
 			}
 			s := drained(t, ctx, e)
 			m.verify(t, img.sums)
-			if !precache && s.PagesPrecache != 0 {
+			if !how.precache && s.PagesPrecache != 0 {
 				t.Errorf("%d pages came by precache, which is off", s.PagesPrecache)
 			}
 			t.Logf("demand faults, µs: %+v", s.Stages[faultd.StageTotal].Summary())
@@ -118,7 +130,7 @@ func TestDeviceTakeover(t *testing.T) {
 	img := newImage(t, pages, 3)
 	ctx := withDeadline(t, 60*time.Second)
 	srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
-	m, detach, attach := newDeviceMachineAgain(t, ctx, pages)
+	m, detach, attach := newDeviceMachineAgain(t, ctx, pages, 0)
 	cfg := m.config(srv.open(pages))
 	cfg.PrecacheOff = true
 	first, err := faultd.New(cfg)
