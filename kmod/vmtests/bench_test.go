@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/sched"
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/internal/syspoll"
 	"github.com/pagewarp/pagewarp/internal/touch"
@@ -142,14 +143,18 @@ func monotonic() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// serve copies a page into each that is touched, until stop; s, if not nil, gets
+// serve copies a page into each that is touched, until stop, on a thread like those of
+// the daemon; s, if not nil, gets
 // where the time went.
 func (m *memory) serve(b *testing.B, s *stages) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
+		runtime.LockOSThread() // for good: the thread ends with its priority
+		thread := sched.Raise()
+		if err := thread.Refused(); err != nil {
+			b.Error(err)
+		}
 		content := make([]byte, pageSize)
 		touch.Fill(content, 1, 1)
 		var pages [64]uint64
@@ -180,6 +185,7 @@ func (m *memory) serve(b *testing.B, s *stages) (stop func()) {
 					}
 				}
 			}
+			thread.Tick()
 			if s != nil {
 				s.batches++
 			}
