@@ -177,7 +177,8 @@ func (in *incoming) clearMemory(path string, allocated int64) error {
 		return fmt.Errorf("RAM file %s is in use by process %d here; end it, or map the path elsewhere with a `rewrite` in the template", path, pid)
 	}
 	in.warn("removing a stale RAM file that no process maps: " + path)
-	if err := unix.Unlink(path); err != nil {
+	// An earlier relocation that is being rolled back may have removed it meanwhile.
+	if err := unix.Unlink(path); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove stale RAM file %s: %w", path, err)
 	}
 	return in.checkRoom(filepath.Dir(path), allocated)

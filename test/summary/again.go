@@ -10,8 +10,8 @@ import (
 )
 
 // mostAgain is how many failed tests are run a second time. More than that is
-// not one unsteady test on a busy machine but something broken.
-const mostAgain = 2
+// not unsteady tests on a busy machine but something broken.
+const mostAgain = 3
 
 // failure is a top-level test that failed, with its subtests.
 type failure struct {

@@ -4,7 +4,7 @@
 //
 // which counts tests and subtests, and each linter and each package without a
 // failing test of its own as one. It exits with 1 after any failure or skip:
-// a test that did not run has shown nothing. One or two failed tests are run
+// a test that did not run has shown nothing. Up to three failed tests are run
 // once more, alone; one that passes then is named before the last line.
 package main
 

@@ -83,7 +83,8 @@ func TestAgain(t *testing.T) {
 		{"a race", `{"Action":"output","Package":"p","Test":"TestA/sub","Output":"WARNING: DATA RACE\n"}
 ` + fails, passes, "1 passed, 2 failed, 0 skipped", "no second run", 0},
 		{"many", fails + `{"Action":"fail","Package":"q","Test":"TestA"}
-{"Action":"fail","Package":"q","Test":"TestC"}`, passes, "1 passed, 4 failed, 0 skipped", "", 0},
+{"Action":"fail","Package":"q","Test":"TestC"}
+{"Action":"fail","Package":"q","Test":"TestD"}`, passes, "1 passed, 5 failed, 0 skipped", "", 0},
 		{"a package does not build", fails + `{"Action":"fail","Package":"q"}`, passes, "1 passed, 3 failed, 0 skipped", "", 0},
 		{"none", passes, fails, "2 passed, 0 failed, 0 skipped", "", 0},
 	} {
