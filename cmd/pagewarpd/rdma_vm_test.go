@@ -152,7 +152,7 @@ func TestRDMALinkDown(t *testing.T) {
 	m.midDrain(relocate.RDMALostTCP, 20<<20) // TCP takes its time for the rest in an emulator
 	linkDown(t)
 	vmtest.Wait(t, "RDMA to be given up", func() bool { r := m.reads(); return r.Fallbacks > 0 && r.ChannelsUp == 0 })
-	pagewarp(t, m.b, "status", "web1").exits(0, "last because of RDMA by rxe0 port 1")
+	pagewarp(t, m.b, "status", "web1").exits(0, "RDMA by rxe0 port 1 (")
 	pagewarp(t, m.b, "events").exits(0, "no more RDMA, pages come by TCP")
 	n := m.reads().ReadsPosted
 	m.arrived()
@@ -170,7 +170,7 @@ func TestRDMALinkDownAndUp(t *testing.T) {
 	up := linkDown(t)
 	vmtest.Wait(t, "RDMA to be lost", func() bool { r := m.reads(); return r.Fallbacks > 0 && r.ChannelsUp == 0 })
 	// One channel may see the port, the other a READ that failed by it.
-	pagewarp(t, m.b, "status", "web1").exits(0, "last because of RDMA by rxe0 port 1")
+	pagewarp(t, m.b, "status", "web1").exits(0, "RDMA by rxe0 port 1 (")
 	pagewarp(t, m.b, "events").exits(0, "no more RDMA, its pages wait for it")
 	before := m.b.status(relocate.RoleDestination)
 	if before.PagesRemaining == 0 {

@@ -96,7 +96,7 @@ func TestSummary(t *testing.T) {
   pages     524 288: 1 200 on demand, 400 000 by precache, 123 088 zero
   wire      1 GiB for 2 GiB of guest memory (ratio 2.00)
   rdma      mlx5_0 port 1: 9 000 READs, 1 GiB; 3 retried, 40 fetches by TCP
-            1 times a channel fell back to TCP, last because of port error
+            1 times a channel lost RDMA, last because of port error
   drain     8.0 s, 2.15 Gbit/s on average
   faults    p50 180 µs, p99 950 µs, max 2.50 s (1 200)
   cuts      1, each taken up again

@@ -60,7 +60,7 @@ func Summary(s relocate.Status) string {
 			row("", "%d channels up, %s registered at the source", r.ChannelsUp, units.FormatSize(r.Registered))
 		}
 		if r.Fallbacks > 0 {
-			row("", "%d times a channel fell back to TCP, last because of %s", r.Fallbacks, r.LastFallback)
+			row("", "%d times a channel lost RDMA, last because of %s", r.Fallbacks, r.LastFallback)
 		}
 	}
 	if drain := s.Drained.Sub(s.Resumed); !s.Drained.IsZero() && !s.Resumed.IsZero() && drain > 0 {
