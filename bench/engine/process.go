@@ -104,7 +104,7 @@ func RunProcess(ctx context.Context, o ProcessOptions) (*Result, error) {
 			err := c.run(ctx)
 			if ctx.Err() != nil {
 				r.sumUp()
-				return r, context.Cause(ctx)
+				return r, interrupted(ctx, err)
 			}
 			if err != nil {
 				c.row.Error = err.Error()
@@ -143,7 +143,7 @@ func (c *processContest) run(ctx context.Context) (err error) {
 	defer cancel()
 	defer func() {
 		if cerr := r.Close(); cerr != nil {
-			err = errors.Join(err, fmt.Errorf("clean up: %w", cerr))
+			err = errors.Join(err, fmt.Errorf("%w: %w", ErrLeftBehind, cerr))
 		}
 	}()
 	a, b := r.Host("a"), r.Host("b")

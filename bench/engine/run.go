@@ -90,6 +90,10 @@ func (o *Options) fill() error {
 	return nil
 }
 
+// ErrLeftBehind: not all that a relocation made on this machine could be removed;
+// the rest of the message names it, and it has to be removed by hand.
+var ErrLeftBehind = errors.New("not all could be removed")
+
 // errBoot marks a guest that did not come up: the engine gets no further run.
 var errBoot = errors.New("the guest did not come up")
 
@@ -130,7 +134,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 			err := c.run(ctx)
 			if ctx.Err() != nil {
 				r.sumUp()
-				return r, context.Cause(ctx)
+				return r, interrupted(ctx, err)
 			}
 			if err != nil {
 				c.row.Error = err.Error()
@@ -149,6 +153,15 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	}
 	r.sumUp()
 	return r, nil
+}
+
+// interrupted is why a comparison ended early; err is the end of the relocation
+// that was under way, which is no news unless it has left something behind.
+func interrupted(ctx context.Context, err error) error {
+	if errors.Is(err, ErrLeftBehind) {
+		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return context.Cause(ctx)
 }
 
 // guestImage returns the kernel and the initramfs that a load needs.
@@ -183,7 +196,7 @@ func (c *contest) run(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if cerr := c.pair.Close(); cerr != nil {
-			err = errors.Join(err, fmt.Errorf("clean up: %w", cerr))
+			err = errors.Join(err, fmt.Errorf("%w: %w", ErrLeftBehind, cerr))
 		}
 	}()
 	if c.Link > 0 {

@@ -22,18 +22,25 @@ import (
 
 // Report is report.json: the experiments that were made.
 type Report struct {
-	Started  time.Time       `json:"started"`
-	Quick    bool            `json:"quick"`
-	Command  string          `json:"command"`
-	Machine  report.Machine  `json:"machine"`
-	Versions report.Versions `json:"versions"`
-	Commit   string          `json:"commit"`
-	Parts    []Part          `json:"parts"`
+	Started time.Time `json:"started"`
+	Quick   bool      `json:"quick"`
+	// Interrupted: it is of what was finished by then.
+	Interrupted bool            `json:"interrupted,omitempty"`
+	Command     string          `json:"command"`
+	Machine     report.Machine  `json:"machine"`
+	Versions    report.Versions `json:"versions"`
+	Commit      string          `json:"commit"`
+	Parts       []Part          `json:"parts"`
 }
 
 // Measured reports whether there is a part with figures.
 func (r *Report) Measured() bool {
 	return slices.ContainsFunc(r.Parts, func(p Part) bool { return len(p.Says) > 0 })
+}
+
+// began reports whether there is a part of this run.
+func (r *Report) began() bool {
+	return slices.ContainsFunc(r.Parts, func(p Part) bool { return p.Made.Equal(r.Started) })
 }
 
 // Files of the report, in its folder; the plots are beside them.
@@ -58,6 +65,9 @@ func (r *Report) Facts() []string {
 	m, kind := r.Machine, "full run"
 	if r.Quick {
 		kind = "quick run: few repeats, so the ranges say little"
+	}
+	if r.Interrupted {
+		kind += "; INTERRUPTED: it has what was finished by then"
 	}
 	return []string{
 		fmt.Sprintf("%d × %s, %s of memory, Linux %s, load average %.1f when it began", m.Cores, m.CPU, humanize.IBytes(m.MemoryBytes), m.Kernel, m.LoadAvg),

@@ -147,10 +147,10 @@ func run(ctx context.Context, o Options, l lab) (*Report, error) {
 			}
 		})
 		cancel()
-		if ctx.Err() != nil && len(parts) == 0 {
+		if r.Interrupted = ctx.Err() != nil; r.Interrupted && len(parts) == 0 && !r.began() {
 			return r, context.Cause(ctx)
 		}
-		if err != nil {
+		if err != nil && !r.Interrupted {
 			o.Step(fmt.Sprintf("%s FAILED: %v", s.names[0], err))
 			parts = nil
 			for _, name := range s.names {
@@ -160,7 +160,7 @@ func run(ctx context.Context, o Options, l lab) (*Report, error) {
 		if err := write(parts); err != nil {
 			return r, err
 		}
-		if ctx.Err() != nil {
+		if r.Interrupted {
 			return r, context.Cause(ctx)
 		}
 	}
@@ -185,6 +185,9 @@ func (o *Options) compare(ctx context.Context, l lab, name, load string, ram uin
 		Progress: soFar, AnswerLimit: answerLimit,
 	})
 	if err != nil && ctx.Err() != nil && c != nil && len(c.Rows) > 0 {
+		if errors.Is(err, engine.ErrLeftBehind) {
+			o.Step(err.Error())
+		}
 		return c, nil // what was finished before the interruption counts
 	}
 	return c, err

@@ -185,8 +185,33 @@ func TestInterrupted(t *testing.T) {
 	if p := part(t, r, Downtime); len(p.Rows) != 1 || len(p.Failures) != 0 {
 		t.Errorf("%+v", p)
 	}
-	if _, err := os.Stat(filepath.Join(o.Out, MarkdownFile)); err != nil {
-		t.Error(err)
+	if b, err := os.ReadFile(filepath.Join(o.Out, MarkdownFile)); err != nil || !strings.Contains(string(b), "INTERRUPTED") {
+		t.Errorf("%v\n%s", err, b)
+	}
+	if b, err := os.ReadFile(filepath.Join(o.Out, JSONFile)); err != nil || !strings.Contains(string(b), `"interrupted": true`) {
+		t.Errorf("%v\n%s", err, b)
+	}
+}
+
+// Interrupted within the first relocation of the second experiment, the first one
+// is there, and the second is none that failed.
+func TestInterruptedBetween(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	stop := errors.New("interrupted by the test")
+	o := Options{LogDir: t.TempDir(), Out: t.TempDir()}
+	r, err := run(ctx, o, lab{func(ctx context.Context, e engine.Options) (*engine.Result, error) {
+		if e.Load.Kind == "churn" {
+			cancel(stop)
+			return &engine.Result{}, context.Cause(ctx)
+		}
+		return made(ctx, e)
+	}, still})
+	if !errors.Is(err, stop) || len(r.Parts) != 2 || !r.Interrupted {
+		t.Fatalf("%v, %d parts", err, len(r.Parts))
+	}
+	if b, err := os.ReadFile(filepath.Join(o.Out, JSONFile)); err != nil || !strings.Contains(string(b), `"interrupted": true`) {
+		t.Errorf("%v\n%s", err, b)
 	}
 }
 

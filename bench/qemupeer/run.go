@@ -86,7 +86,8 @@ func engines(ctx context.Context) ([]engine.Engine, error) {
 
 // Run alternates relocations by pagewarp and by QEMU's own postcopy and returns
 // one Peer for each, in their order. It needs root, QEMU and the guest's image. A
-// relocation that fails is an error, beside the others' results.
+// relocation that fails is an error, beside the others' results; so is the end of
+// ctx.
 func Run(ctx context.Context, o Options) ([]report.Peer, error) {
 	o.fill()
 	es, err := engines(ctx)
@@ -102,10 +103,11 @@ func Run(ctx context.Context, o Options) ([]report.Peer, error) {
 		Tools: o.Tools, Engines: es, Load: load, LogDir: o.LogDir, RAM: o.RAM, Repeat: o.Repeat, Link: o.LinkBytesPerSec,
 		Codec: o.Codec, After: o.After, Accel: o.Accel, CacheDir: o.CacheDir, Step: o.Step,
 	})
-	if err != nil {
+	if r == nil {
 		return nil, err
 	}
-	return peers(r)
+	ps, failed := peers(r)
+	return ps, errors.Join(err, failed)
 }
 
 // peers turns the rows of a comparison into ours.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pagewarp/pagewarp/bench/downtime"
+	"github.com/pagewarp/pagewarp/bench/engine"
 	"github.com/pagewarp/pagewarp/bench/fault"
 	"github.com/pagewarp/pagewarp/bench/floor"
 	"github.com/pagewarp/pagewarp/bench/process"
@@ -44,13 +45,15 @@ type benchFlags struct {
 
 // benchFile is what --json writes.
 type benchFile struct {
-	Benchmark string                `json:"benchmark"`
-	Started   time.Time             `json:"started"`
-	Machine   benchreport.Machine   `json:"machine"`
-	Versions  benchreport.Versions  `json:"versions"`
-	Commit    string                `json:"commit"`
-	Result    any                   `json:"result"`
-	Verdicts  []benchreport.Verdict `json:"verdicts,omitempty"`
+	Benchmark string               `json:"benchmark"`
+	Started   time.Time            `json:"started"`
+	Machine   benchreport.Machine  `json:"machine"`
+	Versions  benchreport.Versions `json:"versions"`
+	Commit    string               `json:"commit"`
+	// Interrupted: the result is what was finished by then.
+	Interrupted bool                  `json:"interrupted,omitempty"`
+	Result      any                   `json:"result"`
+	Verdicts    []benchreport.Verdict `json:"verdicts,omitempty"`
 }
 
 // errMissed: a figure is worse than promised. The table has said which.
@@ -69,7 +72,8 @@ exit code is 1 if a promise is missed and --strict is given.`,
 }
 
 // benchmark makes one command. run returns the result, the verdicts, and what
-// writes the summary.
+// writes the summary; together with an error, or when it was interrupted, those of
+// what was finished, if that is anything.
 func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error)) *cobra.Command {
 	var strict bool
 	c := &cobra.Command{Use: use, Short: short, Args: args(cobra.NoArgs)}
@@ -84,11 +88,13 @@ func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, s
 		result, verdicts, text, err := run(ctx, func(s string) {
 			fmt.Fprintf(cmd.ErrOrStderr(), "[%6.1f s] %s\n", time.Since(began).Seconds(), s)
 		})
+		failure := err
 		if ctx.Err() != nil {
-			return &exitError{exitInterrupted, errors.New("interrupted; nothing was left behind")}
+			file.Interrupted = true
+			failure = interruption(text != nil, err)
 		}
-		if err != nil {
-			return err
+		if failure != nil && text == nil {
+			return failure
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "%d × %s, Linux %s, load %.1f\n\n", file.Machine.Cores, file.Machine.CPU, file.Machine.Kernel, file.Machine.LoadAvg)
 		if err := text(cmd.OutOrStdout()); err != nil {
@@ -100,6 +106,9 @@ func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, s
 				return err
 			}
 		}
+		if failure != nil {
+			return failure
+		}
 		for _, v := range verdicts {
 			if strict && !v.Met() {
 				return errMissed
@@ -108,6 +117,19 @@ func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, s
 		return nil
 	}
 	return c
+}
+
+// interruption says what an interrupted benchmark leaves: finished results, or
+// not, and what err names.
+func interruption(results bool, err error) error {
+	says := "interrupted; nothing was left behind"
+	switch {
+	case errors.Is(err, engine.ErrLeftBehind):
+		says = "interrupted; " + err.Error()
+	case results:
+		says = "interrupted; the report has what was finished by then, and nothing else was left behind"
+	}
+	return &exitError{exitInterrupted, errors.New(says)}
 }
 
 func (f *benchFlags) repeatFlag(c *cobra.Command, n int) {
@@ -155,7 +177,10 @@ func newBenchFloors() *cobra.Command {
 				step(fmt.Sprintf("pass %d of %d: %s", i+1, f.repeat, s))
 			}})
 			if err != nil {
-				return nil, nil, nil, err
+				if len(rs) == 0 {
+					return nil, nil, nil, err
+				}
+				return rs, nil, rs.Text, err
 			}
 			rs = append(rs, r)
 		}
@@ -204,11 +229,11 @@ func newBenchDowntime() *cobra.Command {
 			o.Sizes = append(o.Sizes, uint64(gib)<<30)
 		}
 		rs, err := downtime.Run(ctx, o)
-		if err != nil {
+		if len(rs) == 0 {
 			return nil, nil, nil, err
 		}
 		vs := downtime.Verdicts(rs)
-		return rs, vs, func(w io.Writer) error { return benchreport.Verdicts(w, vs) }, nil
+		return rs, vs, func(w io.Writer) error { return benchreport.Verdicts(w, vs) }, err
 	})
 	f.repeatFlag(c, 10)
 	f.vmFlags(c)
@@ -230,13 +255,13 @@ func newBenchQEMU() *cobra.Command {
 		o.Tools, o.LogDir, o.Repeat, o.Accel, o.CacheDir, o.Step = tools, f.logs, f.repeat, f.accel, f.logs, step
 		o.LinkBytesPerSec = uint64(max(link, 0)) * 125_000
 		peers, err := qemupeer.Run(ctx, o)
-		if err != nil {
+		if len(peers) == 0 {
 			return nil, nil, nil, err
 		}
 		vs := qemupeer.Compare(peers)
 		return peers, vs, func(w io.Writer) error {
 			return errors.Join(benchreport.PeersTable(w, peers), writeLine(w), benchreport.Verdicts(w, vs))
-		}, nil
+		}, err
 	})
 	f.repeatFlag(c, 3)
 	f.vmFlags(c)

@@ -55,7 +55,7 @@ func newBenchPaper() *cobra.Command {
 			o.Command += " --within " + o.Within.String()
 		}
 		made, err = paper.Run(ctx, o)
-		if err != nil {
+		if made == nil || len(made.Parts) == 0 {
 			return nil, nil, nil, err
 		}
 		return made, nil, func(w io.Writer) error {
@@ -64,7 +64,7 @@ func newBenchPaper() *cobra.Command {
 			}
 			_, err := fmt.Fprintf(w, "  %s\n", filepath.Join(o.Out, paper.PageFile))
 			return err
-		}, nil
+		}, err
 	})
 	measure := c.RunE
 	c.RunE = func(cmd *cobra.Command, args []string) error {

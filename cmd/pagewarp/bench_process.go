@@ -40,11 +40,11 @@ func newBenchProcess() *cobra.Command {
 				return nil, nil, nil, err
 			}
 			r, err := engine.RunProcess(ctx, o)
-			if err != nil {
+			if err != nil && (r == nil || len(r.Rows) == 0) {
 				return nil, nil, nil, err
 			}
 			done = r
-			return r, nil, func(w io.Writer) error { return finishComparison(w, r, f.out, "process") }, nil
+			return r, nil, func(w io.Writer) error { return finishComparison(w, r, f.out, "process") }, err
 		})
 	failIfNoneMoved(c, &done)
 	c.Long = `Start a process that works on its memory at one host of this machine, a network

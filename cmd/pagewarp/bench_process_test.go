@@ -31,6 +31,21 @@ func TestBenchProcess(t *testing.T) {
 	}
 }
 
+// Ctrl-C before the second move: the first one is told, and nothing else is left.
+func TestBenchProcessInterrupted(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "p.json")
+	said := interruptAt(t, "run 2 of 3: start the process")
+	code, out := runBench(t, said, "process", "--engine", "pagewarp", "--load", "touch:ws=8", "--watch", "1s", "--out", dir, "--json", file)
+	if code != exitInterrupted || !strings.Contains(said.b.String(), "the report has what was finished") || !strings.Contains(out, "downtime ms") {
+		t.Errorf("exit code %d\n%s\n%s", code, out, said.b.String())
+	}
+	wantInterrupted(t, file, 1)
+	if left := rigsLeft(t); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 func TestBenchProcessUsage(t *testing.T) {
 	for _, c := range []struct {
 		args []string

@@ -44,11 +44,11 @@ func newBenchRelocate() *cobra.Command {
 				return nil, nil, nil, err
 			}
 			r, err := engine.Run(ctx, o)
-			if err != nil {
+			if err != nil && (r == nil || len(r.Rows) == 0) {
 				return nil, nil, nil, err
 			}
 			done = r
-			return r, nil, func(w io.Writer) error { return finishComparison(w, r, f.out, "relocate") }, nil
+			return r, nil, func(w io.Writer) error { return finishComparison(w, r, f.out, "relocate") }, err
 		})
 	failIfNoneMoved(c, &done)
 	c.Long = `Boot a guest with a load, move it from one host to another on this machine, each
