@@ -15,6 +15,8 @@ import (
 const (
 	IdleP50, IdleP99         = 1.3, 3
 	PrecacheP50, PrecacheP99 = 2, 6
+	// PrecacheToIdle is of the p99 under precache to that with the link idle.
+	PrecacheToIdle = 3
 )
 
 // RunOptions of a measurement. Zero values mean the defaults.
@@ -27,9 +29,14 @@ type RunOptions struct {
 	Threads int
 	// Channels are those for demand. Default 1.
 	Channels int
+	// Precache is the number of channels for precache; 0 is the default.
+	Precache int
 	// PrecacheMiB is how much memory precache moves while faults are timed.
-	// Default 1024.
+	// Default 1024, over a limited link what it carries raw in 2 s.
 	PrecacheMiB int
+	// Link, if not 0, puts the two ends in network namespaces between which so many
+	// bytes pass in a second (rig.Shape has its queue). That needs root.
+	Link uint64
 	// Every is the time between two faults while precache runs. Default 1 ms:
 	// back to back they would hold the gate shut, and precache would not run.
 	Every time.Duration
@@ -55,6 +62,9 @@ func (o *RunOptions) fill() {
 	}
 	if o.PrecacheMiB == 0 {
 		o.PrecacheMiB = 1024
+		if o.Link > 0 {
+			o.PrecacheMiB = int(min(max(2*o.Link>>20, 64), 1024))
+		}
 	}
 	if o.Every == 0 {
 		o.Every = time.Millisecond
@@ -72,6 +82,8 @@ type Pass struct {
 	Stages     map[string]report.Latency `json:"stages_us"`
 	// Hits are touches, while precache ran, of pages that it had brought.
 	Hits int `json:"hits,omitempty"`
+	// PrecacheBytesPerSec is memory made resident while it ran.
+	PrecacheBytesPerSec float64 `json:"precache_bytes_per_s,omitempty"`
 }
 
 // Floor is the sum of the two floors' medians.
@@ -79,9 +91,12 @@ func (p Pass) Floor() float64 { return p.LocalFault.P50 + p.RoundTrip.P50 }
 
 // Result is all passes.
 type Result struct {
-	TLS      bool       `json:"tls"`
-	Threads  int        `json:"threads"`
-	Channels int        `json:"channels"`
+	TLS      bool `json:"tls"`
+	Threads  int  `json:"threads"`
+	Channels int  `json:"channels"`
+	Streams  int  `json:"streams"`
+	// Link is in bytes per second; 0 is loopback.
+	Link     uint64     `json:"link_bytes_per_s,omitempty"`
 	CPUs     floor.CPUs `json:"cpus"`
 	Idle     []Pass     `json:"idle"`
 	Precache []Pass     `json:"precache"`
@@ -89,9 +104,14 @@ type Result struct {
 
 // Run alternates the floors, faults over an idle link, and faults while
 // precache runs at full rate.
-func Run(ctx context.Context, o RunOptions) (*Result, error) {
+func Run(ctx context.Context, o RunOptions) (r *Result, err error) {
 	o.fill()
-	r := &Result{TLS: o.TLS, Threads: o.Threads, Channels: o.Channels, CPUs: o.CPUs}
+	r = &Result{TLS: o.TLS, Threads: o.Threads, Channels: o.Channels, Streams: o.Precache, Link: o.Link, CPUs: o.CPUs}
+	way, err := newWay(o.Link)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, way.close()) }()
 	big, err := NewImage(ImageOptions{Pages: uint64(o.PrecacheMiB) << 20 / pageSize})
 	if err != nil {
 		return nil, err
@@ -104,13 +124,13 @@ func Run(ctx context.Context, o RunOptions) (*Result, error) {
 	defer small.Close()
 	for i := range o.Repeat {
 		o.Step(fmt.Sprintf("pass %d of %d: link idle", i+1, o.Repeat))
-		p, err := o.pass(ctx, small, o.idle)
+		p, err := o.pass(ctx, way, small, o.idle)
 		if err != nil {
 			return nil, err
 		}
 		r.Idle = append(r.Idle, p)
 		o.Step(fmt.Sprintf("pass %d of %d: precache at full rate", i+1, o.Repeat))
-		if p, err = o.pass(ctx, big, o.busy); err != nil {
+		if p, err = o.pass(ctx, way, big, o.busy); err != nil {
 			return nil, err
 		}
 		r.Precache = append(r.Precache, p)
@@ -119,11 +139,11 @@ func Run(ctx context.Context, o RunOptions) (*Result, error) {
 }
 
 // pass takes the floors, then times faults by f.
-func (o *RunOptions) pass(ctx context.Context, im *Image, f func(context.Context, *Engine, *Pass) ([]time.Duration, error)) (p Pass, err error) {
-	if p, err = floors(ctx, o.CPUs, o.Count); err != nil {
+func (o *RunOptions) pass(ctx context.Context, way *way, im *Image, f func(context.Context, *Engine, *Pass) ([]time.Duration, error)) (p Pass, err error) {
+	if p, err = floors(ctx, o.CPUs, way.pair(), o.Count); err != nil {
 		return p, err
 	}
-	e, err := NewEngine(ctx, im, Options{CPUs: o.CPUs, TLS: o.TLS, Demand: o.Channels, Codec: "none"})
+	e, err := NewEngine(ctx, im, way.options(Options{CPUs: o.CPUs, TLS: o.TLS, Demand: o.Channels, Precache: o.Precache, Codec: "none"}))
 	if err != nil {
 		return p, err
 	}
@@ -147,13 +167,13 @@ func (o *RunOptions) pass(ctx context.Context, im *Image, f func(context.Context
 }
 
 // floors takes the two of count faults and round trips.
-func floors(ctx context.Context, cpus floor.CPUs, count int) (p Pass, err error) {
+func floors(ctx context.Context, cpus floor.CPUs, pair floor.Pair, count int) (p Pass, err error) {
 	ds, err := floor.LocalFault(ctx, cpus, count)
 	if err != nil {
 		return p, err
 	}
 	p.LocalFault = report.Summarize(ds)
-	if ds, err = floor.RoundTrip(ctx, cpus, floor.Loopback, count, false); err != nil {
+	if ds, err = floor.RoundTrip(ctx, cpus, pair, count, false); err != nil {
 		return p, err
 	}
 	p.RoundTrip = report.Summarize(ds)
@@ -203,7 +223,10 @@ func (o *RunOptions) busy(ctx context.Context, e *Engine, p *Pass) ([]time.Durat
 	}
 	drained := make(chan error, 1)
 	go func() {
-		_, err := e.Drain()
+		s, err := e.Drain()
+		if err == nil {
+			p.PrecacheBytesPerSec = float64(s.PagesPrecache*pageSize) / s.Elapsed.Seconds()
+		}
 		drained <- err
 	}()
 	tick := time.NewTicker(o.Every)

@@ -182,7 +182,7 @@ func Sweep(ctx context.Context, o SweepOptions) (*SweepResult, error) {
 	perImage := len(o.Channels) * len(o.Threads)
 	var local, trip []float64
 	for pass := range o.Repeat {
-		p, err := floors(ctx, o.CPUs, max(o.Count, 1000))
+		p, err := floors(ctx, o.CPUs, floor.Loopback, max(o.Count, 1000))
 		if err != nil {
 			return nil, err
 		}

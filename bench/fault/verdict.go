@@ -17,10 +17,10 @@ func ratios(ps []Pass, f func(Pass) float64) report.Spread {
 }
 
 // Verdicts compares the ratios with what is promised. The promises are for
-// plain connections, one touching thread and one demand channel; otherwise the ratios are for
+// plain connections, over loopback, one touching thread and one demand channel; otherwise the ratios are for
 // information.
 func (r *Result) Verdicts() []report.Verdict {
-	info := r.TLS || r.Threads > 1 || r.Channels > 1
+	info := r.TLS || r.Threads > 1 || r.Channels > 1 || r.Link > 0
 	var vs []report.Verdict
 	for _, m := range []struct {
 		name     string
@@ -39,7 +39,15 @@ func (r *Result) Verdicts() []report.Verdict {
 				Value: ratios(m.passes, func(p Pass) float64 { return p.Fault.P99 / (p.LocalFault.P99 + p.RoundTrip.P99) })},
 		)
 	}
-	return vs
+	// Pass by pass, since the machine drifts.
+	var under, rate []float64
+	for i := range min(len(r.Idle), len(r.Precache)) {
+		under = append(under, r.Precache[i].Fault.P99/r.Idle[i].Fault.P99)
+		rate = append(rate, r.Precache[i].PrecacheBytesPerSec/1e6)
+	}
+	return append(vs,
+		report.Verdict{Name: "demand fault p99, precache to idle link", Unit: "x", Promised: PrecacheToIdle, Info: r.TLS || r.Threads > 1 || r.Channels > 1, Value: report.SpreadOf(under)},
+		report.Verdict{Name: "memory by precache meanwhile", Unit: "MB/s", Info: true, Value: report.SpreadOf(rate)})
 }
 
 // Text writes the passes with their stages, then the verdicts.

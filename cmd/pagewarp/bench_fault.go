@@ -17,7 +17,8 @@ type faultFlags struct {
 	threads, channels []int
 	regions           []string
 	pageSize          string
-	count             int
+	count, streams    int
+	link              string
 }
 
 // table reports whether the plain measurement, with and without precache, does
@@ -64,7 +65,17 @@ func newBenchFault() *cobra.Command {
 		if err = errors.Join(err, f.check()); err != nil {
 			return nil, nil, nil, err
 		}
+		link, err := engine.ParseLink(ff.link)
+		if err != nil {
+			return nil, nil, nil, usagef("--link: %w", err)
+		}
+		if ff.streams < 0 || ff.streams > fault.MaxChannels {
+			return nil, nil, nil, usagef("--streams %d: between 1 and %d are possible, or 0 for the default", ff.streams, fault.MaxChannels)
+		}
 		if ff.table() {
+			if link > 0 || ff.streams > 0 {
+				return nil, nil, nil, usagef("--link and --streams are of the plain measurement, not of a table")
+			}
 			so.CPUs, so.Repeat, so.TLS, so.Step = cpus, f.repeat, f.tls, step
 			r, err := fault.Sweep(ctx, so)
 			if err != nil {
@@ -72,7 +83,7 @@ func newBenchFault() *cobra.Command {
 			}
 			return r, nil, r.Text, nil
 		}
-		r, err := fault.Run(ctx, fault.RunOptions{Count: ff.count, Repeat: f.repeat, Threads: ff.threads[0], Channels: ff.channels[0], TLS: f.tls, CPUs: cpus, Step: step})
+		r, err := fault.Run(ctx, fault.RunOptions{Count: ff.count, Repeat: f.repeat, Threads: ff.threads[0], Channels: ff.channels[0], Precache: ff.streams, Link: link, TLS: f.tls, CPUs: cpus, Step: step})
 		if err != nil {
 			return nil, nil, nil, err
 		}
@@ -80,7 +91,10 @@ func newBenchFault() *cobra.Command {
 	})
 	c.Long = `Touch pages of a process's memory that a fault daemon and a page server serve,
 each a process of its own, and time each touch: with the link idle, and while
-precache runs at full rate; the floors are taken in the same run.
+precache runs at full rate; the floors are taken in the same run, over the same link.
+
+With --link the two ends are network namespaces, between which a token bucket with a
+queue of its own (tbf, 2 ms of burst, 50 ms of queue) lets so much pass; needs root.
 
 With several numbers of --threads or --channels, with --region or --page-size 2M,
 the table of all combinations is made instead, with the link idle: faults a second,
@@ -89,6 +103,7 @@ p50 and p99, and the memory that the two daemons have of their own. A region of
 machine's memory. --page-size 2M needs huge pages in reserve, one for each fault
 and a tenth more; what is missing is said, not reserved.`
 	c.Example = `  pagewarp bench fault
+  pagewarp bench fault --link 1G --streams 1
   pagewarp bench fault --threads 1,4,16,64 --channels 1,2,4
   pagewarp bench fault --region 1G,64G,1T
   pagewarp bench fault --page-size 2M --threads 1,4`
@@ -98,6 +113,8 @@ and a tenth more; what is missing is said, not reserved.`
 	fl.IntSliceVar(&ff.threads, "threads", []int{1}, "how many threads touch at a time, link idle")
 	fl.IntSliceVar(&ff.channels, "channels", []int{1}, "demand connections")
 	fl.IntVar(&ff.count, "count", 0, "faults in a pass; by default 3000, of 2 MiB pages 64")
+	fl.StringVar(&ff.link, "link", "none", "limit of the link in bits per second, such as 1G")
+	fl.IntVar(&ff.streams, "streams", 0, "precache connections; 0 is the default")
 	fl.StringVar(&ff.pageSize, "page-size", "4K", "size of a page, 4K or 2M")
 	fl.StringSliceVar(&ff.regions, "region", nil, "the region's `SIZES`, such as 1G or 1T, sparse; by default just what is touched")
 	return c
