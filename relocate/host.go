@@ -284,6 +284,9 @@ func (h *Host) SetHostBandwidth(bytesPerSecond int64) {
 	h.out.SetRate(uint64(max(0, bytesPerSecond)), now)
 }
 
+// HostBandwidth returns the cap of SetHostBandwidth, in bytes per second; 0 is none.
+func (h *Host) HostBandwidth() int64 { return int64(h.out.Rate()) }
+
 // SetBandwidth caps the precache of a relocation, in bytes per second; 0 lifts
 // the cap. The destination does it; a source passes the wish on.
 func (h *Host) SetBandwidth(name string, bytesPerSecond int64) error {

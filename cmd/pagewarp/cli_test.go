@@ -92,7 +92,7 @@ func golden(t *testing.T, name, got string) {
 
 func TestHelp(t *testing.T) {
 	t.Setenv(socketEnv, config.DefaultSocket)
-	for _, words := range [][]string{{"relocate"}, {"vm", "add"}, {"pki", "issue"}, {"bandwidth"}, {"cache"}, {"bench", "queue"}, {"bench", "codec"}, {"bench", "planner"}, {"bench", "paper"}, {"bench", "fault"}, {"bench", "process"}} {
+	for _, words := range [][]string{{"relocate"}, {"vm", "add"}, {"pki", "issue"}, {"bandwidth"}, {"limits"}, {"cache"}, {"bench", "queue"}, {"bench", "codec"}, {"bench", "planner"}, {"bench", "paper"}, {"bench", "fault"}, {"bench", "process"}} {
 		r := pagewarp(t, append(words, "--help")...)
 		if r.code != 0 || r.err != "" {
 			t.Errorf("%v --help: %+v", words, r)
@@ -114,7 +114,7 @@ func TestUsage(t *testing.T) {
 		"relocate web1 --bandwith 2G", "relocate web1 --to hostB:7070 --bandwidth 2", "relocate web1 --to hostB:7070 --codec lz4", "relocate web1 --to hostB:7070 --precache hot,cold", "relocate web1 --to hostB:7070 --precache hot --on-demand-only",
 		"relocate web1 --to hostB:7070 --pre-transfer-timeout 5s", "relocate web1 --to hostB:7070 --pre-transfer --pre-transfer-timeout 48h", "relocate web1 --to hostB:7070 --pre-transfer --transport rdma",
 		"relocate web1 --to hostB:7070 --demand-channels 99", "relocate web1 --to hostB:7070 --detach --wait", "relocate web1 --to hostB:7070 --json",
-		"bandwidth web1", "bandwidth web1 fast", "relocate web1 --to hostB:7070 --warm a/b", "cache drop", "cache drop a/b", "cache lst", "bench queue --repeat 0", "bench fault --threads 1,65", "bench fault --channels 0", "bench fault --page-size 1G", "bench fault --region 3T", "bench fault --page-size 2M --region 128M", "bench codec x", "pki isue", "completion ksh", "--sockt x", "status --xyzzy", "events --after -1",
+		"bandwidth web1", "bandwidth web1 fast", "limits --host-bandwidth 800K", "limits 2G", "bench fault --link 5", "bench fault --streams 65", "bench fault --link 1G --threads 1,2", "relocate web1 --to hostB:7070 --warm a/b", "cache drop", "cache drop a/b", "cache lst", "bench queue --repeat 0", "bench fault --threads 1,65", "bench fault --channels 0", "bench fault --page-size 1G", "bench fault --region 3T", "bench fault --page-size 2M --region 128M", "bench codec x", "pki isue", "completion ksh", "--sockt x", "status --xyzzy", "events --after -1",
 	} {
 		r := pagewarp(t, strings.Fields(line)...)
 		if r.code != exitUsage || r.out != "" || strings.Count(r.err, "\n") != 1 {
@@ -127,7 +127,7 @@ func TestUsage(t *testing.T) {
 
 func TestUnreachable(t *testing.T) {
 	sock := filepath.Join(t.TempDir(), "none.sock")
-	for _, words := range []string{"vm list", "vm add a --qmp /x", "vm rm a", "relocate web1 --to h:1", "cancel a", "status", "status -w", "top", "events", "events -f", "bandwidth a 2G", "cache list", "cache drop a", "cache path"} {
+	for _, words := range []string{"vm list", "vm add a --qmp /x", "vm rm a", "relocate web1 --to h:1", "cancel a", "status", "status -w", "top", "events", "events -f", "bandwidth a 2G", "limits", "cache list", "cache drop a", "cache path"} {
 		r := pagewarp(t, append(strings.Fields(words), "--socket", sock)...)
 		if r.code != exitUnreachable || r.out != "" || !strings.Contains(r.err, "is pagewarpd running?") || !strings.Contains(r.err, "--socket") {
 			t.Errorf("%s: %+v", words, r)
@@ -140,7 +140,7 @@ func TestMachines(t *testing.T) {
 	var all strings.Builder
 	for _, line := range []string{
 		"vm list", "vm add db1 --qmp /run/db1.qmp", "vm add db1 --qmp /run/db1.qmp", "vm add x --qmp /dead", "vm list --json",
-		"vm rm db1", "vm rm db1", "cancel web1", "bandwidth web1 2G", "status", "status web1 --json", "events",
+		"vm rm db1", "vm rm db1", "cancel web1", "bandwidth web1 2G", "limits", "limits --host-bandwidth 2G", "limits --json", "limits --host-bandwidth none", "status", "status web1 --json", "events",
 	} {
 		r := pagewarp(t, append(strings.Fields(line), "--socket", sock)...)
 		out := r.out

@@ -76,7 +76,7 @@ func newRoot(a *app) *cobra.Command {
 	p.BoolVar(&a.json, "json", false, "print JSON")
 	p.DurationVar(&a.timeout, "timeout", 2*time.Minute, "how long the daemon may take for one answer")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newVM(a), newRelocate(a), newCancel(a), newBandwidth(a), newStatus(a), newTop(a), newEvents(a),
+	root.AddCommand(newVM(a), newRelocate(a), newCancel(a), newBandwidth(a), newLimits(a), newStatus(a), newTop(a), newEvents(a),
 		newCache(a), newDevice(a), newRDMA(a), newPKI(a), newDoctor(a), newVersion(a))
 	for _, f := range extra {
 		root.AddCommand(f())

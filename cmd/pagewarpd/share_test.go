@@ -47,6 +47,28 @@ func (m *matrix) moved(from [2]int64, bytes int64) (d [2]int64) {
 	return d
 }
 
+// lift takes the cap away, by a changed configuration or by the operator's command.
+func lift(t *testing.T, n *node, configured bool) {
+	if !configured {
+		var none int64
+		l, err := n.client.SetLimits(t.Context(), api.LimitsRequest{HostBandwidth: &none})
+		if err != nil || l.HostBandwidth != 0 || l.Configured != shareCap {
+			t.Fatalf("limits %+v: %v", l, err)
+		}
+		return
+	}
+	conf, err := os.ReadFile(n.conf())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(n.conf(), []byte(strings.Replace(string(conf), capConf, "", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestHostCapIsShared moves two machines at a time where one of the hosts has a cap:
 // they have half of it each; what one is not to have, the other one takes; and
 // without the cap, lifted while they move, both arrive whole.
@@ -94,16 +116,7 @@ func TestHostCapIsShared(t *testing.T) {
 				t.Errorf("%d bytes in %v, more than %.0f", n, time.Since(began), most)
 			}
 			n := map[string]*node{"a": m.a, "b": m.b}[capped]
-			conf, err := os.ReadFile(n.conf())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(n.conf(), []byte(strings.Replace(string(conf), capConf, "", 1)), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if err := n.cmd.Process.Signal(syscall.SIGHUP); err != nil {
-				t.Fatal(err)
-			}
+			lift(t, n, capped == "a")
 			if err := m.b.client.SetBandwidth(t.Context(), "web1", 0); err != nil {
 				t.Fatal(err)
 			}

@@ -94,6 +94,16 @@ func (c *Client) CacheDrop(ctx context.Context, vm string) error {
 	return c.call(ctx, "DELETE", "cache/"+url.PathEscape(vm), nil, nil)
 }
 
+// Limits asks for the limits of the host's relocations together.
+func (c *Client) Limits(ctx context.Context) (r Limits, err error) {
+	return r, c.call(ctx, "GET", "limits", nil, &r)
+}
+
+// SetLimits changes the limits that q names and returns all of them.
+func (c *Client) SetLimits(ctx context.Context, q LimitsRequest) (r Limits, err error) {
+	return r, c.call(ctx, "PUT", "limits", q, &r)
+}
+
 // SetBandwidth changes the cap of a running relocation, in bytes per second; 0
 // lifts it.
 func (c *Client) SetBandwidth(ctx context.Context, name string, bytesPerSecond int64) error {

@@ -17,6 +17,8 @@
 //	POST   /v1/vms/{name}/relocate     RelocateRequest → 202 relocate.Status
 //	POST   /v1/vms/{name}/cancel       202; the rollback may still be going on
 //	POST   /v1/vms/{name}/bandwidth    BandwidthRequest → 204
+//	GET    /v1/limits                  Limits: of all relocations of the host together
+//	PUT    /v1/limits                  LimitsRequest → Limits
 //	GET    /v1/cache                   CacheReply: what is kept of machines that left
 //	DELETE /v1/cache/{name}            204
 //	GET    /v1/status[?vm=NAME]        StatusReply: live relocations and the last ended ones

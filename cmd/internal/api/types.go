@@ -75,6 +75,20 @@ type BandwidthRequest struct {
 	BytesPerSecond int64 `json:"bytes_per_second"` // 0: no cap
 }
 
+// Limits are those of all relocations of the host together.
+type Limits struct {
+	// HostBandwidth caps precache to this host, and that from it, in bytes per
+	// second; 0 is no cap. Configured is what the configuration says, which is in
+	// force again once the daemon has read it again.
+	HostBandwidth int64 `json:"host_bandwidth"`
+	Configured    int64 `json:"configured"`
+}
+
+// LimitsRequest changes the limits that it names.
+type LimitsRequest struct {
+	HostBandwidth *int64 `json:"host_bandwidth,omitempty"` // 0: no cap
+}
+
 // StatusReply is the daemon and its relocations, oldest first.
 type StatusReply struct {
 	Daemon      VersionReply      `json:"daemon"`

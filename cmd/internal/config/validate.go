@@ -33,6 +33,14 @@ const MaxChannels = 64
 // pause after an answer could be taken for a dead channel.
 const MinHostBandwidth = 1e6
 
+// CheckHostBandwidth checks a cap of a host.
+func CheckHostBandwidth(n units.Rate) error {
+	if n < 0 || n > 0 && n < MinHostBandwidth {
+		return fmt.Errorf("%s; allowed are 0 (no cap) and 8M or more", n)
+	}
+	return nil
+}
+
 // Validate checks what can be checked without touching the system. All
 // mistakes are reported at once.
 func (c Config) Validate() error {
@@ -77,8 +85,8 @@ func (c Config) Validate() error {
 	if !slices.Contains(Codecs, c.Relocate.Codec) {
 		bad("relocate.codec %q; choose one of %s", c.Relocate.Codec, strings.Join(Codecs, ", "))
 	}
-	if n := c.Relocate.HostBandwidth; n < 0 || n > 0 && n < MinHostBandwidth {
-		bad("relocate.host_bandwidth %s; allowed are 0 (no cap) and 8M or more", n)
+	if err := CheckHostBandwidth(c.Relocate.HostBandwidth); err != nil {
+		bad("relocate.host_bandwidth %w", err)
 	}
 	for _, n := range []struct {
 		key      string

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/cmd/internal/api"
 	"github.com/pagewarp/pagewarp/cmd/internal/config"
+	"github.com/pagewarp/pagewarp/cmd/internal/units"
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
@@ -207,6 +208,27 @@ func (s *Server) bandwidth(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+func (s *Server) limits(w http.ResponseWriter, _ *http.Request) error {
+	return writeJSON(w, http.StatusOK, api.Limits{
+		HostBandwidth: s.host.HostBandwidth(), Configured: int64(s.config.Load().Relocate.HostBandwidth),
+	})
+}
+
+func (s *Server) setLimits(w http.ResponseWriter, r *http.Request) error {
+	var q api.LimitsRequest
+	if err := readJSON(w, r, &q); err != nil {
+		return err
+	}
+	if n := q.HostBandwidth; n != nil {
+		if err := config.CheckHostBandwidth(units.Rate(*n)); err != nil {
+			return api.Errorf(api.CodeBadRequest, "0 lifts the cap", "host_bandwidth: %v", err)
+		}
+		s.host.SetHostBandwidth(*n)
+		s.log.Info("cap of the host changed by the operator", "host_bandwidth", units.Rate(*n))
+	}
+	return s.limits(w, r)
 }
 
 func (s *Server) status(w http.ResponseWriter, r *http.Request) error {

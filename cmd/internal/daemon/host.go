@@ -49,9 +49,18 @@ type Cacher interface {
 	CacheDrop(vm string) error
 }
 
+// Limiter caps what relocations take together.
+type Limiter interface {
+	// SetHostBandwidth caps precache of all relocations together, in bytes per
+	// second; 0 lifts the cap. HostBandwidth returns the cap.
+	SetHostBandwidth(bytesPerSecond int64)
+	HostBandwidth() int64
+}
+
 // Host is what the API serves.
 type Host interface {
 	Cacher
+	Limiter
 	Adopter
 	Mover
 	Observer
@@ -63,9 +72,6 @@ type Engine interface {
 	// FaultSource says what would catch the faults of a machine that arrived now,
 	// and why it is not the device; the error says why nothing can.
 	FaultSource() (source, reason string, err error)
-	// SetHostBandwidth caps precache of all relocations together, in bytes per
-	// second; 0 lifts the cap.
-	SetHostBandwidth(bytesPerSecond int64)
 	// Addrs returns the addresses for peers, ports resolved.
 	Addrs() []string
 	// Serve accepts peers until Close and then returns nil.

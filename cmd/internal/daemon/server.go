@@ -86,6 +86,7 @@ func (s *Server) Handler() http.Handler {
 		{"/v1/vms/{name}/relocate", map[string]handler{"POST": s.relocate}},
 		{"/v1/vms/{name}/cancel", map[string]handler{"POST": s.cancel}},
 		{"/v1/vms/{name}/bandwidth", map[string]handler{"POST": s.bandwidth}},
+		{"/v1/limits", map[string]handler{"GET": s.limits, "PUT": s.setLimits}},
 		{"/v1/cache", map[string]handler{"GET": s.cache}},
 		{"/v1/cache/{name}", map[string]handler{"DELETE": s.cacheDrop}},
 		{"/v1/status", map[string]handler{"GET": s.status}},

@@ -134,14 +134,14 @@ func (h *Host) SetBandwidth(name string, n int64) error {
 	return nil
 }
 
-// SetHostBandwidth implements daemon.Engine.
+// SetHostBandwidth implements daemon.Limiter.
 func (h *Host) SetHostBandwidth(n int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.shared = n
 }
 
-// HostBandwidth returns what SetHostBandwidth was last told.
+// HostBandwidth implements daemon.Limiter.
 func (h *Host) HostBandwidth() int64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
