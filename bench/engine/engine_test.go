@@ -9,6 +9,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/bench/fault"
 	"github.com/pagewarp/pagewarp/bench/process"
+	"github.com/pagewarp/pagewarp/internal/accel"
 	"github.com/pagewarp/pagewarp/internal/rig"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 )
@@ -195,6 +196,32 @@ func TestParseLoad(t *testing.T) {
 	} {
 		if _, err := ParseLoad(text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("ParseLoad(%q): %v, want %q", text, err, want)
+		}
+	}
+}
+
+// Only a guest under TCG that an old QEMU moves by precopy has the odd memory.
+func TestKeepsWrites(t *testing.T) {
+	for _, c := range []struct {
+		mode  string
+		old   bool
+		accel string
+		odd   bool
+	}{
+		{"qemu-precopy", true, accel.TCG, true}, {"qemu-multifd", true, accel.TCG, true}, {"qemu-precopy", false, accel.TCG, false},
+		{"qemu-precopy", true, accel.KVM, false}, {"qemu-postcopy", true, accel.TCG, false},
+	} {
+		e, err := New(c.mode, Env{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := e.(*native)
+		n.old = c.old
+		v := rig.VMConfig{RAM: 512 << 20, Accel: c.accel}
+		n.keepsWrites(&v)
+		// Not a multiple of 64 pages is what counts.
+		if odd := v.RAM%(64*4096) != 0; odd != c.odd || v.RAM%oddMemory != 0 {
+			t.Errorf("%+v: %d bytes", c, v.RAM)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/accel"
 	"github.com/pagewarp/pagewarp/internal/rig"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 )
@@ -16,6 +17,7 @@ import (
 type native struct {
 	name, binary string
 	mode         mode
+	old          bool // before 9.0; set by Available
 }
 
 // migratePort is where the destination's QEMU listens.
@@ -34,6 +36,7 @@ func (n *native) Available(ctx context.Context) (Facts, error) {
 		return f, err
 	}
 	p, err := qemu.Probe(ctx, n.binary)
+	n.old = err == nil && p.Version.Before(qemu.Version{Major: 9})
 	if err == nil && p.Version.Before(n.mode.since) {
 		err = fmt.Errorf("QEMU %s at %s is too old: %s needs %s", p.Version, p.Path, n.mode.name, n.mode.since)
 	}
@@ -43,6 +46,22 @@ func (n *native) Available(ctx context.Context) (Facts, error) {
 // Arrange gives the guest private memory, on which QEMU's own ways are at their
 // best: huge pages come by themselves.
 func (n *native) Arrange(c *rig.VMConfig) { c.QEMU, c.PrivateMemory = n.binary, true }
+
+// oddMemory is added to a guest's memory where keepsWrites says so. QEMU rounds
+// memory to it.
+const oddMemory = 8 << 10
+
+// keepsWrites keeps a QEMU before 9.0 from losing writes of a guest under TCG in a
+// precopy. Such a QEMU takes the log of writes 64 pages at a time where a RAM block
+// is a multiple of that, and there forgets to have the translated code note the
+// next write to those pages (mended by QEMU's commit 03bfc2188f06, "physmem: Fix
+// migration dirty bitmap coherency with TCG memory access"); a block of another
+// length it goes through page by page, with that.
+func (n *native) keepsWrites(c *rig.VMConfig) {
+	if n.old && !n.mode.postcopy && c.Accel == accel.TCG {
+		c.RAM += oddMemory
+	}
+}
 
 func (n *native) Move(ctx context.Context, j *Job) (m Moved, err error) {
 	c := j.Config
@@ -59,6 +78,9 @@ func (n *native) Move(ctx context.Context, j *Job) (m Moved, err error) {
 	defer g.close()
 	if m.Settings, err = g.prepare(ctx, n.mode, j.Link); err != nil {
 		return m, err
+	}
+	if c.RAM%(2*oddMemory) != 0 {
+		m.Settings += ", 8 KiB of memory more, with which QEMU before 9.0 loses no writes of a guest under TCG"
 	}
 	err = g.run(ctx, &m, n.mode.postcopy, j.Begin)
 	return m, g.account(ctx, &m, err)

@@ -281,6 +281,14 @@ func (c *contest) boot(ctx context.Context) (*rig.VM, rig.VMConfig, error) {
 		Kernel: c.kernel, Initrd: c.image, Append: guestapi.BaseCmdline + " " + c.guest.Cmdline(), Tap: tap, ExtraArgs: debugThreads,
 	}
 	c.engine.Arrange(&config)
+	choice, err := config.ChooseAccel(ctx)
+	if err != nil {
+		return nil, config, err
+	}
+	config.Accel = choice.Accel
+	if n, ok := c.engine.(*native); ok {
+		n.keepsWrites(&config)
+	}
 	vm, err := rig.StartVM(ctx, c.pair.A.Host, config)
 	if err != nil {
 		return nil, config, err

@@ -78,20 +78,26 @@ const defaultMAC = "52:54:00:77:00:01"
 
 var vmNamePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,40}$`)
 
+// ChooseAccel says what a machine runs under, which takes seconds where that is
+// accel.Auto and not known yet.
+func (c *VMConfig) ChooseAccel(ctx context.Context) (accel.Choice, error) {
+	if c.Accel != "" && c.Accel != accel.Auto {
+		return accel.Choice{Accel: c.Accel}, nil
+	}
+	return accel.Choose(ctx, accel.Options{QEMU: c.QEMU, Kernel: c.Kernel, CacheDir: c.CacheDir})
+}
+
 // StartVM starts a QEMU inside the host, in a session of its own, so that it
 // outlives its starter as an operator's does; the rig's Close ends it.
 func StartVM(ctx context.Context, h *Host, c VMConfig) (*VM, error) {
 	if err := c.complete(); err != nil {
 		return nil, err
 	}
-	vm := &VM{Name: c.Name, Host: h, Accel: c.Accel, done: make(chan struct{})}
-	if c.Accel == accel.Auto {
-		choice, err := accel.Choose(ctx, accel.Options{QEMU: c.QEMU, Kernel: c.Kernel, CacheDir: c.CacheDir})
-		if err != nil {
-			return nil, err
-		}
-		vm.Accel, vm.AccelReason = choice.Accel, choice.Reason
+	choice, err := c.ChooseAccel(ctx)
+	if err != nil {
+		return nil, err
 	}
+	vm := &VM{Name: c.Name, Host: h, Accel: choice.Accel, AccelReason: choice.Reason, done: make(chan struct{})}
 	base := filepath.Join(h.Dir, c.Name)
 	vm.QMPPath, vm.MemPath, vm.ConsolePath, vm.LogPath = base+".qmp", base+".mem", base+".console", base+".log"
 	vm.Args = append([]string{c.QEMU}, c.args(vm)...)
@@ -138,8 +144,12 @@ func (c *VMConfig) complete() error {
 	if !vmNamePattern.MatchString(c.Name) {
 		return fmt.Errorf("start VM %q: want a name of letters, digits, dots and dashes", c.Name)
 	}
-	if c.RAM == 0 || c.RAM%(2<<20) != 0 {
-		return fmt.Errorf("start VM %s: RAM of %d bytes is not a multiple of 2 MiB", c.Name, c.RAM)
+	step := uint64(2 << 20)
+	if c.PrivateMemory {
+		step = 8 << 10 // what QEMU rounds up to
+	}
+	if c.RAM == 0 || c.RAM%step != 0 {
+		return fmt.Errorf("start VM %s: RAM of %d bytes is not a multiple of %d", c.Name, c.RAM, step)
 	}
 	for field, byDefault := range map[*string]string{
 		&c.Accel: accel.Auto, &c.Machine: "pc", &c.MAC: defaultMAC, &c.QEMU: "qemu-system-x86_64",
@@ -169,7 +179,7 @@ func (c *VMConfig) args(vm *VM) []string {
 	args := []string{
 		"-name", c.Name, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", machine, "-accel", vm.Accel,
-		"-smp", strconv.Itoa(c.VCPUs), "-m", strconv.FormatUint(c.RAM>>20, 10) + "M",
+		"-smp", strconv.Itoa(c.VCPUs), "-m", strconv.FormatUint(c.RAM>>10, 10) + "K",
 		"-qmp", "unix:" + vm.QMPPath + ",server=on,wait=off",
 		"-chardev", "file,id=console,append=on,path=" + vm.ConsolePath, "-serial", "chardev:console",
 	}
