@@ -146,9 +146,7 @@ func (in *incoming) prepare(ctl *control) error {
 	in.mu.Lock()
 	in.fill = memory.fill
 	in.limit = memory.setBandwidth
-	if !o.Options.OnDemandOnly {
-		in.prefer = memory.engine.Prefer
-	}
+	in.prefer = memory.prefer()
 	in.mu.Unlock()
 	in.warmUp(ctx, ctl)
 	in.mig, err = in.vm.PrepareDestination(ctx)

@@ -12,22 +12,31 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/faultd"
+	"github.com/pagewarp/pagewarp/pagecache"
 )
 
 // A fault log is a sequence of records of FaultRecordSize bytes, little endian:
-// i64 Unix time in ns, u64 page, u32 region, u8 class, 3 bytes of zero. A daemon
-// that died may have cut the last one short.
+// i64 Unix time in ns, u64 page, u32 region, u8 class, u24 pages, which is 0 but
+// for FaultListed. A daemon that died may have cut the last one short.
 const FaultRecordSize = 24
 
 // FaultServed is the class of a record that says that a fetched page was shown.
 const FaultServed faultd.FaultClass = 0xff
+
+// FaultListed is the class of a record that is no fault: the source's hot list
+// names the pages from Page on. Those of one list have the same time, and are in
+// its order.
+const FaultListed faultd.FaultClass = 0xfe
+
+const mostListed = 1<<24 - 1 // pages of one record
 
 // FaultRecord is one record of a fault log.
 type FaultRecord struct {
 	At     int64  // Unix time, ns
 	Page   uint64 // within the region
 	Region uint32
-	Class  faultd.FaultClass // or FaultServed
+	Class  faultd.FaultClass // or FaultServed, FaultListed
+	Count  uint32            // pages, of FaultListed; else 0
 }
 
 // append adds the record to b.
@@ -35,7 +44,7 @@ func (r FaultRecord) append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(r.At))
 	b = binary.LittleEndian.AppendUint64(b, r.Page)
 	b = binary.LittleEndian.AppendUint32(b, r.Region)
-	return append(b, byte(r.Class), 0, 0, 0)
+	return binary.LittleEndian.AppendUint32(b, uint32(r.Class)|r.Count<<8)
 }
 
 // ReadFaultLog reads a fault log, in the order of time, without a last record
@@ -58,14 +67,15 @@ func parseFaults(b []byte) ([]FaultRecord, error) {
 		r := FaultRecord{
 			At: int64(binary.LittleEndian.Uint64(b)), Page: binary.LittleEndian.Uint64(b[8:]),
 			Region: binary.LittleEndian.Uint32(b[16:]), Class: faultd.FaultClass(b[20]),
+			Count: binary.LittleEndian.Uint32(b[20:]) >> 8,
 		}
 		switch {
 		case r.At <= 0:
 			return nil, fmt.Errorf("record %d has the time %d: the file is damaged, record again", len(rs), r.At)
-		case r.Class > faultd.FaultZero && r.Class != FaultServed:
+		case r.Class > faultd.FaultZero && r.Class != FaultServed && r.Class != FaultListed:
 			return nil, fmt.Errorf("record %d has the class %d: the file is damaged, or of a later version", len(rs), r.Class)
-		case b[21]|b[22]|b[23] != 0:
-			return nil, fmt.Errorf("record %d does not end in zeros: the file is damaged, or of a later version", len(rs))
+		case (r.Count != 0) != (r.Class == FaultListed):
+			return nil, fmt.Errorf("record %d of the class %d has %d pages: the file is damaged, or of a later version", len(rs), r.Class, r.Count)
 		}
 		rs = append(rs, r)
 	}
@@ -116,6 +126,17 @@ func (l *faultLog) Fault(region uint32, page uint64, class faultd.FaultClass, re
 // Served notes the end of a fetch.
 func (l *faultLog) Served(region uint32, page uint64, at time.Time) {
 	l.put(FaultRecord{At: at.UnixNano(), Page: page, Region: region, Class: FaultServed})
+}
+
+// Listed notes a hot list.
+func (l *faultLog) Listed(runs []pagecache.Run) {
+	now := time.Now().UnixNano()
+	for _, r := range runs {
+		for n := uint32(0); r.Count > 0; r.First, r.Count = r.First+uint64(n), r.Count-n {
+			n = min(r.Count, mostListed)
+			l.put(FaultRecord{At: now, Page: r.First, Region: r.Region, Class: FaultListed, Count: n})
+		}
+	}
 }
 
 func (l *faultLog) put(r FaultRecord) {

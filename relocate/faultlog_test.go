@@ -13,16 +13,21 @@ import (
 
 	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/internal/vmtest"
+	"github.com/pagewarp/pagewarp/pagecache"
 )
 
 func TestFaultLogRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		classes := []faultd.FaultClass{faultd.FaultFetched, faultd.FaultJoined, faultd.FaultInstalling, faultd.FaultResident, faultd.FaultZero, FaultServed}
+		classes := []faultd.FaultClass{faultd.FaultFetched, faultd.FaultJoined, faultd.FaultInstalling, faultd.FaultResident, faultd.FaultZero, FaultServed, FaultListed}
 		want := rapid.SliceOf(rapid.Custom(func(t *rapid.T) FaultRecord {
-			return FaultRecord{
+			r := FaultRecord{
 				At: rapid.Int64Range(1, math.MaxInt64).Draw(t, "at"), Page: rapid.Uint64().Draw(t, "page"),
 				Region: rapid.Uint32().Draw(t, "region"), Class: rapid.SampledFrom(classes).Draw(t, "class"),
 			}
+			if r.Class == FaultListed {
+				r.Count = rapid.Uint32Range(1, mostListed).Draw(t, "count")
+			}
+			return r
 		})).Draw(t, "records")
 		var b []byte
 		for _, r := range want {
@@ -51,7 +56,7 @@ func TestFaultLogDamaged(t *testing.T) {
 	}{
 		"time":  {7, 0x80, "record 1 has the time -"},
 		"class": {20, 9, "record 1 has the class 9"},
-		"end":   {23, 1, "record 1 does not end in zeros"},
+		"end":   {23, 0x80, "record 1 of the class 4 has 8388608 pages"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := append(slices.Clone(good), good...)
@@ -93,13 +98,36 @@ func TestFaultLogIsBounded(t *testing.T) {
 	}
 }
 
+// TestFaultLogLists: a hot list is in the log, in its order, whatever its length.
+func TestFaultLogLists(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &faultLog{file: f, stop: make(chan struct{}), done: make(chan struct{}), buf: make([]byte, 0, 9*FaultRecordSize)}
+	go l.run()
+	l.Listed([]pagecache.Run{{Region: 1, First: 7, Count: mostListed + 2}, {Region: 0, First: 3, Count: 1}})
+	if err := l.close(); err != nil {
+		t.Fatal(err)
+	}
+	rs, err := ReadFaultLog(f.Name())
+	if err != nil || len(rs) != 3 {
+		t.Fatalf("%v, %v", rs, err)
+	}
+	at := rs[0].At
+	want := []FaultRecord{{at, 7, 1, FaultListed, mostListed}, {at, 7 + mostListed, 1, FaultListed, 2}, {at, 3, 0, FaultListed, 1}}
+	if !slices.Equal(rs, want) {
+		t.Errorf("%v, want %v", rs, want)
+	}
+}
+
 // TestFaultLog: a relocation with a log writes every fetch of a page on demand,
-// and its end.
+// and its end; and the hot list.
 func TestFaultLog(t *testing.T) {
 	dir := filepath.Join(vmtest.Dir(t), "faults")
 	r := newRig(t, func(c *HostConfig) { c.FaultLogDir = dir })
 	began := time.Now()
-	r.relocate(r.b.addr, Options{})
+	r.relocate(r.b.addr, Options{Precache: strings.Join(pagecache.PolicyNames, ",")})
 	if s := r.awaitEnd(); s.Phase != PhaseDone {
 		t.Fatalf("ended %s: %s", s.Phase, s.Error)
 	}
@@ -115,7 +143,7 @@ func TestFaultLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	open := map[uint64]bool{}
-	fetched := 0
+	fetched, listed := 0, uint64(0)
 	for _, x := range rs {
 		if x.At < began.UnixNano() || x.At > time.Now().UnixNano() {
 			t.Errorf("record %+v is not of this test's time", x)
@@ -129,11 +157,16 @@ func TestFaultLog(t *testing.T) {
 				t.Errorf("page %d was served without a fault", x.Page)
 			}
 			delete(open, x.Page)
+		case FaultListed:
+			listed += uint64(x.Count)
 		}
 	}
 	s := r.b.last(t, RoleDestination)
 	if fetched == 0 || uint64(fetched) > s.PagesDemand+s.PagesPrecache+s.PagesZero {
 		t.Errorf("%d fetches are logged, %d pages came on demand", fetched, s.PagesDemand)
+	}
+	if listed == 0 || listed != s.HotPages {
+		t.Errorf("%d pages of a hot list are logged, %d were taken", listed, s.HotPages)
 	}
 	t.Logf("%d records, %d fetches, %d pages on demand", len(rs), fetched, s.PagesDemand)
 }

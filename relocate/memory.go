@@ -119,6 +119,25 @@ func holdMemory(in *incoming, fresh bool, open func(g *guestMemory, fresh bool) 
 	return g, nil
 }
 
+// prefer returns what takes a hot list, nil if it is of no use: the engine, and the
+// fault log. On demand only the list is at most noted there.
+func (g *guestMemory) prefer() func([]pagecache.Run) error {
+	take := g.engine.Prefer
+	if g.in.rec.Options.OnDemandOnly {
+		take = func([]pagecache.Run) error { return nil }
+	}
+	if g.faults == nil {
+		if g.in.rec.Options.OnDemandOnly {
+			return nil
+		}
+		return take
+	}
+	return func(runs []pagecache.Run) error {
+		g.faults.Listed(runs)
+		return take(runs)
+	}
+}
+
 // policies are the precache policies that the operator chose. A name that only a
 // later version knows is left out.
 func (in *incoming) policies() []pagecache.Policy {

@@ -220,7 +220,7 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 		return ctl, err
 	}
 	o.show(PhasePreparing, "the destination starts its VMM")
-	if !o.rec.Options.OnDemandOnly && slices.Contains(policyNames(o.rec.Options.Precache), "hot") {
+	if slices.Contains(policyNames(o.rec.Options.Precache), "hot") {
 		o.hot = o.watchMemory(ctl)
 	}
 	var ready readyMsg
