@@ -11,7 +11,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build peers guest kmod tools deps test test-kmod test-rdma lint bench bench-qemu bench-kmod bench-rdma bench-peers bench-paper benchstat demo fuzz clean
+.PHONY: help build peers guest kmod tools deps test test-kmod test-rdma lint bench bench-qemu bench-kmod bench-rdma bench-peers bench-paper bench-trace benchstat demo fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,9 @@ bench-peers: build peers guest ## moves by pagewarp, by QEMU's own engines, by C
 
 bench-paper: build guest ## the experiments of the paper, in one report in build/bench/paper
 	$(BIN)/pagewarp bench paper
+
+bench-trace: build guest ## traces of real guests under every workload, simulated at other links, in build/bench/trace
+	$(BIN)/pagewarp bench trace study
 
 BASE ?= HEAD~1
 benchstat: ## the hot code's own benchmarks against BASE (HEAD~1), for information

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -150,10 +149,8 @@ func (r *Report) Markdown(w io.Writer) {
 			fmt.Fprintf(w, "%s\n", s)
 		}
 		if len(p.Rows) > 0 {
-			fmt.Fprintf(w, "\n%s%s", markdownRow(p.Header), strings.Repeat("|---", len(p.Header))+"|\n")
-			for _, row := range p.Rows {
-				io.WriteString(w, markdownRow(row))
-			}
+			fmt.Fprintln(w)
+			report.MarkdownTable(w, p.Header, p.Rows)
 		}
 		if p.Figure {
 			fmt.Fprintf(w, "\n![%s](%s.png)\n", p.Title, p.Name)
@@ -172,14 +169,6 @@ func bullets(w io.Writer, lines []string) {
 			fmt.Fprintf(w, "- %s\n", l)
 		}
 	}
-}
-
-func markdownRow(cells []string) string {
-	escaped := make([]string, len(cells))
-	for i, c := range cells {
-		escaped[i] = strings.ReplaceAll(c, "|", `\|`)
-	}
-	return "| " + strings.Join(escaped, " | ") + " |\n"
 }
 
 // Text writes the tables and the findings for the terminal.

@@ -45,6 +45,22 @@ func Table(w io.Writer, header []string, rows [][]string) error {
 	return err
 }
 
+// MarkdownTable writes a table as Markdown.
+func MarkdownTable(w io.Writer, header []string, rows [][]string) {
+	line := func(cells []string) {
+		escaped := make([]string, len(cells))
+		for i, c := range cells {
+			escaped[i] = strings.ReplaceAll(c, "|", `\|`)
+		}
+		fmt.Fprintf(w, "| %s |\n", strings.Join(escaped, " | "))
+	}
+	line(header)
+	fmt.Fprintln(w, strings.Repeat("|---", len(header))+"|")
+	for _, row := range rows {
+		line(row)
+	}
+}
+
 // Number formats v with about three significant digits.
 func Number(v float64) string {
 	switch a := max(v, -v); {

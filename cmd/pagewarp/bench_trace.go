@@ -24,7 +24,7 @@ is worth, in seconds of real time, at round trips and bandwidths that this machi
 does not have.`,
 		Args: group, RunE: help,
 	}
-	c.AddCommand(newBenchRecord(), newBenchSimulate())
+	c.AddCommand(newBenchRecord(), newBenchSimulate(), newBenchStudy())
 	return c
 }
 
@@ -38,6 +38,25 @@ type simulateFlags struct {
 	vcpus            []int
 	out              string
 	o                trace.Options
+}
+
+// conditions parses round trips and bandwidths.
+func conditions(rtts, links []string) (ds []time.Duration, bits []float64, err error) {
+	for _, rtt := range rtts {
+		d, err := time.ParseDuration(rtt)
+		if err != nil {
+			return nil, nil, usagef("--rtt %s: give a time such as 100us", rtt)
+		}
+		ds = append(ds, d)
+	}
+	for _, link := range links {
+		bytes, err := engine.ParseLink(link)
+		if err != nil || bytes == 0 {
+			return nil, nil, usagef("--link %s: give a bandwidth such as 10G", link)
+		}
+		bits = append(bits, float64(bytes)*8)
+	}
+	return ds, bits, nil
 }
 
 // maxSimulations bounds the product of all lists.
@@ -110,24 +129,18 @@ func (f *simulateFlags) run(ctx context.Context, step func(string)) (cs []*trace
 // each yields the options of every combination.
 func (f *simulateFlags) each() func(yield func(trace.Options, error) bool) {
 	return func(yield func(trace.Options, error) bool) {
-		for _, link := range f.links {
-			for _, rtt := range f.rtts {
+		rtts, links, err := conditions(f.rtts, f.links)
+		if err != nil {
+			yield(f.o, err)
+			return
+		}
+		for _, link := range links {
+			for _, rtt := range rtts {
 				for _, loss := range f.losses {
 					for _, vcpus := range f.vcpus {
 						for _, policy := range f.policies {
 							o := f.o
-							o.Policies, o.Loss, o.VCPUs = policy, loss, vcpus
-							d, err := time.ParseDuration(rtt)
-							if err != nil {
-								yield(o, usagef("--rtt %s: give a time such as 100us", rtt))
-								return
-							}
-							bytes, err := engine.ParseLink(link)
-							if err != nil || bytes == 0 {
-								yield(o, usagef("--link %s: give a bandwidth such as 10G", link))
-								return
-							}
-							o.RTT, o.Bandwidth = d, float64(bytes)*8
+							o.Policies, o.Loss, o.VCPUs, o.RTT, o.Bandwidth = policy, loss, vcpus, rtt, link
 							if !yield(o, nil) {
 								return
 							}

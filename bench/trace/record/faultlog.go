@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/pagewarp/pagewarp/bench/trace"
+	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
@@ -41,7 +43,7 @@ func touches(fs []relocate.FaultRecord, resumed time.Time) ([]trace.Touch, error
 			last = max(last, f.At)
 			continue
 		}
-		class := trace.Class(f.Class)
+		class := trace.Class(f.Class) // of FaultListed, none of those below
 		if f.At < start || class != trace.Fetched && class != trace.Zero {
 			continue // the load of the device state; or a page touched before
 		}
@@ -60,4 +62,25 @@ func touches(fs []relocate.FaultRecord, resumed time.Time) ([]trace.Touch, error
 		return nil, errors.New("the guest did not fault once after it had moved")
 	}
 	return ts, nil
+}
+
+// hotList makes a trace's hot list of a log: the last one's pages first. What is
+// beyond the planner's bound is left out.
+func hotList(fs []relocate.FaultRecord) (hot []pagecache.Run) {
+	var lists [][]pagecache.Run
+	at := int64(-1)
+	for _, f := range fs {
+		if f.Class != relocate.FaultListed {
+			continue
+		}
+		if f.At != at {
+			lists, at = append(lists, nil), f.At
+		}
+		last := &lists[len(lists)-1]
+		*last = append(*last, pagecache.Run{Region: f.Region, First: f.Page, Count: f.Count})
+	}
+	for _, l := range slices.Backward(lists) {
+		hot = append(hot, l...)
+	}
+	return hot[:min(len(hot), pagecache.MaxListed)]
 }

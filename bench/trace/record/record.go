@@ -17,9 +17,10 @@ import (
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
-// What the real relocations are set to, and the simulation of them. The hot list
-// is left out: which pages it named is not recorded.
+// What the recorded relocation is set to, the real ones with precache, and the
+// simulation of these, which are without the hot list, as by default.
 const (
+	recordPolicies    = "hot,sweep" // on demand only: the list is recorded, and not used
 	realPolicies      = "around,bubbles,sweep"
 	simulatedPolicies = "around+bubbles+follow"
 	recordSpan        = 10 * time.Second
@@ -68,10 +69,26 @@ func Run(ctx context.Context, o Options) (*Recording, error) {
 	if err := onDemand(ctx, o, t, filepath.Join(dir, "faults")); err != nil {
 		return nil, fmt.Errorf("record on demand only: %w", err)
 	}
-	r := &Recording{Trace: t, Load: t.Load}
-	if err := r.real(ctx, o); err != nil {
+	real, err := withPrecache(ctx, o, t)
+	if err != nil {
 		return nil, fmt.Errorf("relocate with precache: %w", err)
 	}
+	r, err := check(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	r.Real = real
+	return r, nil
+}
+
+// check simulates a trace as its real relocations were made, and says how far the
+// simulation is off.
+func check(ctx context.Context, t *trace.Trace) (*Recording, error) {
+	if t.Real == nil {
+		return nil, errors.New("the trace has no real relocation to compare with: record it again")
+	}
+	r := &Recording{Trace: t, Load: t.Load, Real: []trace.Real{*t.Real}}
+	var err error
 	r.Simulated, err = trace.Simulate(ctx, t, AsRecorded(t))
 	if err != nil {
 		return nil, err
@@ -117,7 +134,7 @@ func onDemand(ctx context.Context, o Options, t *trace.Trace, dir string) error 
 	}
 	eo := o.Engine
 	// Read-ahead would hide touches from the log.
-	eo.Engines, eo.Repeat, eo.Tools.FaultLog, eo.Precache, eo.Span = []engine.Engine{e}, 1, dir, "sweep", recordSpan
+	eo.Engines, eo.Repeat, eo.Tools.FaultLog, eo.Precache, eo.Span = []engine.Engine{e}, 1, dir, recordPolicies, recordSpan
 	var resumed time.Time
 	eo.Inspect = func(_ context.Context, j *engine.Job, m engine.Moved) error {
 		resumed = m.Resumed
@@ -143,6 +160,7 @@ func onDemand(ctx context.Context, o Options, t *trace.Trace, dir string) error 
 	if t.Touches, err = touches(fs, resumed); err != nil {
 		return err
 	}
+	t.Hot = hotList(fs)
 	id := t.Touches[0].Region
 	t.Regions[0].ID = id
 	for _, x := range t.Touches {
@@ -153,17 +171,17 @@ func onDemand(ctx context.Context, o Options, t *trace.Trace, dir string) error 
 	return nil
 }
 
-// real moves guests with precache and notes their medians in the trace.
-func (r *Recording) real(ctx context.Context, o Options) error {
+// withPrecache moves guests with precache and notes their medians in the trace.
+func withPrecache(ctx context.Context, o Options, t *trace.Trace) (all []trace.Real, err error) {
 	e, err := engine.New(engine.Pagewarp, o.Env)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	eo := o.Engine
 	eo.Engines, eo.Precache = []engine.Engine{e}, realPolicies
 	res, err := engine.Run(ctx, eo)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var ratios []float64
 	for _, row := range res.Rows {
@@ -171,7 +189,7 @@ func (r *Recording) real(ctx context.Context, o Options) error {
 			continue
 		}
 		s := row.Status
-		r.Real = append(r.Real, trace.Real{
+		all = append(all, trace.Real{
 			DrainS: s.Drained.Sub(s.Resumed).Seconds(), PagesDemand: s.PagesDemand, Faults: uint64(s.FaultLatency.Count),
 			FaultP50US: s.FaultLatency.P50, FaultP99US: s.FaultLatency.P99,
 			StallS:    s.FaultLatency.Mean * float64(s.FaultLatency.Count) / 1e6,
@@ -181,26 +199,26 @@ func (r *Recording) real(ctx context.Context, o Options) error {
 			ratios = append(ratios, (float64(s.BytesWire)-float64(s.PagesDemand)*pageSize)/(float64(s.PagesPrecache)*pageSize))
 		}
 	}
-	if len(r.Real) == 0 {
-		return fmt.Errorf("not one relocation succeeded: %s", res.Rows[0].Error)
+	if len(all) == 0 {
+		return nil, fmt.Errorf("not one relocation succeeded: %s", res.Rows[0].Error)
 	}
 	median := func(f func(trace.Real) float64) float64 {
-		vs := make([]float64, len(r.Real))
-		for i, x := range r.Real {
+		vs := make([]float64, len(all))
+		for i, x := range all {
 			vs[i] = f(x)
 		}
 		return report.SpreadOf(vs).Median
 	}
-	m := r.Real[0]
+	m := all[0]
 	m.DrainS = median(func(x trace.Real) float64 { return x.DrainS })
 	m.PagesDemand = uint64(median(func(x trace.Real) float64 { return float64(x.PagesDemand) }))
 	m.Faults = uint64(median(func(x trace.Real) float64 { return float64(x.Faults) }))
 	m.FaultP50US = median(func(x trace.Real) float64 { return x.FaultP50US })
 	m.FaultP99US = median(func(x trace.Real) float64 { return x.FaultP99US })
 	m.StallS = median(func(x trace.Real) float64 { return x.StallS })
-	r.Trace.Real = &m
-	r.Trace.Link.WireRatio = max(0.001, report.SpreadOf(ratios).Median)
-	return nil
+	t.Real = &m
+	t.Link.WireRatio = max(0.001, report.SpreadOf(ratios).Median)
+	return all, nil
 }
 
 // AsRecorded are the options that a trace's real relocations had, as far as
