@@ -1,9 +1,13 @@
 package engine
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -224,4 +228,33 @@ func TestKeepsWrites(t *testing.T) {
 			t.Errorf("%+v: %d bytes", c, v.RAM)
 		}
 	}
+}
+
+// slow is an observer whose load needs some looks until it has settled.
+type slow struct {
+	observer
+	looks int
+}
+
+func (s *slow) settled() bool { s.looks--; return s.looks < 0 }
+
+// The command waits for a load that takes a while; no other does.
+func TestSettle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		if note, err := settle(t.Context(), &guestObserver{}); note != "" || err != nil || time.Since(begin) != 0 {
+			t.Errorf("a load that is there at once: %q, %v", note, err)
+		}
+		if note, err := settle(t.Context(), &slow{looks: 10}); note != "" || err != nil || time.Since(begin) != 10*settleEvery {
+			t.Errorf("a slow load: %q, %v, after %v", note, err, time.Since(begin))
+		}
+		if note, err := settle(t.Context(), &slow{looks: 1 << 30}); !strings.Contains(note, "not under way") || err != nil {
+			t.Errorf("a load that never is: %q, %v", note, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := settle(ctx, &slow{looks: 1}); !errors.Is(err, context.Canceled) {
+			t.Errorf("interrupted: %v", err)
+		}
+	})
 }

@@ -28,6 +28,35 @@ type observer interface {
 	finish(ctx context.Context, command time.Time, at moments) (observation, error)
 }
 
+// settler is an observer whose load takes a while until it is what it will be.
+type settler interface {
+	// settled says that it is.
+	settled() bool
+}
+
+const (
+	settleLimit = 20 * time.Second
+	settleEvery = 50 * time.Millisecond
+)
+
+// settle waits until a load is what it will be, for settleLimit at most: what came
+// before is no measure of what is lost. It returns a note if that was too short.
+func settle(ctx context.Context, o observer) (note string, err error) {
+	s, ok := o.(settler)
+	if !ok {
+		return "", nil
+	}
+	for end := time.Now().Add(settleLimit); !s.settled(); {
+		if time.Now().After(end) {
+			return fmt.Sprintf("the load was not under way yet %v after its start: the throughput before the command is too low", settleLimit), nil
+		}
+		if err := sleep(ctx, settleEvery); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
 // observation is what a load saw.
 type observation struct {
 	bins []bin
@@ -90,7 +119,7 @@ func observeSpecweb(ctx context.Context, l workloads.Load, client *rig.Host, g g
 		Workload: name, Sessions: g.Sessions, Scale: g.Scale, Seed: 1, Dial: client.Dial,
 		Plain: "http://" + host + ":" + strconv.Itoa(g.Port), Secure: "https://" + host + ":" + strconv.Itoa(g.TLSPort),
 	})
-	return &specwebObserver{r}, err
+	return &specwebObserver{r, g.Sessions}, err
 }
 
 // guestObserver reads what the guest has counted by itself.
@@ -163,7 +192,19 @@ func (o *redisObserver) finish(_ context.Context, command time.Time, at moments)
 		l.Summary(command, l.End).LongestGap.LengthMS, s.Wrong, s.FirstErrors), dropped(s.Dropped)
 }
 
-type specwebObserver struct{ run *specweb.Run }
+type specwebObserver struct {
+	run      *specweb.Run
+	sessions int
+}
+
+// sessionPages is how many pages a session of SPECweb's Banking is, about: by then
+// most have been through their login, which is TLS and slow under TCG, once.
+const sessionPages = 4
+
+func (o *specwebObserver) settled() bool {
+	counts, active := o.run.Progress()
+	return active >= o.sessions && counts.Pages() >= sessionPages*o.sessions
+}
 
 func (o *specwebObserver) finish(_ context.Context, command time.Time, at moments) (observation, error) {
 	l := o.run.Stop()

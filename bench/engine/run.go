@@ -218,6 +218,10 @@ func (c *contest) run(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("start the load: %w", err)
 	}
+	note, err := settle(ctx, o)
+	if err != nil {
+		return err
+	}
 	if err := sleep(ctx, c.Before); err != nil {
 		return err
 	}
@@ -229,6 +233,9 @@ func (c *contest) run(ctx context.Context) (err error) {
 		return err
 	}
 	c.row.fill(m, costs)
+	if note != "" {
+		c.row.Notes = append(c.row.Notes, note)
+	}
 	if moveErr != nil {
 		// What the guest did meanwhile may still be told, if it lives.
 		lctx, cancel := context.WithTimeout(ctx, 10*time.Second)
