@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/tcp"
 )
 
@@ -86,6 +87,22 @@ func (c *control) close() {
 func (c *control) send(kind uint16, v any) error {
 	if err := c.ch.Send(kind, v); err != nil {
 		return fmt.Errorf("control channel: %w", err)
+	}
+	return nil
+}
+
+// sendState sends a piece of the device state; last ends it.
+func (c *control) sendState(chunk []byte, last bool) error {
+	if err := c.ch.SendState(chunk, last); err != nil {
+		return fmt.Errorf("control channel: device state: %w", err)
+	}
+	return nil
+}
+
+// sendIndex sends the hashes of pages of r, transport.HashSize bytes for each.
+func (c *control) sendIndex(r transport.Range, hashes []byte) error {
+	if err := c.ch.SendIndex(r, hashes); err != nil {
+		return fmt.Errorf("control channel: index of candidates: %w", err)
 	}
 	return nil
 }

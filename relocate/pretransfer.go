@@ -122,7 +122,7 @@ func (in *incoming) preTransfer(ctl *control) error {
 				in.early.mu.Lock()
 				in.early.index += uint64(len(hashes) + transport.HeaderSize)
 				in.early.mu.Unlock()
-				return ctl.ch.SendIndex(r, hashes)
+				return ctl.sendIndex(r, hashes)
 			},
 		})
 	}()

@@ -218,7 +218,7 @@ func TestPreTransferByADestinationThatCannot(t *testing.T) {
 		t.Error(err)
 	}
 	ctl.close()
-	rollsBack(t, a, "EOF") // met by the control channel, or while QEMU is asked
+	rollsBack(t, a, "control channel")
 }
 
 func TestPreTransferWithAHostileDestination(t *testing.T) {
@@ -317,7 +317,7 @@ func TestPreTransferReadsNothingElse(t *testing.T) {
 	}
 	a.await(t, "web1", PhaseState)
 	ctl.close()
-	rollsBack(t, a, "EOF")
+	rollsBack(t, a, "control channel")
 	<-demand
 }
 

@@ -363,12 +363,12 @@ func (r *relay) run(ctx context.Context, pid int, limit time.Duration, ctl *cont
 		n, err := stream.Read(buf)
 		if n > 0 {
 			saved.Store(time.Now().UnixNano())
-			if serr := ctl.ch.SendState(buf[:n], false); serr != nil {
+			if serr := ctl.sendState(buf[:n], false); serr != nil {
 				return serr
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			return ctl.ch.SendState(nil, true)
+			return ctl.sendState(nil, true)
 		}
 		if err != nil {
 			return fmt.Errorf("read device state from QEMU: %w", err)

@@ -307,7 +307,7 @@ func (in *incoming) offerIndex(ctl *control) error {
 			}
 			n := min(most, r.Pages-first)
 			b = x.Append(b[:0], first, n)
-			if err := ctl.ch.SendIndex(transport.Range{Region: r.ID, First: first, Count: uint32(n)}, b); err != nil {
+			if err := ctl.sendIndex(transport.Range{Region: r.ID, First: first, Count: uint32(n)}, b); err != nil {
 				return err
 			}
 			in.indexBytes.Add(uint64(len(b) + transport.HeaderSize))

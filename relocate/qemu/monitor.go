@@ -149,7 +149,7 @@ func (m *monitor) execute(ctx context.Context, name string, args, out any) error
 	select {
 	case m.slot <- struct{}{}:
 	case <-ctx.Done():
-		return fmt.Errorf("QMP %s: QEMU has not answered an earlier command: %w", name, contextError(ctx))
+		return unanswered(ctx, name, "has not answered an earlier command")
 	case <-m.done:
 		return fmt.Errorf("QMP %s: %w", name, m.closed())
 	}
@@ -173,8 +173,17 @@ func (m *monitor) execute(ctx context.Context, name string, args, out any) error
 	case r := <-res:
 		return m.finish(name, r.reply, r.err, out)
 	case <-ctx.Done():
-		return fmt.Errorf("QMP %s: QEMU does not answer: %w", name, contextError(ctx))
+		return unanswered(ctx, name, "does not answer")
 	}
+}
+
+// unanswered says what ended the wait for a command's answer: QEMU's time was
+// over, or the caller gave up for a cause that QEMU has nothing to do with.
+func unanswered(ctx context.Context, name, what string) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("QMP %s: QEMU %s: %w", name, what, contextError(ctx))
+	}
+	return fmt.Errorf("QMP %s: given up: %w", name, context.Cause(ctx))
 }
 
 func (m *monitor) finish(name string, r reply, err error, out any) error {
