@@ -89,6 +89,10 @@ func (h *Host) makeNamespace() error {
 	go func() {
 		// Never unlocked: the thread is in the new namespace and ends here.
 		runtime.LockOSThread()
+		if err := shareNames(); err != nil {
+			done <- err
+			return
+		}
 		ns, err := netns.NewNamed(h.NS)
 		if err != nil {
 			done <- fmt.Errorf("make network namespace %s: %w", h.NS, err)
@@ -105,6 +109,26 @@ func (h *Host) makeNamespace() error {
 		return err
 	}
 	return h.withNetlink(func(nl *netlink.Handle) error { return setUp(nl, "lo") })
+}
+
+// shareNames makes the folder of named namespaces a shared mount, as ip-netns(8)
+// does when it adds its first. If it came later, it would mount the folder over
+// itself, and hide what is mounted in it by then.
+func shareNames() error {
+	if err := os.MkdirAll(nsDir, 0o755); err != nil {
+		return err
+	}
+	share := func() error { return unix.Mount("", nsDir, "", unix.MS_SHARED|unix.MS_REC, "") }
+	err := share()
+	if errors.Is(err, unix.EINVAL) { // no mount of its own yet
+		if err = unix.Mount(nsDir, nsDir, "", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make %s a shared mount: %w", nsDir, err)
+	}
+	return nil
 }
 
 // Do runs f on a thread inside the host's network namespace: sockets that f

@@ -56,6 +56,24 @@ func newRig(t *testing.T, hosts ...string) *Rig {
 	return r
 }
 
+// TestAfterIPNetns has ip-netns(8) add a namespace while a rig stands: it may hide
+// none of the rig's.
+func TestAfterIPNetns(t *testing.T) {
+	r := newRig(t, "a", "b")
+	name := r.Ident + "x"
+	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	defer func() {
+		if out, err := exec.Command("ip", "netns", "delete", name).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	}()
+	if err := exchange(t, r.Host("a"), r.Host("b"), 5*time.Second); err != nil {
+		t.Error(err)
+	}
+}
+
 // exchange sends one byte from one host to the other and back.
 func exchange(t *testing.T, from, to *Host, limit time.Duration) error {
 	t.Helper()

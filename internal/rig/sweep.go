@@ -89,7 +89,11 @@ func sweep(ident string) error {
 			errs = append(errs, kill(pid))
 		}
 		// Its links go with it, and the peers of its veths with them.
-		if err := netns.DeleteNamed(ns); err != nil {
+		err = netns.DeleteNamed(ns)
+		if errors.Is(err, unix.EINVAL) {
+			err = fmt.Errorf("%w: something was mounted over %s since; unmount that (umount %s) and run this again", err, nsDir, nsDir)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("delete network namespace %s: %w", ns, err))
 		}
 	}
