@@ -1,6 +1,7 @@
 package faultd
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -26,8 +27,9 @@ type DeviceConfig struct {
 	// PIDFD, if more than 0, is a pidfd of the machine's process, so that its
 	// death is noticed. It stays the caller's and must outlive the memory.
 	PIDFD int
-	// Spin is how long a reader looks at the rings before it sleeps, and a thread of
-	// the machine for its page, where nothing else wants its CPU.
+	// Spin is how long at most a reader looks at the rings before it sleeps, and a
+	// thread of the machine for its page, where nothing else wants its CPU; see
+	// [kmod.Daemon.SetSpin]. 0 is kmod.DefaultSpin, less than 1 µs none.
 	Spin time.Duration
 }
 
@@ -50,12 +52,14 @@ type deviceRegion struct {
 // ends.
 func NewDevice(cfg DeviceConfig) (*Device, error) {
 	d := &Device{cfg: cfg}
+	spin := cmp.Or(cfg.Spin, kmod.DefaultSpin)
 	for _, r := range cfg.Regions {
 		m := deviceRegion{DeviceRegion: r, fd: -1}
 		err := m.open()
 		d.list = append(d.list, m)
 		d.ends = append(d.ends, r.Daemon)
-		r.Daemon.SetSpin(cfg.Spin)
+		// A reader of several looks at one after the other.
+		r.Daemon.SetSpin(spin, spin/time.Duration(len(cfg.Regions)))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("device memory: region %d (%q): %w", r.ID, r.Name, err), d.unmap())
 		}
@@ -106,7 +110,7 @@ func (d *Device) Close() error {
 
 // NewReader implements [FaultSource].
 func (d *Device) NewReader() (FaultReader, error) {
-	r, err := kmod.NewReader(kmod.ReaderConfig{Spin: d.cfg.Spin, PIDFD: d.cfg.PIDFD}, d.ends...)
+	r, err := kmod.NewReader(kmod.ReaderConfig{PIDFD: d.cfg.PIDFD}, d.ends...)
 	if err != nil {
 		return nil, err
 	}

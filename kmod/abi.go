@@ -106,7 +106,7 @@ type rawProducer struct {
 
 type rawConsumer struct {
 	cons, needWakeup uint32
-	spinUS, _        uint32
+	spinUS, pollUS   uint32
 	_                [6]uint64
 }
 

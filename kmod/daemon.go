@@ -93,14 +93,21 @@ func (d *Daemon) Alias() (fd int, err error) {
 	return int(r.fd), nil
 }
 
-// maxSpin is PAGEWARP_MAX_SPIN_US of driver/pagewarp_uapi.h.
-const maxSpin = time.Millisecond
+const (
+	// maxSpin is PAGEWARP_MAX_SPIN_US of driver/pagewarp_uapi.h.
+	maxSpin = time.Millisecond
+	// DefaultSpin is that of KVM's halt polling (halt_poll_ns of arch/x86/kvm/x86.c),
+	// which is the same bargain: a CPU with nothing else to do, for a wake-up spared.
+	DefaultSpin = 200 * time.Microsecond
+)
 
-// SetSpin says how long a thread that touches a missing page looks for it before it
-// goes to sleep; 0, the default, is not at all, and more than a millisecond counts as
-// one. It spares two changes of threads and a system call where pages come within
-// microseconds, and fills a CPU for that long where nothing else wants to run on it.
-func (d *Daemon) SetSpin(spin time.Duration) { d.ring.setSpin(spin) }
+// SetSpin says how long at most a thread that touches a missing page looks for it before
+// it goes to sleep, and how long a [Reader] looks at the ring; what is more than a
+// millisecond counts as one. 0, not at all, is what a new end begins with. Either looks
+// only while nothing else wants its CPU, and only if pages, or faults, have come
+// within that time of late, on average. It spares changes of threads and a system
+// call, and keeps a CPU from resting meanwhile.
+func (d *Daemon) SetSpin(thread, reader time.Duration) { d.ring.setSpin(thread, reader) }
 
 func (d *Daemon) check(first, count uint64) error {
 	if first >= d.pages || count > d.pages-first {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
-	"time"
 
 	"github.com/pagewarp/pagewarp/internal/syspoll"
 	"golang.org/x/sys/unix"
@@ -12,9 +11,6 @@ import (
 
 // ReaderConfig sets up a [Reader]. The zero value is good.
 type ReaderConfig struct {
-	// Spin is how long to look at the rings before going to sleep: it spares a
-	// thread wake-up for a fault that follows soon, and fills a CPU for that long.
-	Spin time.Duration
 	// PIDFD, if more than 0, is a pidfd of the process that maps the objects; its
 	// exit ends reading with ErrGone. It stays the caller's.
 	PIDFD int
@@ -25,7 +21,6 @@ type ReaderConfig struct {
 // ends, each fault goes to one of them. Stop may come from anywhere.
 type Reader struct {
 	daemons []*Daemon
-	spin    time.Duration
 	stop    int // eventfd; readable for ever after Stop
 	stopped atomic.Bool
 	fds     []unix.PollFd // used by the reading goroutine
@@ -41,7 +36,7 @@ func NewReader(cfg ReaderConfig, daemons ...*Daemon) (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make stop descriptor of fault ring reader: %w", err)
 	}
-	r := &Reader{daemons: append([]*Daemon(nil), daemons...), spin: cfg.Spin, stop: stop}
+	r := &Reader{daemons: append([]*Daemon(nil), daemons...), stop: stop}
 	r.fds = append(r.fds, unix.PollFd{Fd: int32(stop), Events: unix.POLLIN})
 	for _, d := range daemons {
 		r.fds = append(r.fds, unix.PollFd{Fd: int32(d.fd), Events: unix.POLLIN})
@@ -52,10 +47,6 @@ func NewReader(cfg ReaderConfig, daemons ...*Daemon) (*Reader, error) {
 	return r, nil
 }
 
-// looksAtOnce is how often a spinning reader looks before it offers its CPU to
-// others: with as many threads as CPUs it would else take the time of those it serves.
-const looksAtOnce = 8
-
 // Read waits until there is a fault, and fills buf with as many as there are. It
 // returns ErrStopped after Stop, ErrGone after the process's exit, ErrDestroyed
 // when an object is no more.
@@ -63,29 +54,15 @@ func (r *Reader) Read(buf []Fault) (int, error) {
 	if len(buf) == 0 {
 		return 0, errors.New("fault ring reader: buffer has no room")
 	}
-	var until time.Time
-	if r.spin > 0 {
-		until = time.Now().Add(r.spin)
-	}
-	for look := 1; ; look++ {
+	for {
 		if r.stopped.Load() {
 			return 0, ErrStopped
 		}
 		if n := r.take(buf); n > 0 {
 			return n, nil
 		}
-		timeout := time.Duration(-1)
-		if r.spin > 0 && time.Now().Before(until) {
-			if !r.pending() {
-				if look%looksAtOnce == 0 {
-					// Those who fault may want to run on this CPU.
-					_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
-				}
-				continue
-			}
-			timeout = 0 // poll brings in what the ring had no room for
-		}
-		if err := r.poll(timeout); err != nil {
+		// This also brings in what the ring had no room for.
+		if err := r.poll(); err != nil {
 			return 0, err
 		}
 	}
@@ -110,17 +87,8 @@ func (r *Reader) take(buf []Fault) int {
 	return n
 }
 
-func (r *Reader) pending() bool {
-	for _, d := range r.daemons {
-		if d.ring.Pending() {
-			return true
-		}
-	}
-	return false
-}
-
-func (r *Reader) poll(timeout time.Duration) error {
-	_, errno := syspoll.Wait(r.fds, timeout)
+func (r *Reader) poll() error {
+	_, errno := syspoll.Wait(r.fds, -1)
 	switch errno {
 	case 0:
 	case unix.EINTR:

@@ -87,8 +87,9 @@ func (r *Ring) Overflows() uint64 { return atomic.LoadUint64(&r.producer.overflo
 // 0, unless the kernel is broken.
 func (r *Ring) Bad() uint64 { return r.bad.Load() }
 
-// setSpin tells the kernel how long a thread is to look for its page before it sleeps.
-func (r *Ring) setSpin(d time.Duration) {
-	us := min(max(d, 0), maxSpin).Microseconds()
-	atomic.StoreUint32(&r.consumer.spinUS, uint32(us))
+// setSpin tells the kernel how long threads, and poll, look before they sleep.
+func (r *Ring) setSpin(thread, poll time.Duration) {
+	us := func(d time.Duration) uint32 { return uint32(min(max(d, 0), maxSpin).Microseconds()) }
+	atomic.StoreUint32(&r.consumer.spinUS, us(thread))
+	atomic.StoreUint32(&r.consumer.pollUS, us(poll))
 }

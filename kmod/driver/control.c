@@ -17,7 +17,7 @@ long pw_get_info(void __user *arg)
 		.abi = PAGEWARP_ABI,
 		.page_size = PAGE_SIZE,
 		.features = PAGEWARP_FEATURE_FREEZE | PAGEWARP_FEATURE_DEADLINE |
-			    PAGEWARP_FEATURE_SPIN,
+			    PAGEWARP_FEATURE_SPIN | PAGEWARP_FEATURE_POLL_SPIN,
 		.max_bytes = PAGEWARP_MAX_BYTES,
 		.max_objects = PAGEWARP_MAX_OBJECTS,
 		.max_ring = PAGEWARP_MAX_RING,

@@ -82,10 +82,44 @@ static int pw_daemon_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
+/*
+ * Looks at the ring before the consumer goes to sleep, if faults have come soon enough
+ * of late. In the kernel, as here it is known whether another thread wants the CPU.
+ */
+static void pw_poll_spin(struct pw_daemon *d, u64 most)
+{
+	u64 begin = ktime_get_ns();
+
+	WRITE_ONCE(d->polled, begin);
+	if (READ_ONCE(d->gap_ns) > most)
+		return;
+	/* What the ring had no room for is brought in by the rest of poll(). */
+	while (!pw_ring_ready(d) && !READ_ONCE(d->npending) &&
+	       !READ_ONCE(d->obj->destroyed) && pw_may_spin() &&
+	       ktime_get_ns() - begin < most)
+		cpu_relax();
+}
+
+/* The consumer has a fault: how long did that take to come? */
+static void pw_poll_done(struct pw_daemon *d, u64 most)
+{
+	u64 polled = xchg(&d->polled, 0);
+	u64 posted;
+
+	if (!polled)
+		return;
+	posted = READ_ONCE(pw_ring_next(d)->time_ns);
+	pw_average(&d->gap_ns, max(posted, polled) - polled, most);
+}
+
 static __poll_t pw_daemon_poll(struct file *file, poll_table *wait)
 {
 	struct pw_daemon *d = file->private_data;
+	u64 most = pw_spin_most(&d->consumer->poll_us);
 
+	/* Without _qproc it is called to look, not to wait. */
+	if (most && wait && wait->_qproc && !pw_ring_ready(d))
+		pw_poll_spin(d, most);
 	poll_wait(file, &d->poll_wait, wait);
 	WRITE_ONCE(d->consumer->need_wakeup, 1);
 	/* D: in the queue, and need_wakeup, before the look at the ring. */
@@ -93,7 +127,11 @@ static __poll_t pw_daemon_poll(struct file *file, poll_table *wait)
 	if (READ_ONCE(d->obj->destroyed))
 		return EPOLLHUP | EPOLLERR;
 	pw_flush(d);
-	return pw_ring_ready(d) ? EPOLLIN | EPOLLRDNORM : 0;
+	if (!pw_ring_ready(d))
+		return 0;
+	if (most)
+		pw_poll_done(d, most);
+	return EPOLLIN | EPOLLRDNORM;
 }
 
 static int pw_daemon_mmap(struct file *file, struct vm_area_struct *vma)

@@ -71,6 +71,7 @@ static int pw_wake_one(wait_queue_entry_t *entry, unsigned int mode, int sync,
 
 	if (key && *(u64 *)key != w->page)
 		return 0;
+	w->woken = ktime_get_ns();
 	return default_wake_function(entry, mode, sync, NULL);
 }
 
@@ -111,59 +112,70 @@ void pw_wake_all(struct pw_object *o)
 		__wake_up(&o->bucket[i].wait, TASK_NORMAL, 0, NULL);
 }
 
-/*
- * Looks for the page for as long as the daemon wishes, before the thread goes to
- * sleep: a page that comes soon costs neither a change of threads nor a call of
- * the daemon. True if it has come. @epoch is that of the daemon that was told.
- */
-static bool pw_spin(struct pw_object *o, u64 page, u32 flags, u64 *epoch)
+/* Notes how long the daemon has taken to bring a page, against @most. */
+static void pw_served(struct pw_object *o, u64 ns, u64 most)
 {
 	struct pw_daemon *d;
-	u64 until;
-	u32 us = 0;
 
 	rcu_read_lock();
 	d = rcu_dereference(o->daemon);
 	if (d)
-		us = min_t(u32, READ_ONCE(d->consumer->spin_us), PAGEWARP_MAX_SPIN_US);
+		pw_average(&d->served_ns, ns, most);
 	rcu_read_unlock();
-	if (!us || !single_task_running())
+}
+
+/*
+ * Looks for the page before the thread goes to sleep, if pages have come soon enough
+ * of late: one that does costs neither a change of threads nor a call of the daemon.
+ * True if it has come. What follows if not is in @w.
+ */
+static bool pw_spin(struct pw_object *o, u64 page, u32 flags, struct pw_waiter *w)
+{
+	struct pw_daemon *d;
+	bool pays;
+
+	rcu_read_lock();
+	d = rcu_dereference(o->daemon);
+	w->most = d ? pw_spin_most(&d->consumer->spin_us) : 0;
+	pays = d && READ_ONCE(d->served_ns) <= w->most;
+	rcu_read_unlock();
+	w->page = page;
+	if (!w->most)
 		return false;
-	until = ktime_get_ns() + us * (u64)NSEC_PER_USEC;
+	w->begin = ktime_get_ns();
+	if (!pays || !single_task_running())
+		return false;
 	/* Whoever sleeps has reported it. */
 	if (!test_bit(page, o->waiters))
-		*epoch = pw_post(o, page, flags);
+		w->epoch = pw_post(o, page, flags);
 	do {
 		if (pw_present(o, page)) {
 			this_cpu_inc(o->stats->spun);
+			pw_served(o, ktime_get_ns() - w->begin, w->most);
 			return true;
 		}
 		cpu_relax();
-	} while (!need_resched() && single_task_running() &&
-		 !signal_pending(current) && ktime_get_ns() < until);
+	} while (pw_may_spin() && ktime_get_ns() - w->begin < w->most);
 	return false;
 }
 
 /* Sleeps until the page is there (0), a signal comes or all hope is lost. */
-static int pw_wait(struct pw_object *o, u64 page, u32 flags, unsigned int state)
+static int pw_wait(struct pw_object *o, u32 flags, unsigned int state,
+		   struct pw_waiter *w)
 {
-	struct pw_waiter w = { .page = page };
+	u64 page = w->page;
 	struct wait_queue_head *q = &pw_bucket(o, page)->wait;
-	u64 epoch = 0;
 	int ret = 0;
 
-	if (pw_spin(o, page, flags, &epoch))
-		return 0;
-
-	init_waitqueue_func_entry(&w.entry, pw_wake_one);
-	w.entry.private = current;
-	add_wait_queue(q, &w.entry);
+	init_waitqueue_func_entry(&w->entry, pw_wake_one);
+	w->entry.private = current;
+	add_wait_queue(q, &w->entry);
 	for (;;) {
 		/* In the queue before the bit is set: a wake-up finds us. */
 		set_current_state(state);
 		/* Asked twice: a fault that was just served is not reported. */
 		if (!pw_present(o, page))
-			pw_announce(o, page, flags, epoch);
+			pw_announce(o, page, flags, w->epoch);
 		if (pw_present(o, page) || page >= READ_ONCE(o->pages))
 			break;
 		if (pw_dead(o)) {
@@ -175,10 +187,13 @@ static int pw_wait(struct pw_object *o, u64 page, u32 flags, unsigned int state)
 			break;
 		}
 		schedule_timeout(pw_patience(o));
-		epoch = 0;
+		w->epoch = 0;
 	}
 	__set_current_state(TASK_RUNNING);
-	remove_wait_queue(q, &w.entry);
+	remove_wait_queue(q, &w->entry);
+	/* Until it was woken, not until it ran: the rest it would be spared. */
+	if (w->most && !ret)
+		pw_served(o, (w->woken ?: ktime_get_ns()) - w->begin, w->most);
 	return ret;
 }
 
@@ -268,6 +283,7 @@ static vm_fault_t pw_absent(struct pw_object *o, struct file *node,
 {
 	u32 flags = vmf->flags & FAULT_FLAG_WRITE ? PAGEWARP_FAULT_WRITE : 0;
 	unsigned int state = TASK_KILLABLE;
+	struct pw_waiter w = {};
 	int ret;
 
 	if (pw_dead(o)) {
@@ -282,6 +298,12 @@ static vm_fault_t pw_absent(struct pw_object *o, struct file *node,
 			return VM_FAULT_RETRY;
 		}
 		/*
+		 * With the lock still taken, for a millisecond at most: then the page
+		 * is mapped at once, and not by another fault.
+		 */
+		if (pw_spin(o, page, flags, &w))
+			return 0;
+		/*
 		 * A fault in kernel mode is taken again until it is served or the
 		 * thread dies: a signal must not make a busy loop of that.
 		 */
@@ -291,7 +313,7 @@ static vm_fault_t pw_absent(struct pw_object *o, struct file *node,
 		/* Without the lock the VMA may go; the file keeps the object. */
 		get_file(node);
 		pw_unlock_fault(vmf);
-		pw_wait(o, page, flags, state);
+		pw_wait(o, flags, state, &w);
 		fput(node);
 		/* Taken again, whatever came of it: SIGBUS would want the lock. */
 		return VM_FAULT_RETRY;
@@ -300,7 +322,7 @@ static vm_fault_t pw_absent(struct pw_object *o, struct file *node,
 	 * Who cannot retry (ptrace, /proc/PID/mem) sleeps with the lock taken,
 	 * as over a slow file system. The daemon never needs it.
 	 */
-	ret = pw_wait(o, page, flags, state);
+	ret = pw_spin(o, page, flags, &w) ? 0 : pw_wait(o, flags, state, &w);
 	if (!ret && page < READ_ONCE(o->pages))
 		return 0;
 	this_cpu_inc(o->stats->killed);

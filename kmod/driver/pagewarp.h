@@ -34,6 +34,8 @@
 #include <linux/percpu.h>
 #include <linux/poll.h>
 #include <linux/rcupdate.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/stat.h>
 #include <linux/spinlock.h>
 #include <linux/version.h>
 #include <linux/wait.h>
@@ -66,6 +68,10 @@ struct pw_bucket {
 struct pw_waiter {
 	wait_queue_entry_t entry;
 	u64 page;
+	u64 epoch;		/* in which it has reported its fault, or 0 */
+	u64 most;		/* of looking before sleeping, in ns; 0: not at all */
+	u64 begin;		/* ktime_get_ns(), where most is not 0 */
+	u64 woken;		/* the same, of the last wake-up; or 0 */
 };
 
 /* The daemon's end; one per object at a time. */
@@ -78,6 +84,9 @@ struct pw_daemon {
 	struct pagewarp_consumer *consumer;	/* user: read and write; do not trust */
 	wait_queue_head_t poll_wait;
 	atomic64_t epoch;			/* of faults that were reported: see E */
+	u64 served_ns;				/* average, from a report to its page */
+	u64 gap_ns;				/* average, from poll() to a report */
+	u64 polled;				/* when a consumer found nothing; 0: none */
 
 	spinlock_t pending_lock;
 	u64 npending;				/* bits in obj->pending, pending_lock */
@@ -179,7 +188,34 @@ u64 pw_epoch(struct pw_object *o);
 void pw_new_epoch(struct pw_daemon *d);
 void pw_flush(struct pw_daemon *d);
 void pw_redeliver(struct pw_daemon *d);
+struct pagewarp_fault *pw_ring_next(struct pw_daemon *d);
 bool pw_ring_ready(struct pw_daemon *d);
+
+/*
+ * A moving average of waits, which decides whether looking pays. An update may be
+ * lost. A wait counts for twice @most at the most: a long one, when nothing happens,
+ * is forgotten soon.
+ */
+static inline void pw_average(u64 *avg, u64 ns, u64 most)
+{
+	u64 a = READ_ONCE(*avg);
+
+	WRITE_ONCE(*avg, a - a / 8 + min(ns, 2 * most) / 8);
+}
+
+/* What user space asks for, in ns. */
+static inline u64 pw_spin_most(u32 *us)
+{
+	return min_t(u32, READ_ONCE(*us), PAGEWARP_MAX_SPIN_US) *
+	       (u64)NSEC_PER_USEC;
+}
+
+/* Whether to look once more before going to sleep: nobody else wants this CPU. */
+static inline bool pw_may_spin(void)
+{
+	return !need_resched() && single_task_running() &&
+	       !signal_pending(current);
+}
 
 /* daemon.c */
 int pw_attach(struct pw_object *o, u32 entries, struct file **file);

@@ -24,7 +24,7 @@
 #define PAGEWARP_MAX_OBJECTS 1024
 #define PAGEWARP_MAX_BYTES (1ULL << 44)
 #define PAGEWARP_MAX_DEADLINE_MS 3600000
-/* What is larger in spin_us counts as this. */
+/* What is larger in spin_us and poll_us counts as this. */
 #define PAGEWARP_MAX_SPIN_US 1000
 
 /* What GET_INFO answers, on every kind of descriptor. */
@@ -43,6 +43,7 @@ struct pagewarp_info {
 #define PAGEWARP_FEATURE_FREEZE (1ULL << 0)
 #define PAGEWARP_FEATURE_DEADLINE (1ULL << 1)
 #define PAGEWARP_FEATURE_SPIN (1ULL << 2) /* spin_us of the consumer page */
+#define PAGEWARP_FEATURE_POLL_SPIN (1ULL << 3) /* poll_us of the consumer page */
 
 /* What happens to threads that wait for a page while no daemon is attached. */
 enum pagewarp_policy {
@@ -194,8 +195,8 @@ struct pagewarp_producer {
 struct pagewarp_consumer {
 	__u32 cons;		/* next index to be read, free-running */
 	__u32 need_wakeup;	/* 0: do not wake me; poll() sets it */
-	__u32 spin_us;		/* how long a thread looks before it sleeps */
-	__u32 reserved0;
+	__u32 spin_us;		/* how long at most a thread looks before it sleeps */
+	__u32 poll_us;		/* how long at most poll() does */
 	__u64 reserved[6];
 };
 

@@ -175,6 +175,12 @@ void pw_redeliver(struct pw_daemon *d)
 	pw_flush(d);
 }
 
+/* The entry that the consumer says is its next: any of them. */
+struct pagewarp_fault *pw_ring_next(struct pw_daemon *d)
+{
+	return &d->ring[READ_ONCE(d->consumer->cons) & (d->entries - 1)];
+}
+
 /* Whether the consumer would find an entry. */
 bool pw_ring_ready(struct pw_daemon *d)
 {

@@ -33,23 +33,29 @@ type memory struct {
 	alias []byte
 	// install makes pages visible that were written through the alias.
 	install func(first, count uint64) error
-	// read waits for faulting pages.
+	// newReader makes one of those that share the faults.
+	newReader func() *reader
+	done      func()
+}
+
+type reader struct {
+	// read waits for faulting pages, 64 at most.
 	read func(pages []uint64) (int, error)
 	// posted are the times at which the kernel reported the pages of the last read;
 	// nil where it does not say.
 	posted []time.Duration
 	stop   func()
-	done   func()
+	close  func() error
 }
 
+// deviceMemory is the device as the daemon sets it up by default.
 func deviceMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
-	return deviceMemorySpinning(b, ctx, pages, 0)
+	return deviceMemorySpinning(b, ctx, pages, kmod.DefaultSpin)
 }
 
-// spinningMemory is the device where neither who waits nor who serves goes to sleep
-// for the first millisecond.
-func spinningMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
-	return deviceMemorySpinning(b, ctx, pages, time.Millisecond)
+// asleepMemory is the device where all who wait sleep at once.
+func asleepMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
+	return deviceMemorySpinning(b, ctx, pages, 0)
 }
 
 func deviceMemorySpinning(b *testing.B, ctx context.Context, pages uint64, spin time.Duration) *memory {
@@ -70,23 +76,25 @@ func deviceMemorySpinning(b *testing.B, ctx context.Context, pages uint64, spin 
 	must(b, err)
 	m.alias, err = sysmem.MapShared(afd, 0, int64(pages*pageSize), true)
 	must(b, err)
-	r, err := kmod.NewReader(kmod.ReaderConfig{Spin: spin}, d)
-	must(b, err)
-	d.SetSpin(spin)
-	buf := make([]kmod.Fault, 64)
-	m.read = func(pages []uint64) (int, error) {
-		n, err := r.Read(buf[:len(pages)])
-		for i, f := range buf[:n] {
-			pages[i] = f.Page
-			m.posted[i] = f.Time
+	d.SetSpin(spin, spin)
+	m.newReader = func() *reader {
+		r, err := kmod.NewReader(kmod.ReaderConfig{}, d)
+		must(b, err)
+		buf := make([]kmod.Fault, 64)
+		rd := &reader{posted: make([]time.Duration, 64), stop: r.Stop, close: r.Close}
+		rd.read = func(pages []uint64) (int, error) {
+			n, err := r.Read(buf[:len(pages)])
+			for i, f := range buf[:n] {
+				pages[i] = f.Page
+				rd.posted[i] = f.Time
+			}
+			return n, err
 		}
-		return n, err
+		return rd
 	}
-	m.posted = make([]time.Duration, 64)
-	m.stop = r.Stop
 	m.done = func() {
 		p.Kill()
-		must(b, errors.Join(r.Close(), sysmem.Unmap(m.alias), unix.Close(fd), unix.Close(afd), d.Close(), c.Destroy("bench"), c.Close()))
+		must(b, errors.Join(sysmem.Unmap(m.alias), unix.Close(fd), unix.Close(afd), d.Close(), c.Destroy("bench"), c.Close()))
 	}
 	return m
 }
@@ -109,24 +117,25 @@ func uffdMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
 	must(b, err)
 	_, err = u.Register(m.reg.Addr, pages*pageSize, uffd.ModeMissing|uffd.ModeMinor)
 	must(b, err)
-	r, err := u.NewReader(uffd.ReaderConfig{})
-	must(b, err)
 	m.install = func(first, count uint64) error {
 		_, _, err := u.ContinueRange(m.reg.PageAddr(first), count*pageSize, pageSize, 0)
 		return err
 	}
-	buf := make([]uffd.Event, 64)
-	m.read = func(pages []uint64) (int, error) {
-		n, err := r.ReadEvents(buf[:len(pages)])
-		for i, ev := range buf[:n] {
-			pages[i] = (ev.Addr - m.reg.Addr) / pageSize
-		}
-		return n, err
+	m.newReader = func() *reader {
+		r, err := u.NewReader(uffd.ReaderConfig{})
+		must(b, err)
+		buf := make([]uffd.Event, 64)
+		return &reader{stop: r.Stop, close: r.Close, read: func(pages []uint64) (int, error) {
+			n, err := r.ReadEvents(buf[:len(pages)])
+			for i, ev := range buf[:n] {
+				pages[i] = (ev.Addr - m.reg.Addr) / pageSize
+			}
+			return n, err
+		}}
 	}
-	m.stop = r.Stop
 	m.done = func() {
 		p.Kill()
-		must(b, errors.Join(r.Close(), sysmem.Unmap(m.alias), u.Close(), unix.Close(file)))
+		must(b, errors.Join(sysmem.Unmap(m.alias), u.Close(), unix.Close(file)))
 	}
 	return m
 }
@@ -147,6 +156,7 @@ func monotonic() time.Duration {
 // the daemon; s, if not nil, gets
 // where the time went.
 func (m *memory) serve(b *testing.B, s *stages) (stop func()) {
+	r := m.newReader()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -159,7 +169,7 @@ func (m *memory) serve(b *testing.B, s *stages) (stop func()) {
 		touch.Fill(content, 1, 1)
 		var pages [64]uint64
 		for {
-			n, err := m.read(pages[:])
+			n, err := r.read(pages[:])
 			if err != nil {
 				return
 			}
@@ -180,8 +190,8 @@ func (m *memory) serve(b *testing.B, s *stages) (stop func()) {
 					s.faults++
 					s.copying += copied - begin
 					s.install += monotonic() - copied
-					if m.posted != nil {
-						s.wait += begin - m.posted[i]
+					if r.posted != nil {
+						s.wait += begin - r.posted[i]
 					}
 				}
 			}
@@ -191,7 +201,7 @@ func (m *memory) serve(b *testing.B, s *stages) (stop func()) {
 			}
 		}
 	}()
-	return func() { m.stop(); <-done }
+	return func() { r.stop(); <-done; must(b, r.close()) }
 }
 
 func median(d []time.Duration) time.Duration {
@@ -200,8 +210,8 @@ func median(d []time.Duration) time.Duration {
 }
 
 var (
-	makers     = []maker{deviceMemory, spinningMemory, uffdMemory}
-	makerNames = []string{"device", "device-spinning", "uffd"}
+	makers     = []maker{deviceMemory, asleepMemory, uffdMemory}
+	makerNames = []string{"device", "device-asleep", "uffd"}
 )
 
 type maker func(*testing.B, context.Context, uint64) *memory
@@ -222,10 +232,10 @@ func compare(b *testing.B, pages uint64, f func(*memory) time.Duration) {
 		}
 		d, s, u := median(took[0]), median(took[1]), median(took[2])
 		b.ReportMetric(float64(d.Nanoseconds())/float64(pages), "device-ns/page")
-		b.ReportMetric(float64(s.Nanoseconds())/float64(pages), "spinning-ns/page")
+		b.ReportMetric(float64(s.Nanoseconds())/float64(pages), "asleep-ns/page")
 		b.ReportMetric(float64(u.Nanoseconds())/float64(pages), "uffd-ns/page")
 		b.ReportMetric(float64(d)/float64(u), "device/uffd")
-		b.ReportMetric(float64(s)/float64(u), "spinning/uffd")
+		b.ReportMetric(float64(s)/float64(u), "asleep/uffd")
 		b.ReportMetric(0, "ns/op")
 	}
 }
@@ -239,6 +249,25 @@ func BenchmarkFaults(b *testing.B) {
 			compare(b, pages, func(m *memory) time.Duration {
 				stop := m.serve(b, nil)
 				defer stop()
+				t0 := time.Now()
+				_, err := m.reg.TouchAll(0, pages, false, threads)
+				must(b, err)
+				return time.Since(t0)
+			})
+		})
+	}
+}
+
+// BenchmarkConsumers has two threads serve the faults of several, each fault by one of
+// the two.
+func BenchmarkConsumers(b *testing.B) {
+	const pages = 2048
+	likeDaemon()
+	for _, threads := range []int{4, 8} {
+		b.Run(fmt.Sprintf("threads=%d", threads), func(b *testing.B) {
+			compare(b, pages, func(m *memory) time.Duration {
+				defer m.serve(b, nil)()
+				defer m.serve(b, nil)()
 				t0 := time.Now()
 				_, err := m.reg.TouchAll(0, pages, false, threads)
 				must(b, err)

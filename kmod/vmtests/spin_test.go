@@ -12,46 +12,55 @@ import (
 // A page that comes while the thread still looks for it costs no sleep: nobody has
 // to be woken.
 func TestSpinFindsThePage(t *testing.T) {
-	// On a busy machine few threads find a processor to look on: then more touches.
-	const pages, few = 8192, 512
+	// On a busy machine pages come late, and then nobody looks for them any more: a new
+	// daemon is believed to be a fast one.
+	const pages, few = 4096, 128
 	o := newObject(t, pages, nil)
 	mem := o.mmap(pages, true)
-	d := o.attach(16)
-	d.SetSpin(time.Hour) // counts as a millisecond
-	r, err := kmod.NewReader(kmod.ReaderConfig{Spin: time.Second}, d.Daemon)
-	must(t, err)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		var buf [16]kmod.Fault
-		for {
-			n, err := r.Read(buf[:])
-			if err != nil {
-				wantErr(t, "read", err, kmod.ErrStopped)
-				return
-			}
-			for _, f := range buf[:n] {
-				d.fillOnce(f.Page, 5)
-			}
-		}
-	}()
 	var st kmod.Stat
 	touched := uint64(0)
 	for st.Spun == 0 && touched < pages {
+		d := o.attach(16)
+		d.SetSpin(time.Hour, time.Hour) // counts as a millisecond
+		stop := d.serve(5)
 		for range few {
 			o.check(mem, touched, 5)
 			touched++
 		}
+		stop()
+		d.close()
+		var err error
 		st, err = o.c.Stat(o.name)
 		must(t, err)
 	}
-	r.Stop()
-	<-done
-	must(t, r.Close())
 	if st.Spun == 0 || st.Spun+st.Wakes < touched/2 || st.Posted < touched {
 		t.Errorf("%+v: nobody found a page before it slept, in %d touches", st, touched)
 	}
 	t.Logf("%d of %d touches found their page before they slept", st.Spun, touched)
+}
+
+// Nobody looks for pages that have come late of late: the waiter bit is set by the
+// time that the fault is reported, which is so only of a thread that goes to sleep.
+func TestSpinStops(t *testing.T) {
+	const pages = 32
+	o := newObject(t, pages, nil)
+	mem := o.mmap(pages, true)
+	d := o.attach(16)
+	d.SetSpin(200*time.Microsecond, 200*time.Microsecond)
+	asleep := 0
+	for p := range uint64(pages) {
+		done := peeking(mem, p)
+		d.faults(o.ctx, 1)
+		if d.Waiting(p) {
+			asleep++
+		} else if p >= pages/2 {
+			t.Errorf("page %d is looked for, though each of those before took a millisecond", p)
+		}
+		time.Sleep(time.Millisecond)
+		d.fill(p, 1, 6)
+		must(t, o.await(done))
+	}
+	t.Logf("%d of %d threads went to sleep at once", asleep, pages)
 }
 
 // A fault that the daemon has dropped comes again by a wake, a redelivery and for
@@ -61,7 +70,7 @@ func TestSpinLosesNothing(t *testing.T) {
 	o := newObject(t, pages, nil)
 	mem := o.mmap(pages, true)
 	d := o.attach(16)
-	d.SetSpin(time.Millisecond)
+	d.SetSpin(time.Millisecond, 0)
 	for p := range uint64(pages) {
 		done := peeking(mem, p)
 		if f := d.faults(o.ctx, 1)[0]; f.Page != p {
@@ -77,7 +86,7 @@ func TestSpinLosesNothing(t *testing.T) {
 		case 2:
 			d.close()
 			d = o.attach(16)
-			d.SetSpin(time.Millisecond)
+			d.SetSpin(time.Millisecond, 0)
 		}
 		if f := d.faults(o.ctx, 1)[0]; f.Page != p {
 			t.Fatalf("fault %+v, want page %d again", f, p)
