@@ -11,10 +11,10 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help build peers guest kmod tools deps test test-kmod test-rdma lint bench bench-qemu bench-kmod bench-rdma bench-peers bench-paper bench-trace benchstat demo fuzz clean
+.PHONY: help build peers guest kmod tools deps test test-kmod kmod-debug-kernel test-kmod-debug test-rdma lint bench bench-qemu bench-kmod bench-rdma bench-peers bench-paper bench-trace benchstat demo fuzz clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
 
 build: ## static binaries of the daemon and its command, in build/bin; with libibverbs-dev pagewarpd-rdma, too
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/pagewarpd ./cmd/pagewarp
@@ -44,6 +44,12 @@ test: guest tools ## everything CI runs; the last line counts passes, failures a
 test-kmod: guest tools ## the kernel module in a virtual machine; part of 'make test'
 	@test/deps.sh check
 	@$(GO) run ./test/summary -race=false -staticcheck $(TOOLS)/staticcheck ./kmod/...
+
+kmod-debug-kernel: ## Linux 6.1 with lockdep, KASAN and kmemleak, compiled in build/kmod (ten minutes, 1.7 GB)
+	@$(GO) run ./kmod/kmodbuild -out $(BUILD)/kmod -debug kmod/debug.config
+
+test-kmod-debug: kmod-debug-kernel ## the kernel module on that kernel; not a part of 'make test'
+	$(GO) test -count=1 -v -timeout 900s -tags kmoddebug -run TestOnDebugKernel ./kmod/kmodtest
 
 test-rdma: guest tools ## pages over RDMA, by soft-RoCE in a virtual machine; part of 'make test'
 	@test/deps.sh check

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 )
 
-// sourcePackage is the package that has the kernel's scripts.
+// sourcePackage is the package that has the kernel's sources, of the test guest's series.
 const sourcePackage = "linux-source-6.1"
 
 // Checkpatch returns the path of the kernel's checkpatch.pl, from Debian's package of
@@ -32,20 +32,16 @@ func Checkpatch(ctx context.Context, dir string) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(tmp)
-	download := exec.CommandContext(ctx, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", sourcePackage)
-	download.Dir = tmp
-	if _, err := output(download); err != nil {
-		return "", fmt.Errorf("download the kernel's sources, for checkpatch: %w", err)
-	}
-	if err := unpack(ctx, tmp, filepath.Join(tmp, "root")); err != nil {
-		return "", err
+	tarball, err := kernelSources(ctx, tmp)
+	if err != nil {
+		return "", fmt.Errorf("for checkpatch: %w", err)
 	}
 	scripts := filepath.Join(tmp, "scripts")
 	if err := os.Mkdir(scripts, 0o755); err != nil {
 		return "", err
 	}
 	// --occurrence ends the reading with the last of the files.
-	args := []string{"-xJf", filepath.Join(tmp, "root", "usr", "src", sourcePackage+".tar.xz"), "-C", scripts, "--strip-components=2", "--occurrence"}
+	args := []string{"-xJf", tarball, "-C", scripts, "--strip-components=2", "--occurrence"}
 	for _, name := range []string{"checkpatch.pl", "const_structs.checkpatch", "spelling.txt"} {
 		args = append(args, sourcePackage+"/scripts/"+name)
 	}
@@ -53,4 +49,19 @@ func Checkpatch(ctx context.Context, dir string) (string, error) {
 		return "", err
 	}
 	return script, os.Rename(scripts, to)
+}
+
+// kernelSources downloads Debian's package of the kernel's sources into the folder tmp
+// and returns the path of the archive in it.
+func kernelSources(ctx context.Context, tmp string) (string, error) {
+	download := exec.CommandContext(ctx, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", sourcePackage)
+	download.Dir = tmp
+	if _, err := output(download); err != nil {
+		return "", fmt.Errorf("download the kernel's sources: %w", err)
+	}
+	root := filepath.Join(tmp, "root")
+	if err := unpack(ctx, tmp, root); err != nil {
+		return "", err
+	}
+	return filepath.Join(root, "usr", "src", sourcePackage+".tar.xz"), nil
 }

@@ -3,6 +3,9 @@
 //
 //	go run ./kmod/kmodbuild -out build/kmod 6.12
 //
+// With -debug FILE it compiles a kernel with the kernel's own checks in the place of
+// that, from Debian's sources and the settings of FILE (kmod/debug.config).
+//
 // Headers are downloaded and unpacked, never installed. For the running kernel,
 // use kmod/driver/Makefile, or DKMS.
 package main
@@ -24,12 +27,20 @@ func main() {
 	out := flag.String("out", "build/kmod", "folder for headers and modules")
 	guest := flag.String("guest", "build/guest", "folder of the test guest")
 	src := flag.String("src", "kmod/driver", "folder of the module's sources")
-	limit := flag.Duration("timeout", 10*time.Minute, "give up after this long")
+	limit := flag.Duration("timeout", 60*time.Minute, "give up after this long")
+	debug := flag.String("debug", "", "compile a debug kernel with the settings in this `file`")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, *limit)
 	defer cancel()
+	if *debug != "" {
+		if _, err := kvmrig.BuildDebugKernel(ctx, *out, *debug, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "kmodbuild:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := build(ctx, *out, *guest, *src, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "kmodbuild:", err)
 		os.Exit(1)

@@ -169,12 +169,23 @@ func prepare(t testing.TB, ctx context.Context, series string) (cfg kvmrig.Confi
 		t.Fatal(err)
 	}
 	cfg = kvmrig.Config{Modules: modules, Dir: filepath.Join(build, "vm-"+release), Kernel: kernel, CacheDir: filepath.Dir(kernel)}
-	for name, src := range map[string]string{"pagewarp": "kmod/driver", "pagewarp_gup": "kmod/kmodtest/gup"} {
-		module, err := kvmrig.BuildModule(ctx, build, filepath.Join(root, src), kdir, name)
+	cfg.Modules = append(cfg.Modules, buildModules(t, ctx, kdir)...)
+	return cfg, release
+}
+
+// buildModules builds the driver, and the module of ours that tests it, against kdir.
+func buildModules(t testing.TB, ctx context.Context, kdir string) (modules []string) {
+	t.Helper()
+	root, err := rig.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []struct{ name, src string }{{"pagewarp", "kmod/driver"}, {"pagewarp_gup", "kmod/kmodtest/gup"}} {
+		path, err := kvmrig.BuildModule(ctx, filepath.Join(root, "build", "kmod"), filepath.Join(root, m.src), kdir, m.name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg.Modules = append(cfg.Modules, module)
+		modules = append(modules, path)
 	}
-	return cfg, release
+	return modules
 }
