@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -47,6 +48,23 @@ func TestTally(t *testing.T) {
 				t.Errorf("%q is not in\n%s", tc.shows, &out)
 			}
 		})
+	}
+}
+
+func TestSplit(t *testing.T) {
+	here, inVM, err := split(t.Context(), []string{"../../kmod/...", "../../transport/rdma/rdmatest"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const module = "github.com/pagewarp/pagewarp"
+	if !slices.Equal(inVM, []string{module + "/kmod/kmodtest", module + "/transport/rdma/rdmatest"}) {
+		t.Errorf("in virtual machines: %q", inVM)
+	}
+	if !slices.Contains(here, module+"/kmod") || slices.ContainsFunc(here, func(p string) bool { return slices.Contains(inVM, p) }) {
+		t.Errorf("here: %q", here)
+	}
+	if _, _, err := split(t.Context(), []string{"./no-such-folder"}); err == nil {
+		t.Error("a folder that there is not has packages")
 	}
 }
 
