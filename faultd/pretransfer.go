@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -37,7 +38,20 @@ const (
 	// than half of what the one before it did.
 	prePasses = 4
 	preWorth  = 64
+	// preStep is how many pages the first pass copies before it looks, as later ones
+	// do at their end, whether that was worth it: it asks for preProbe pages of each
+	// preEvery once more.
+	preStep  = 16384
+	preSteps = 8 // in a pass, at most
+	preProbe = 16
+	preEvery = 64 * preProbe
+	// preLeast is how many pages must have been compared to tell.
+	preLeast = 128
 )
+
+// ErrRewritten ends a pre-transfer that does not pay: most of what it copied has been
+// written since, and more will be until the switch-over.
+var ErrRewritten = errors.New("most of what was copied has changed already")
 
 // PreStats is how far a pre-transfer has come.
 type PreStats struct {
@@ -74,6 +88,11 @@ func (e *Engine) PreTransfer(ctx context.Context, cfg PreTransfer) error {
 	p := &preTransfer{e: e, w: w, cfg: cfg, cancel: cancel}
 	last := uint64(0)
 	for pass := 1; pass <= prePasses; pass++ {
+		if pass > 1 {
+			if err := p.probe(ctx); err != nil {
+				return err
+			}
+		}
 		before := e.stats.early.pages.Load()
 		if err := p.pass(ctx, pass); err != nil {
 			return err
@@ -98,15 +117,78 @@ type preTransfer struct {
 
 	mu     sync.Mutex
 	back   []transport.Range // asked for in vain; guarded by mu
-	region int               // index of the region at hand; guarded by mu
-	page   uint64            // its next page; guarded by mu
+	at     cursor            // what is next; guarded by mu
+	end    cursor            // of a probe; immutable during it
+	stop   uint64            // pages seen that end a step; immutable during it
+	probes uint64            // made so far
+
+	probing bool          // immutable while workers run
+	same    atomic.Uint64 // pages that were found unchanged
 }
 
-// pass goes over all memory once, by all channels.
+// cursor is a place in the memory.
+type cursor struct {
+	region int    // index
+	page   uint64 // in it
+}
+
+// before says that c comes before d.
+func (c cursor) before(d cursor) bool {
+	return c.region < d.region || c.region == d.region && c.page < d.page
+}
+
+// pass goes over all memory once. The first one looks now and then whether it pays.
 func (p *preTransfer) pass(ctx context.Context, pass int) error {
 	p.e.stats.early.seen.Store(0)
 	p.e.stats.early.pass.Store(int32(pass))
-	p.region, p.page, p.back = 0, 0, nil
+	p.at, p.back = cursor{}, nil
+	pages, steps := uint64(0), uint64(1)
+	for i := range p.e.cfg.Regions {
+		pages += p.e.cfg.Regions[i].Pages
+	}
+	if pass == 1 {
+		steps = max(1, min(preSteps, pages/preStep))
+	}
+	for k := uint64(1); k <= steps; k++ {
+		p.stop = pages / steps * k
+		if k == steps {
+			p.stop = math.MaxUint64
+		}
+		if err := p.run(ctx); err != nil {
+			return err
+		}
+		if k == steps {
+			break
+		}
+		if err := p.probe(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// probe asks for some of what was copied once more, and returns ErrRewritten if most
+// of that has changed.
+func (p *preTransfer) probe(ctx context.Context) error {
+	was := p.at
+	p.end, p.at, p.probing = was, cursor{page: p.probes * preProbe % preEvery}, true
+	p.probes++
+	same, pages := p.same.Load(), p.e.stats.early.pages.Load()
+	err := p.run(ctx)
+	p.at, p.probing = was, false
+	if err != nil {
+		return err
+	}
+	same, pages = p.same.Load()-same, p.e.stats.early.pages.Load()-pages
+	if same+pages < preLeast || pages <= same {
+		return nil
+	}
+	p.e.cfg.Log.Info("the pre-transfer does not pay: "+ErrRewritten.Error(), "compared", same+pages, "changed", pages)
+	return ErrRewritten
+}
+
+// run fetches by all channels until next has no more.
+func (p *preTransfer) run(ctx context.Context) error {
 	errs := make(chan error, p.cfg.Channels)
 	for i := range p.cfg.Channels {
 		go func() { errs <- p.worker(ctx, i) }()
@@ -129,15 +211,28 @@ func (p *preTransfer) next(bytes uint64) (r transport.Range, ok bool) {
 		r, p.back = p.back[n-1], p.back[:n-1]
 		return r, true
 	}
-	for ; p.region < len(p.e.cfg.Regions); p.region, p.page = p.region+1, 0 {
-		reg := &p.e.cfg.Regions[p.region]
-		if p.page >= reg.Pages {
+	if !p.probing && p.e.stats.early.seen.Load() >= p.stop {
+		return r, false
+	}
+	for ; p.at.region < len(p.e.cfg.Regions); p.at = (cursor{region: p.at.region + 1}) {
+		reg := &p.e.cfg.Regions[p.at.region]
+		if p.at.page >= reg.Pages {
 			continue
 		}
-		n := min(max(1, bytes/uint64(reg.PageSize)), reg.Pages-p.page)
-		r = transport.Range{Region: reg.ID, First: p.page, Count: uint32(n)}
-		p.page += n
-		p.e.stats.early.seen.Add(n)
+		if p.probing && !p.at.before(p.end) {
+			break
+		}
+		n := min(max(1, bytes/uint64(reg.PageSize)), reg.Pages-p.at.page)
+		if p.probing {
+			n = min(n, preProbe)
+		}
+		r = transport.Range{Region: reg.ID, First: p.at.page, Count: uint32(n)}
+		if p.probing {
+			p.at.page += preEvery
+		} else {
+			p.at.page += n
+			p.e.stats.early.seen.Add(n)
+		}
 		return r, true
 	}
 	return r, false
@@ -147,12 +242,12 @@ func (p *preTransfer) next(bytes uint64) (r transport.Range, ok bool) {
 func (p *preTransfer) skip(r transport.Range) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.region >= len(p.e.cfg.Regions) || p.e.cfg.Regions[p.region].ID != r.Region {
+	if p.probing || p.at.region >= len(p.e.cfg.Regions) || p.e.cfg.Regions[p.at.region].ID != r.Region {
 		return
 	}
-	if end := r.First + uint64(r.Count); r.First <= p.page && p.page < end {
-		p.e.stats.early.seen.Add(end - p.page)
-		p.page = end
+	if end := r.First + uint64(r.Count); r.First <= p.at.page && p.at.page < end {
+		p.e.stats.early.seen.Add(end - p.at.page)
+		p.at.page = end
 	}
 }
 

@@ -50,6 +50,7 @@ func (s *preSink) Abort(transport.Range, [][]byte) {}
 // has stay. Nothing becomes resident by that; the page may be written any moment.
 func (s *preSink) Same(_ transport.Range, dst [][]byte) error {
 	clear(dst)
+	s.p.same.Add(uint64(len(dst)))
 	return nil
 }
 

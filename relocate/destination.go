@@ -186,7 +186,7 @@ func (in *incoming) load(ctl *control) error {
 		state.Close()
 	})
 	var r regionsMsg
-	if err := ctl.expect(ctx, msgRegions, "REGIONS", limit, &r); err != nil {
+	if err := in.expectRegions(ctx, ctl, limit, &r); err != nil {
 		return err
 	}
 	in.rec.Stopped = r.Stopped

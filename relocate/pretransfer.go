@@ -173,6 +173,27 @@ func (in *incoming) takeLimit(m tcp.Message) error {
 	return in.setBandwidth(l.Bandwidth)
 }
 
+// expectRegions waits for REGIONS. A change of the cap that the source sent while
+// PREPARED was on its way comes first, and holds.
+func (in *incoming) expectRegions(ctx context.Context, ctl *control, limit time.Duration, r *regionsMsg) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no REGIONS from the peer within %v", limit))
+	defer cancel()
+	for {
+		m, err := ctl.next(ctx)
+		switch {
+		case err != nil:
+			return err
+		case m.Kind == msgRegions:
+			return decode(m, r)
+		case m.Kind != msgLimit || !in.early.isAgreed():
+			return fmt.Errorf("peer sent message %d where REGIONS (%d) was due", m.Kind, msgRegions)
+		}
+		if err := in.takeLimit(m); err != nil {
+			return err
+		}
+	}
+}
+
 // judge decides what the end of the copying means.
 func (in *incoming) judge(ctl *control, err error) error {
 	s := in.Status()
@@ -186,6 +207,8 @@ func (in *incoming) judge(ctl *control, err error) error {
 		return fmt.Errorf("out of memory for the guest: %w; free some at the destination or choose another host", err)
 	case err == nil:
 		in.note("pretransfer", have)
+	case errors.Is(err, faultd.ErrRewritten):
+		in.note("pretransfer", have+"; ended early, since "+faultd.ErrRewritten.Error())
 	case errors.Is(err, errEarlyTime):
 		in.note("pretransfer", have+"; its time of "+min(in.rec.Options.preTransferTimeout(), MaxPreTransferTimeout).String()+" was over")
 	default:

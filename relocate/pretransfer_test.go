@@ -101,6 +101,26 @@ func TestPreTransferOnDemandOnly(t *testing.T) {
 	vmtest.Writes(t, filepath.Join(b.dir, "vm.mem")) // it lives
 }
 
+// A guest that has rewritten most of what was copied is not copied once more.
+func TestPreTransferOfARewrittenGuest(t *testing.T) {
+	a, b, want := writingVM(t, vmtest.Dir(t))
+	o := Options{PreTransfer: true, Bandwidth: 16 << 20, Codec: "none", Paused: true, KeepSource: true}
+	if _, err := a.Relocate(t.Context(), "web1", b.addr, o); err != nil {
+		t.Fatal(err)
+	}
+	early(t, a, 10_000) // of 15,000
+	want = noise(2, len(want))
+	vmtest.WritePattern(t, filepath.Join(a.dir, "vm.mem"), want)
+	b.said(t, "ended early, since most of what was copied has changed already")
+	vmtest.Wait(t, "the cap to be lifted", func() bool { return a.SetBandwidth("web1", 0) == nil })
+	a.await(t, "web1", PhaseDone)
+	b.await(t, "web1", PhaseDone)
+	sameMemory(t, a, b, want)
+	if s := a.last(t, RoleSource); s.PreTransferPass != 1 || s.PagesPreTransfer > uint64(len(want))/4096+2000 {
+		t.Errorf("%d passes, %d pages copied of %d", s.PreTransferPass, s.PagesPreTransfer, len(want)/4096)
+	}
+}
+
 // Time and bandwidth bound it; the switch-over comes with what there is.
 func TestPreTransferTimeout(t *testing.T) {
 	a, b, want := writingVM(t, vmtest.Dir(t))
