@@ -131,8 +131,8 @@ func (r *Responder) Answer(a *transport.Answer) error {
 		return r.c.fail(err)
 	}
 	end := time.Now()
-	if !r.chooser.Raw() && r.answers%linkEvery == linkEvery-1 { // each costs a system call
-		r.chooser.Link(r.c.w.deliveryRate())
+	if r.c.Kind() == transport.Precache && r.answers%linkEvery == linkEvery-1 { // each costs a system call
+		r.chooser.Link(r.c.w.keepShort(end))
 	}
 	r.answers++
 	if !r.wrote.IsZero() {

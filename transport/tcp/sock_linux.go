@@ -220,20 +220,23 @@ func (s *sock) timeout(opt int, t time.Time) error {
 	})
 }
 
-// deliveryRate is the rate at which the peer has acknowledged data of late, in
-// bytes per second, by the kernel's estimate (tcpi_delivery_rate of tcp_info:
-// samples in which we were the slow ones only ever raise it; Cheng and Cardwell,
-// draft-cheng-iccrg-delivery-rate-estimation). 0 is not known, as of unix sockets.
-func (w *wire) deliveryRate() float64 {
+// link returns what the kernel knows of the connection, nothing of a unix socket. The
+// rate is that at which the peer has acknowledged data of late, by its estimate
+// (tcpi_delivery_rate of tcp_info: samples in which we were the slow ones only ever
+// raise it; Cheng and Cardwell, draft-cheng-iccrg-delivery-rate-estimation).
+func (w *wire) link() linkState {
 	if w.sock == nil || w.base.LocalAddr().Network() != "tcp" {
-		return 0
+		return linkState{}
 	}
 	s := w.sock
 	s.info.Delivery_rate = 0
 	if s.rc.Control(s.ifn) != nil {
-		return 0 // a socket that has ended; its writer will see that
+		return linkState{} // a socket that has ended; its writer will see that
 	}
-	return float64(s.info.Delivery_rate)
+	return linkState{
+		rate: float64(s.info.Delivery_rate), acked: s.info.Bytes_acked,
+		rtt: time.Duration(s.info.Rtt) * time.Microsecond, minRTT: time.Duration(s.info.Min_rtt) * time.Microsecond,
+	}
 }
 
 func (s *sock) control(what string, f func(fd int) error) error {

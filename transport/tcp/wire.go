@@ -40,10 +40,13 @@ type wire struct {
 	riov   []unix.Iovec
 	wiov   []unix.Iovec
 	gather []byte // writer's
+
+	sendCall int     // bytes given to one call, writer's
+	backlog  backlog // writer's
 }
 
 func newWire(nc net.Conn) (*wire, error) {
-	w := &wire{nc: nc, base: nc, buf: make([]byte, readBuffer), ahead: readBuffer,
+	w := &wire{nc: nc, base: nc, buf: make([]byte, readBuffer), ahead: readBuffer, sendCall: maxSendCall,
 		riov: make([]unix.Iovec, 0, maxIovecs), wiov: make([]unix.Iovec, 0, maxIovecs)}
 	s, err := newSock(nc)
 	if err != nil {
@@ -182,7 +185,7 @@ func (w *wire) write(p []byte) error {
 	w.writes.Add(1)
 	defer w.writes.Add(1)
 	for len(p) > 0 {
-		n, err := w.nc.Write(p[:min(len(p), maxSendCall)])
+		n, err := w.nc.Write(p[:min(len(p), w.sendCall)])
 		w.out.Add(int64(n))
 		if err != nil {
 			return err
@@ -206,10 +209,10 @@ func (w *wire) writeVec(vec [][]byte) error {
 			if i == 0 {
 				p = p[off:]
 			}
-			if len(iov) == maxIovecs || total == maxSendCall {
+			if len(iov) == maxIovecs || total == w.sendCall {
 				break
 			}
-			p = p[:min(len(p), maxSendCall-total)]
+			p = p[:min(len(p), w.sendCall-total)]
 			iov = appendIovec(iov, p)
 			total += len(p)
 		}
