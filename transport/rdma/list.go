@@ -1,6 +1,7 @@
 package rdma
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/Mellanox/rdmamap"
+	"golang.org/x/sys/unix"
 )
 
 // GID is one address of a port.
@@ -79,29 +81,54 @@ func list(root string) ([]Port, error) {
 
 // word reads a file of sysfs; what cannot be read is empty.
 func word(path ...string) string {
-	b, err := os.ReadFile(filepath.Join(path...))
+	w, _ := readWord(path...)
+	return w
+}
+
+// readWord reads the one line of a file of sysfs. An os.File would be put into Go's
+// poller for each, of thousands.
+func readWord(path ...string) (string, error) {
+	fd, err := unix.Open(filepath.Join(path...), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return ""
+		return "", err
 	}
-	return strings.TrimSpace(string(b))
+	defer unix.Close(fd)
+	var b [256]byte
+	n, err := unix.Read(fd, b[:])
+	if err != nil {
+		return "", err
+	}
+	return string(bytes.TrimSpace(b[:n])), nil
+}
+
+// emptyGIDs is how many empty places in a row end the look at a GID table. A table
+// may have 1024 places, each a file, and the kernel fills the first empty one (find_gid
+// of ib_core's cache.c), so that what is used stands together at the beginning.
+const emptyGIDs = 64
+
+// readGIDs reads the GID table of a port.
+func readGIDs(dir string) (gids []GID) {
+	for i, empty := 0, 0; empty < emptyGIDs; i++ {
+		n := strconv.Itoa(i)
+		text, err := readWord(dir, "gids", n)
+		if errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.IsUnspecified() {
+			empty++
+			continue
+		}
+		empty = 0
+		gids = append(gids, GID{Index: i, Address: a, Type: word(dir, "gid_attrs", "types", n), Netdev: word(dir, "gid_attrs", "ndevs", n)})
+	}
+	return gids
 }
 
 func readPort(dir, device string, number int) Port {
 	p := Port{Device: device, Number: number, LinkLayer: word(dir, "link_layer"), Rate: word(dir, "rate")}
 	_, p.State, _ = strings.Cut(word(dir, "state"), ": ")
-	entries, _ := os.ReadDir(filepath.Join(dir, "gids"))
-	for _, e := range entries {
-		i, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		a, err := netip.ParseAddr(word(dir, "gids", e.Name()))
-		if err != nil || a.IsUnspecified() {
-			continue // an empty place of the table
-		}
-		p.GIDs = append(p.GIDs, GID{Index: i, Address: a, Type: word(dir, "gid_attrs", "types", e.Name()), Netdev: word(dir, "gid_attrs", "ndevs", e.Name())})
-	}
-	sort.Slice(p.GIDs, func(i, j int) bool { return p.GIDs[i].Index < p.GIDs[j].Index })
+	p.GIDs = readGIDs(dir)
 	for _, g := range p.GIDs {
 		if p.Netdev == "" {
 			p.Netdev = g.Netdev

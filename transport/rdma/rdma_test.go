@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -180,7 +181,17 @@ func TestListAndChoose(t *testing.T) {
 		"3": {"0000:0000:0000:0000:0000:ffff:0a4d:0001", "RoCE v2", "eth4"},
 		"4": {"0000:0000:0000:0000:0000:0000:0000:0000", "", ""},
 	}
+	for i := 5; i < 1024; i++ { // as soft-RoCE's; a name that was taken away leaves a gap
+		gids[strconv.Itoa(i)] = gids["4"]
+	}
+	gids["40"] = [3]string{"0000:0000:0000:0000:0000:ffff:0a4d:0101", "RoCE v2", "eth4"}
 	ports, err := list(sysfsTree(t, "4: ACTIVE", gids))
+	if err == nil && len(ports) == 1 && len(ports[0].GIDs) == 5 {
+		if g := ports[0].GIDs[4]; g.Index != 40 || g.Address.Unmap() != netip.MustParseAddr("10.77.1.1") || g.Type != "RoCE v2" {
+			t.Errorf("after a gap: %+v", g)
+		}
+		ports[0].GIDs = ports[0].GIDs[:4]
+	}
 	if err != nil || len(ports) != 1 || ports[0].Problem != "" || len(ports[0].GIDs) != 4 || ports[0].Netdev != "eth4" {
 		t.Fatalf("%+v, %v", ports, err)
 	}
