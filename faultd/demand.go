@@ -100,13 +100,21 @@ type demandChannel struct {
 	ready  bool              // guarded by Engine.sendMu; may be posted to
 	f      transport.Fetcher // guarded by Engine.sendMu
 	thread *sched.Fault      // of run; nil if it has none of its own
+
+	again   atomic.Bool          // somebody has posted and not looked
+	looking sync.Mutex           // held by a thread in look
+	comp    transport.Completion // guarded by looking
+	rec     *recorders           // guarded by looking
 }
 
 func (c *demandChannel) run() {
 	if c.e.cfg.BlockingDemand {
 		c.thread = c.e.faultThread("demand receiver")
 	}
+	c.rec = c.e.stats.recorders() // nobody looks yet
 	c.serveLoop(c.serve)
+	c.looking.Lock() // for good
+	c.e.stats.retire(c.rec)
 }
 
 // serve receives until the channel fails, then gives its fetches back.
@@ -172,47 +180,70 @@ func (e *Engine) requeue(slots []uint32) {
 // Whoever takes sendMu for another purpose must flush after letting it go.
 func (e *Engine) flush() {
 	for e.queue.Len() > 0 && e.sendMu.TryLock() {
-		sent := e.send()
+		c, f := e.send()
 		e.sendMu.Unlock()
-		if !sent {
+		if c == nil {
 			return // no channel is up; the next one that comes flushes
+		}
+		if p, ok := f.(transport.Poller); ok {
+			c.look(p)
 		}
 	}
 }
 
-// send posts queued fetches until the queue is empty, or returns false if there
-// is no channel. The caller holds sendMu.
-func (e *Engine) send() bool {
-	for {
-		var c *demandChannel
-		for _, d := range e.demand {
-			if d.ready && (c == nil || d.posted.Load() < c.posted.Load()) {
-				c = d
-			}
+// send posts what is queued, up to a batch, and returns the channel and where that
+// sends to; nil if there is no channel. The caller holds sendMu.
+func (e *Engine) send() (*demandChannel, transport.Fetcher) {
+	var c *demandChannel
+	for _, d := range e.demand {
+		if d.ready && (c == nil || d.posted.Load() < c.posted.Load()) {
+			c = d
 		}
-		if c == nil {
-			return false
+	}
+	if c == nil {
+		return nil, nil
+	}
+	n := e.queue.Pop(e.batch)
+	if n == 0 {
+		return c, nil
+	}
+	e.fbuf = e.fbuf[:0]
+	e.out.mu.Lock()
+	for _, i := range e.batch[:n] {
+		s := &e.out.slots[i]
+		s.state, s.ch = slotPosted, c
+		e.fbuf = append(e.fbuf, transport.Fetch{ID: uint64(s.gen)<<16 | uint64(i), Range: s.rng, Plain: e.plain(s.rng)})
+	}
+	e.out.mu.Unlock()
+	c.posted.Add(int32(n))
+	e.stats.sends.Add(1)
+	e.stats.demandFetches.Add(uint64(n))
+	var err error
+	if p, ok := c.f.(transport.Poller); ok {
+		err = p.FetchAndPoll(e.fbuf)
+	} else {
+		err = c.f.Fetch(e.fbuf)
+	}
+	if err != nil {
+		// Its receiver sees the end of the channel too, and gives back.
+		c.ready = false
+		c.f.Close()
+	}
+	return c, c.f
+}
+
+// look takes the answers that are there, or about to be, to what this thread has
+// posted: its faults are over before the receiver would be awake. Another thread that
+// is at it looks again.
+func (c *demandChannel) look(p transport.Poller) {
+	c.again.Store(true)
+	for c.again.Load() && c.looking.TryLock() {
+		c.again.Store(false)
+		for p.Poll(&c.comp) {
+			c.e.stats.damage.Store(0)
+			c.answered(&c.comp, c.rec)
 		}
-		n := e.queue.Pop(e.batch)
-		if n == 0 {
-			return true
-		}
-		e.fbuf = e.fbuf[:0]
-		e.out.mu.Lock()
-		for _, i := range e.batch[:n] {
-			s := &e.out.slots[i]
-			s.state, s.ch = slotPosted, c
-			e.fbuf = append(e.fbuf, transport.Fetch{ID: uint64(s.gen)<<16 | uint64(i), Range: s.rng, Plain: e.plain(s.rng)})
-		}
-		e.out.mu.Unlock()
-		c.posted.Add(int32(n))
-		e.stats.sends.Add(1)
-		e.stats.demandFetches.Add(uint64(n))
-		if err := c.f.Fetch(e.fbuf); err != nil {
-			// Its receiver sees the end of the channel too, and gives back.
-			c.ready = false
-			c.f.Close()
-		}
+		c.looking.Unlock()
 	}
 }
 
@@ -251,7 +282,7 @@ func (c *demandChannel) answered(comp *transport.Completion, rec *recorders) {
 	page := transport.Range{Region: s.rng.Region, First: s.page, Count: 1}
 	switch reg.Residency.State(s.page) {
 	case pagecache.Zero:
-		e.retry(func() error { return e.tryShow(page, pagecache.Zero) })
+		e.show(page, pagecache.Zero)
 	case pagecache.Absent:
 		// Its claim was given up by an installer that failed.
 		e.later(i, s)

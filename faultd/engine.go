@@ -32,6 +32,7 @@ type Engine struct {
 
 	demandBusy atomic.Int32 // demand fetches under way: what closes the gate
 	precacheOn atomic.Bool
+	writing    atomic.Int32 // precache channels inside Memory.Write
 
 	removesMu sync.Mutex
 	removes   []transport.Range // guarded by removesMu; to be repeated once claims have ended

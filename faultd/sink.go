@@ -124,11 +124,13 @@ func (s *sink) staging(reg *Region, dst [][]byte) error {
 	return nil
 }
 
-// Takes implements [transport.TakeSink]: precache is written by a system call
-// where the memory has one.
+// Takes implements [transport.TakeSink]: pages are written by a system call where the
+// memory has one, which spares the page fault of a store to a fresh page of the alias.
+// Writes to one file exclude each other, so a page in demand is stored while precache
+// writes its long ones.
 func (s *sink) Takes() bool {
 	m := &s.e.cfg.Memory
-	return s.pre && m.Place != nil && m.Write != nil
+	return m.Place != nil && m.Write != nil && (s.pre || s.e.writing.Load() == 0)
 }
 
 // Take implements [transport.TakeSink].
@@ -207,7 +209,7 @@ func (s *sink) install(reg *Region, run transport.Range, src [][]byte, staged bo
 		if err := reg.Residency.Commit(run.First, uint64(run.Count), nil); err != nil {
 			return err
 		}
-		return s.retry(func() error { return e.cfg.Memory.Install.Install(run, nil) })
+		return s.show(run)
 	}
 	if err := s.retry(func() error { return e.cfg.Memory.Install.Install(run, src) }); err != nil {
 		return err
@@ -218,11 +220,35 @@ func (s *sink) install(reg *Region, run transport.Range, src [][]byte, staged bo
 	return e.cfg.Memory.Install.Wake(run)
 }
 
+// show maps a run that is resident. For a page in demand it does not wait for a
+// changing layout: it may be the thread that reads the changes which is here.
+func (s *sink) show(run transport.Range) error {
+	e := s.e
+	try := func() error { return e.cfg.Memory.Install.Install(run, nil) }
+	if s.pre {
+		return s.retry(try)
+	}
+	err := try()
+	if errors.Is(err, ErrBusy) {
+		e.stats.busy.Add(1)
+		e.goWork(func() { e.retry(func() error { return e.tryShow(run, pagecache.Resident) }) })
+		return nil
+	}
+	if err != nil {
+		e.fail(err)
+	}
+	return err
+}
+
 // write puts staged pages behind a run. Without room for them the claims are
 // given up by the caller, as after a store that found no memory, and whoever met
 // them faults again.
 func (s *sink) write(run transport.Range, src [][]byte) error {
 	m := &s.e.cfg.Memory
+	if s.pre {
+		s.e.writing.Add(1)
+		defer s.e.writing.Add(-1)
+	}
 	err := m.Write.Write(run, src)
 	if err == nil {
 		return nil

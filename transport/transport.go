@@ -143,12 +143,25 @@ type WarmSink interface {
 // fetchers that read into such (RDMA READ).
 type TakeSink interface {
 	Sink
-	// Takes says whether Take is what this sink wants; it never changes.
+	// Takes says whether Take is what this sink wants at the moment.
 	Takes() bool
 	// Take is Reserve, copying and Commit in one: it claims the pages of r, makes
 	// those it got resident with the content src, one slice a page and contiguous
 	// in memory, and leaves src in any state.
 	Take(r Range, src [][]byte) error
+}
+
+// Poller is a [Fetcher] whose answers the thread that asked can take as well, so that
+// no other has to be woken for what comes sooner than that.
+type Poller interface {
+	Fetcher
+	// FetchAndPoll is Fetch for a caller that calls Poll next.
+	FetchAndPoll(fs []Fetch) error
+	// Poll does for an answered fetch what Receive would, and reports true, or false if
+	// none has come within the short time that the channel was told to poll. It is to
+	// be called until it says false, by one goroutine at a time, which holds no lock
+	// that the sink takes. It never waits for Receive, and leaves errors to it.
+	Poll(c *Completion) bool
 }
 
 // Completion describes one answered fetch.

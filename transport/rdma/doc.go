@@ -21,6 +21,7 @@
 //
 // # Locks
 //
-// Fetcher.recvMu (Receive, Close) before Fetcher.mu; Fetcher.sinkMu is a leaf that
-// orders calls of the sink. Nothing is sent to the peer under Fetcher.mu.
+// Fetcher.recvMu (Receive, Close) before Fetcher.pollMu (whoever lands pages) before
+// Fetcher.mu; the lock of the late sink orders calls of the sink, under pollMu or
+// none. Nothing is sent to the peer under Fetcher.mu.
 package rdma

@@ -81,8 +81,11 @@ type Fetcher struct {
 	pump   sync.WaitGroup
 	closed atomic.Bool
 
-	// recvMu is held through Receive; what follows belongs to its holder.
-	recvMu sync.Mutex
+	recvMu sync.Mutex // held through Receive
+
+	// pollMu is held while completions are taken and landed; what follows belongs to
+	// its holder, and so does closing the queue pair.
+	pollMu sync.Mutex
 	dones  [maxPost]done
 	dst    [][]byte
 
@@ -104,7 +107,7 @@ type Fetcher struct {
 	asks    fifo[ask]                  // guarded by mu; MAPs to be sent
 	pieces  []piece                    // guarded by mu
 	wrs     [maxPost]read              // guarded by mu
-	err     error                      // guarded by mu; the end of the channel beneath
+	err     error                      // guarded by mu; the end of the channel
 }
 
 // flight is one outstanding fetch.
@@ -231,6 +234,15 @@ func (f *Fetcher) Done() <-chan struct{} { return f.ch.Done() }
 
 // Fetch implements [transport.Fetcher].
 func (f *Fetcher) Fetch(fs []transport.Fetch) error {
+	if err := f.FetchAndPoll(fs); err != nil {
+		return err
+	}
+	f.wake() // to arm, or to poll
+	return nil
+}
+
+// FetchAndPoll implements [transport.Poller].
+func (f *Fetcher) FetchAndPoll(fs []transport.Fetch) error {
 	now := time.Now()
 	f.mu.Lock()
 	if err := f.enter(fs, now); err != nil {
@@ -458,6 +470,8 @@ func (f *Fetcher) Close() error {
 	f.recvMu.Lock()
 	defer f.recvMu.Unlock()
 	f.pump.Wait()
+	f.pollMu.Lock()
+	defer f.pollMu.Unlock()
 	f.releaseAll()
 	return err
 }

@@ -1,6 +1,7 @@
 package rdma
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -133,14 +134,11 @@ func (f *Fetcher) receive(c *transport.Completion) error {
 			}
 		}
 		n := 0
-		if now.q != nil {
-			n = f.poll(now)
+		if now.up {
+			n, err = f.poll(f.opt.Spin)
 		}
-		if n == 0 {
-			n, err = f.sleep()
-		}
-		if err == nil {
-			err = f.land(f.dones[:n])
+		if n == 0 && err == nil {
+			err = f.sleep()
 		}
 		if err != nil {
 			return err
@@ -150,9 +148,8 @@ func (f *Fetcher) receive(c *transport.Completion) error {
 
 // outlook is what there is to wait for.
 type outlook struct {
-	q      *queue // closed by Receive alone
-	busy   bool   // READs are under way
-	unsent bool   // there is something for send
+	up     bool // there is a queue pair
+	unsent bool // there is something for send
 }
 
 // next takes a completion that is there, or says what to wait for.
@@ -164,11 +161,7 @@ func (f *Fetcher) next(c *transport.Completion) (bool, outlook, error) {
 			*c = f.answers.pop()
 			f.mu.Unlock()
 			return true, outlook{}, nil
-		case f.ready.len() > 0:
-			fl := f.ready.pop()
-			*c = transport.Completion{Fetch: fl.Fetch, Sent: fl.sent, Wire: fl.wire, Decode: fl.copied, Commit: fl.commit,
-				WireBytes: fl.bytes, Data: fl.data, Zero: fl.zero, Ahead: fl.ahead}
-			f.drop(fl)
+		case f.popReady(c):
 			f.mu.Unlock()
 			return true, outlook{}, nil
 		case f.zeros.len() > 0:
@@ -182,11 +175,23 @@ func (f *Fetcher) next(c *transport.Completion) (bool, outlook, error) {
 			f.mu.Unlock()
 			return false, outlook{}, err
 		default:
-			now := outlook{q: f.q, busy: len(f.free) < len(f.ops), unsent: f.unsent()}
+			now := outlook{up: f.q != nil, unsent: f.unsent()}
 			f.mu.Unlock()
 			return false, now, nil
 		}
 	}
+}
+
+// popReady takes a fetch that is answered by READs. mu is held.
+func (f *Fetcher) popReady(c *transport.Completion) bool {
+	if f.ready.len() == 0 {
+		return false
+	}
+	fl := f.ready.pop()
+	*c = transport.Completion{Fetch: fl.Fetch, Sent: fl.sent, Wire: fl.wire, Decode: fl.copied, Commit: fl.commit,
+		WireBytes: fl.bytes, Data: fl.data, Zero: fl.zero, Ahead: fl.ahead}
+	f.drop(fl)
+	return true
 }
 
 // maxHole is the most pages of a hole that are reported at a time.
@@ -194,6 +199,8 @@ const maxHole = 1 << 30
 
 // zero reports a hole, and as far as it goes on what follows.
 func (f *Fetcher) zero(p part) error {
+	f.pollMu.Lock() // the fetch may have READs that Poll lands
+	defer f.pollMu.Unlock()
 	begin := time.Now()
 	r := transport.Range{Region: p.fl.Region, First: p.first, Count: p.count}
 	if last := p.fl.First + uint64(p.fl.Count); p.first+uint64(p.count) == last {
@@ -221,48 +228,111 @@ func (f *Fetcher) came(fl *flight) {
 	}
 }
 
-// poll takes completions, for up to the time of spinning if READs are under way.
-func (f *Fetcher) poll(now outlook) int {
-	spin := f.opt.Spin
-	if !now.busy {
-		spin = 0
+// poll takes completions and lands them, and returns their number. If there is none
+// but READs are under way, it looks for them for the time spin.
+func (f *Fetcher) poll(spin time.Duration) (int, error) {
+	f.pollMu.Lock()
+	defer f.pollMu.Unlock()
+	return f.take(spin)
+}
+
+// take does the work of poll. pollMu is held.
+func (f *Fetcher) take(spin time.Duration) (int, error) {
+	f.mu.Lock()
+	q, busy := f.q, len(f.free) < len(f.ops)
+	f.mu.Unlock()
+	if q == nil || !busy {
+		return 0, nil
 	}
-	n, err := now.q.poll(f.dones[:], spin)
+	n, err := q.poll(f.dones[:], spin)
 	if err != nil {
 		f.breakDown(err)
-		return 0
+		return 0, nil
 	}
-	return n
+	return n, f.land(f.dones[:n])
+}
+
+// Poll implements [transport.Poller].
+func (f *Fetcher) Poll(c *transport.Completion) bool {
+	for {
+		f.mu.Lock()
+		ok := f.popReady(c)
+		f.mu.Unlock()
+		if ok {
+			return true
+		}
+		// Whoever has pollMu is Receive, which looks whether READs are under way before
+		// it sleeps; and without a sink nothing can be landed.
+		if !f.sink.known() {
+			f.wake()
+			return false
+		}
+		if !f.pollMu.TryLock() {
+			return false
+		}
+		n, err := f.take(f.opt.Spin)
+		if n == 0 && err == nil {
+			n, err = f.armed()
+		}
+		f.pollMu.Unlock()
+		if err != nil {
+			f.mu.Lock()
+			f.err = cmp.Or(f.err, err)
+			f.mu.Unlock()
+			f.wake()
+		}
+		if n == 0 || err != nil {
+			return false
+		}
+	}
+}
+
+// armed has Receive woken by the next completion, if READs are under way, and takes
+// what came before that. pollMu is held.
+func (f *Fetcher) armed() (int, error) {
+	f.mu.Lock()
+	q, busy := f.q, len(f.free) < len(f.ops)
+	f.mu.Unlock()
+	if q == nil || !busy {
+		return 0, nil
+	}
+	if err := q.arm(); err != nil {
+		f.breakDown(err)
+		return 0, nil
+	}
+	return f.take(0)
 }
 
 // sleep waits for a completion, for an event of the channel beneath, or for the
 // time to look after what is overdue.
-func (f *Fetcher) sleep() (int, error) {
+func (f *Fetcher) sleep() error {
 	f.sleeping.Store(true)
 	defer f.sleeping.Store(false)
 	f.mu.Lock()
-	q := f.q
-	// Whoever comes later sees that we sleep, and wakes us.
+	q, busy := f.q, len(f.free) < len(f.ops)
+	// Whoever comes later sees that we sleep, and wakes us, or polls and then arms.
 	work := f.answers.len()+f.ready.len()+f.zeros.len()+f.byFetch.len()+f.asks.len() > 0 || f.err != nil
 	f.mu.Unlock()
 	if work || f.broken.Load() != nil || f.closed.Load() {
-		return 0, nil
+		return nil
 	}
 	fds := [2]unix.PollFd{{Fd: int32(f.wakeFD), Events: unix.POLLIN}, {Fd: -1}}
 	if q != nil {
-		if err := q.arm(); err != nil {
-			f.breakDown(err)
-			return 0, nil
-		}
-		// One that came before the arming makes no event.
-		if n := f.poll(outlook{q: q}); n > 0 {
-			return n, nil
+		if busy {
+			if err := q.arm(); err != nil {
+				f.breakDown(err)
+				return nil
+			}
+			// One that came before the arming makes no event.
+			if n, err := f.poll(0); n > 0 || err != nil {
+				return err
+			}
 		}
 		fds[1] = unix.PollFd{Fd: int32(q.fd), Events: unix.POLLIN}
 	}
 	_, err := unix.Poll(fds[:], int(lookEvery/time.Millisecond))
 	if err != nil && err != unix.EINTR {
-		return 0, fmt.Errorf("wait for RDMA: %w", err)
+		return fmt.Errorf("wait for RDMA: %w", err)
 	}
 	if fds[0].Revents != 0 {
 		var b [8]byte
@@ -272,7 +342,7 @@ func (f *Fetcher) sleep() (int, error) {
 		q.disarm()
 	}
 	f.overdue(time.Now())
-	return 0, nil
+	return nil
 }
 
 // overdue ends RDMA if a READ hangs, and has precache that waits for a chunk too
@@ -306,6 +376,8 @@ func (f *Fetcher) overdue(now time.Time) {
 // end ends RDMA on this channel: what is outstanding goes by FETCH, or the channel
 // ends with it.
 func (f *Fetcher) end(why error) error {
+	f.pollMu.Lock() // nobody is landing what is given up here
+	defer f.pollMu.Unlock()
 	f.mu.Lock()
 	q, pending := f.q, f.pending
 	f.q, f.pending = nil, nil

@@ -48,6 +48,16 @@ func (l *lateSink) Commit(r transport.Range, dst [][]byte) error {
 	return l.s.Commit(r, dst)
 }
 
+// known says whether it is known which sink it is.
+func (l *lateSink) known() bool {
+	select {
+	case <-l.bound:
+		return true
+	default:
+		return false
+	}
+}
+
 // takes says whether pages go by Take; the sink is known.
 func (l *lateSink) takes() bool {
 	t, ok := l.s.(transport.TakeSink)
