@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -122,8 +123,10 @@ func (d *Device) events() {
 // ibv_event_type_str. Errors of a queue pair are seen in its completions.
 var fatal = map[string]bool{
 	"local catastrophic error": true,
-	"port error":               true,
+	portError:                  true,
 }
+
+const portError = "port error"
 
 func (d *Device) heard(text string) {
 	if text == "port active" { // after "port error": what is made from now on works
@@ -145,6 +148,39 @@ func (d *Device) heard(text string) {
 	for _, f := range tell {
 		f(err)
 	}
+}
+
+// A queue pair may fail some µs before the port is said to be down, which is why it
+// does: so long is looked for that.
+const (
+	reasonTries = 4
+	reasonPause = 5 * time.Millisecond
+)
+
+// reason is why RDMA ended where err is what was seen first: that the port is down, or
+// the device gone, if so, since what else fails does so because of it.
+func (d *Device) reason(err error) error {
+	for try := range reasonTries {
+		if try > 0 {
+			time.Sleep(reasonPause)
+		}
+		d.mu.Lock()
+		failed := d.failed
+		d.mu.Unlock()
+		if failed != nil {
+			if errors.Is(err, failed) {
+				return err
+			}
+			return fmt.Errorf("%w; seen first: %w", failed, err)
+		}
+		switch c, e := d.dev.caps(); {
+		case e != nil:
+			return fmt.Errorf("RDMA device %s does not answer: %w; seen first: %w", d.port.Device, e, err)
+		case !c.active:
+			return fmt.Errorf("RDMA device %s: %s; seen first: %w", d.port.Device, portError, err)
+		}
+	}
+	return err
 }
 
 // onFailure has f called once the device is out of use; it must not wait. The

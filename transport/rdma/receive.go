@@ -376,6 +376,7 @@ func (f *Fetcher) overdue(now time.Time) {
 // end ends RDMA on this channel: what is outstanding goes by FETCH, or the channel
 // ends with it.
 func (f *Fetcher) end(why error) error {
+	why = f.dev.reason(why)
 	f.pollMu.Lock() // nobody is landing what is given up here
 	defer f.pollMu.Unlock()
 	f.mu.Lock()
