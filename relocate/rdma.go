@@ -36,7 +36,7 @@ const (
 var RDMAPolicies = []string{RDMAOff, RDMAAsk, RDMAAuto}
 
 // RDMAPins are the values of Options.RDMAPin.
-var RDMAPins = []string{string(rdma.PinLazy), string(rdma.PinAll)}
+var RDMAPins = []string{string(rdma.PinLazy), string(rdma.PinAll), string(rdma.PinODP)}
 
 // Values of Options.RDMALost.
 const (

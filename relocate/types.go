@@ -93,7 +93,7 @@ type Options struct {
 	// Transport is how pages travel, one of Transports; empty is TransportTCP.
 	Transport string `json:"transport,omitempty"`
 	// RDMAPin says when the source registers its image: "lazy" (the default), when
-	// it is wanted, or "all", at the freeze.
+	// it is wanted, "all", at the freeze, or "odp", as it is wanted and never pinned.
 	RDMAPin string `json:"rdma_pin,omitempty"`
 	// RDMALost says what a channel does that loses RDMA: "tcp" (the default), it goes
 	// on by TCP; "wait", it is closed and dialled until there is RDMA again.

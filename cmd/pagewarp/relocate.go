@@ -76,7 +76,7 @@ unreachable, 130 interrupted.`,
 	p.IntVar(&f.opts.PrecacheChannels, "precache-channels", 0, "connections for the background stream (default: the daemon's)")
 	p.StringVar(&f.opts.FaultSource, "fault-source", "", "how the destination catches faults: auto, device (the kernel module), userfaultfd (default: its configuration)")
 	p.StringVar(&f.opts.Transport, "transport", "", "how pages travel: tcp, rdma (RDMA READ, not encrypted), auto (rdma where both hosts' policies say so and it is there) (default tcp)")
-	p.StringVar(&f.opts.RDMAPin, "rdma-pin", "", "when the source registers its image for RDMA: lazy (as it is wanted), all (at the freeze) (default lazy)")
+	p.StringVar(&f.opts.RDMAPin, "rdma-pin", "", "when the source registers its image for RDMA: lazy (as it is wanted), all (at the freeze), odp (never pinned, where the device has on-demand paging) (default lazy)")
 	p.StringVar(&f.opts.RDMALost, "rdma-lost", "", "what pages do where RDMA is lost, e.g. a link goes down: tcp (travel by TCP), wait (for RDMA) (default tcp)")
 	p.StringVar(&f.opts.Warm, "warm", "", "what the destination may have of the memory: a `NAME` in its cache, or the path of a file there (default: what it kept of the machine)")
 	p.BoolVar(&f.opts.PreTransfer, "pre-transfer", false, "copy the memory before the switch-over, while the guest runs here; what it writes meanwhile is sent again after it")

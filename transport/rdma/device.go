@@ -251,8 +251,8 @@ func linkName(l uint8) string {
 
 // register registers mem, which the caller keeps mapped until the region is
 // closed. A refusal for want of locked memory is explained.
-func (d *Device) register(mem []byte, remote bool) (*region, error) {
-	r, err := d.dev.register(mem, remote)
+func (d *Device) register(mem []byte, how access) (*region, error) {
+	r, err := d.dev.register(mem, how)
 	if err == nil {
 		return r, nil
 	}

@@ -43,8 +43,18 @@ type caps struct {
 	mtu           uint8
 	link          uint8
 	active        bool
+	odp           bool  // memory that peers READ need not be pinned
 	reads, served uint8 // outstanding READs, as initiator and as responder
 }
+
+// access is what memory is registered for, as in the shim.
+type access int
+
+const (
+	landing     access = iota // our READs land in it
+	readable                  // a peer READs it
+	readableODP               // likewise; it is not pinned
+)
 
 // endpoint is what a peer must know of a queue pair.
 type endpoint struct {

@@ -43,6 +43,9 @@ const (
 	// PinAll registers everything as soon as the image is frozen, a chunk after
 	// the other, those that are asked for first.
 	PinAll Pin = "all"
+	// PinODP registers as PinLazy does and pins nothing: the device takes a page when
+	// it is READ. Few devices can.
+	PinODP Pin = "odp"
 )
 
 // ParsePin reads a Pin; empty is PinLazy.
@@ -50,10 +53,10 @@ func ParsePin(s string) (Pin, error) {
 	switch p := Pin(s); p {
 	case "":
 		return PinLazy, nil
-	case PinLazy, PinAll:
+	case PinLazy, PinAll, PinODP:
 		return p, nil
 	}
-	return "", fmt.Errorf("%q is no way to pin memory for RDMA: 'all' or 'lazy'", s)
+	return "", fmt.Errorf("%q is no way to pin memory for RDMA: 'lazy', 'all' or 'odp'", s)
 }
 
 // ExportOptions are the choices of a source.
@@ -105,6 +108,9 @@ type chunk struct {
 // NewExport opens the files of an image that is about to be frozen; it registers
 // nothing yet.
 func NewExport(dev *Device, sources []Source, o ExportOptions) (*Export, error) {
+	if o.Pin == PinODP && !dev.caps.odp {
+		return nil, fmt.Errorf("RDMA device %s has no on-demand paging for READs (--rdma-pin odp): pin the image, by 'lazy' or 'all'", dev.port.Device)
+	}
 	e := &Export{dev: dev, opt: o, regions: make(map[uint32]*exported)}
 	if err := dev.hold(); err != nil {
 		return nil, err
@@ -253,12 +259,16 @@ func (x *exported) data(at, end uint64) (from, to uint64, err error) {
 func (e *Export) register(x *exported, c *chunk, from, to uint64) error {
 	ps := uint64(x.PageSize)
 	size := (to - from) * ps
-	if used := e.used.Add(size); e.opt.Budget != 0 && used > e.opt.Budget {
+	how := readable
+	if e.opt.Pin == PinODP {
+		how = readableODP
+	}
+	if used := e.used.Add(size); how == readable && e.opt.Budget != 0 && used > e.opt.Budget {
 		e.used.Add(-size)
 		return fmt.Errorf("the budget of %d bytes for registered memory is used up (--rdma-budget)", e.opt.Budget)
 	}
 	mem := x.mem[from*ps : to*ps]
-	r, err := e.dev.register(mem, true)
+	r, err := e.dev.register(mem, how)
 	if err != nil {
 		e.used.Add(-size)
 		return err

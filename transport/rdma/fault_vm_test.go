@@ -263,6 +263,18 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// soft-RoCE of this kernel has no on-demand paging: who asks for it is told.
+func TestNoOnDemandPaging(t *testing.T) {
+	d := testDevice(t)
+	e, err := NewExport(d, nil, ExportOptions{Pin: PinODP})
+	if err == nil {
+		e.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), softroce.Device+" has no on-demand paging") {
+		t.Error(err)
+	}
+}
+
 // Without CAP_IPC_LOCK the limit of locked memory counts, and is named.
 func TestMemlock(t *testing.T) {
 	d := testDevice(t)
@@ -286,7 +298,7 @@ func TestMemlock(t *testing.T) {
 			return
 		}
 		defer unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &old, nil)
-		r, err := d.register(mem, false)
+		r, err := d.register(mem, landing)
 		if err == nil {
 			r.close()
 		}
@@ -354,11 +366,11 @@ func TestManySetUps(t *testing.T) {
 
 func setUp(t *testing.T, d *Device, mem []byte, use bool) {
 	t.Helper()
-	r, err := d.register(mem, true)
+	r, err := d.register(mem, readable)
 	if err != nil {
 		t.Fatal(err)
 	}
-	stage, err := d.register(mem[:pageSize], false)
+	stage, err := d.register(mem[:pageSize], landing)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -194,7 +194,7 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 		return nil, err
 	}
 	if f.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
-		f.stageMR, err = dev.register(f.stage, false)
+		f.stageMR, err = dev.register(f.stage, landing)
 	}
 	if err == nil {
 		f.pending, err = dev.dev.queue(slots)

@@ -68,7 +68,7 @@ func (d *device) caps() (caps, error) {
 	}
 	out := caps{
 		depth: int(min(c.max_qp_wr, c.max_cqe)), maxMessage: uint32(c.max_message), lid: uint16(c.lid), mtu: uint8(c.mtu),
-		link: uint8(c.link_layer), active: c.state == 4, reads: uint8(c.max_reads), served: uint8(c.max_served),
+		link: uint8(c.link_layer), active: c.state == 4, odp: c.odp != 0, reads: uint8(c.max_reads), served: uint8(c.max_served),
 	}
 	for i := range out.gid {
 		out.gid[i] = byte(c.gid[i])
@@ -87,18 +87,14 @@ func (d *device) event() (string, bool) {
 	return C.GoString(C.pw_event(e)), true
 }
 
-func (d *device) register(mem []byte, remote bool) (*region, error) {
+func (d *device) register(mem []byte, how access) (*region, error) {
 	r := new(region)
 	var lkey, rkey C.uint32_t
-	flag := C.int(0)
-	if remote {
-		flag = 1
-	}
 	// SAFETY: mem lies outside of Go's heap (the callers map it), so it does not
 	// move while the device knows its address; it is deregistered before it is
 	// unmapped.
 	addr := C.uint64_t(uintptr(unsafe.Pointer(unsafe.SliceData(mem))))
-	if ret := C.pw_register(d.c, addr, C.uint64_t(len(mem)), flag, &r.c, &lkey, &rkey); ret != 0 {
+	if ret := C.pw_register(d.c, addr, C.uint64_t(len(mem)), C.int(how), &r.c, &lkey, &rkey); ret != 0 {
 		return nil, verbError("ibv_reg_mr", ret)
 	}
 	r.lkey, r.rkey = uint32(lkey), uint32(rkey)

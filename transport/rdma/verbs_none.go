@@ -20,13 +20,13 @@ func openVerbs(string, int, int) (*device, error) { return nil, ErrNotBuilt }
 
 // No device can be opened, so none of the following is ever called.
 
-func (*device) close()                                 {}
-func (*device) caps() (caps, error)                    { return caps{}, ErrNotBuilt }
-func (*device) asyncFD() int                           { return -1 }
-func (*device) event() (string, bool)                  { return "", false }
-func (*device) register([]byte, bool) (*region, error) { return nil, ErrNotBuilt }
-func (*device) queue(int) (*queue, error)              { return nil, ErrNotBuilt }
-func (*region) close() error                           { return nil }
+func (*device) close()                                   {}
+func (*device) caps() (caps, error)                      { return caps{}, ErrNotBuilt }
+func (*device) asyncFD() int                             { return -1 }
+func (*device) event() (string, bool)                    { return "", false }
+func (*device) register([]byte, access) (*region, error) { return nil, ErrNotBuilt }
+func (*device) queue(int) (*queue, error)                { return nil, ErrNotBuilt }
+func (*region) close() error                             { return nil }
 
 func (*queue) connect(*endpoint, uint32, bool) error   { return ErrNotBuilt }
 func (*queue) close()                                  {}

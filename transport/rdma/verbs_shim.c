@@ -125,6 +125,7 @@ int pw_device_caps(struct pw_device *d, struct pw_caps *out)
 	out->mtu = port.active_mtu;
 	out->link_layer = port.link_layer == IBV_LINK_LAYER_ETHERNET ? 2 : 1;
 	out->state = port.state;
+	out->odp = (attr.odp_caps.general_caps & IBV_ODP_SUPPORT) && (attr.odp_caps.per_transport_caps.rc_odp_caps & IBV_ODP_SUPPORT_READ);
 	out->max_reads = attr.orig_attr.max_qp_init_rd_atom > 255 ? 255 : attr.orig_attr.max_qp_init_rd_atom;
 	out->max_served = attr.orig_attr.max_qp_rd_atom > 255 ? 255 : attr.orig_attr.max_qp_rd_atom;
 	return 0;
@@ -147,12 +148,15 @@ int pw_device_event(struct pw_device *d, int *event)
 	return 1;
 }
 
-int pw_register(struct pw_device *d, uint64_t addr, uint64_t len, int remote_read, struct ibv_mr **out, uint32_t *lkey, uint32_t *rkey)
+int pw_register(struct pw_device *d, uint64_t addr, uint64_t len, int how, struct ibv_mr **out, uint32_t *lkey, uint32_t *rkey)
 {
+	unsigned int access = how == PW_LANDING ? IBV_ACCESS_LOCAL_WRITE : IBV_ACCESS_REMOTE_READ;
 	struct ibv_mr *mr;
 
+	if (how == PW_READABLE_ODP)
+		access |= IBV_ACCESS_ON_DEMAND;
 	errno = 0;
-	mr = ibv_reg_mr(d->pd, (void *)(uintptr_t)addr, len, remote_read ? IBV_ACCESS_REMOTE_READ : IBV_ACCESS_LOCAL_WRITE);
+	mr = ibv_reg_mr(d->pd, (void *)(uintptr_t)addr, len, access);
 	if (!mr)
 		return failed(-1);
 	*out = mr;

@@ -21,6 +21,7 @@ struct pw_caps {
 	uint8_t state;      /* enum ibv_port_state */
 	uint8_t max_reads;  /* as initiator */
 	uint8_t max_served; /* as responder */
+	uint8_t odp;        /* memory that peers READ need not be pinned */
 };
 
 struct pw_peer {
@@ -49,7 +50,10 @@ int pw_device_async_fd(struct pw_device *d);
 /* 1 and the event if there is one, else 0. */
 int pw_device_event(struct pw_device *d, int *event);
 
-int pw_register(struct pw_device *d, uint64_t addr, uint64_t len, int remote_read, struct ibv_mr **out, uint32_t *lkey, uint32_t *rkey);
+/* What memory is registered for: READs of ours into it; READs of a peer from it, pinned
+ * or not. */
+enum { PW_LANDING, PW_READABLE, PW_READABLE_ODP };
+int pw_register(struct pw_device *d, uint64_t addr, uint64_t len, int how, struct ibv_mr **out, uint32_t *lkey, uint32_t *rkey);
 int pw_deregister(struct ibv_mr *mr);
 
 int pw_queue_open(struct pw_device *d, int depth, struct pw_queue **out, uint32_t *qpn, int *fd, const char **step);
