@@ -80,10 +80,13 @@
 // fetches go back into the queue and out on another, its precache ranges back to
 // the planner. Claims are taken when an answer arrives, so nothing is installed
 // twice. While no demand channel is up, faulting threads wait and all others run.
+// Answers of a [transport.Poller] may be taken in by the fault reader that asked;
+// so nothing that a page in demand goes through waits for a changing layout.
 //
 // # Locks
 //
-// Engine.sendMu before outstanding.mu; channel.mu, Engine.failMu and
+// Engine.sendMu before outstanding.mu; demandChannel.looking before whatever an
+// answer takes, never under sendMu; channel.mu, Engine.failMu and
 // Engine.removesMu are leaves. None is held during a system call, except sendMu
 // by the sender, and Engine.showing, which is only ever shared until the release.
 package faultd
