@@ -181,7 +181,7 @@ func TestListAndChoose(t *testing.T) {
 		"3": {"0000:0000:0000:0000:0000:ffff:0a4d:0001", "RoCE v2", "eth4"},
 		"4": {"0000:0000:0000:0000:0000:0000:0000:0000", "", ""},
 	}
-	for i := 5; i < 1024; i++ { // as soft-RoCE's; a name that was taken away leaves a gap
+	for i := 5; i < 128; i++ { // what is empty; an address that was taken away leaves a gap
 		gids[strconv.Itoa(i)] = gids["4"]
 	}
 	gids["40"] = [3]string{"0000:0000:0000:0000:0000:ffff:0a4d:0101", "RoCE v2", "eth4"}

@@ -31,7 +31,7 @@ func TestInVM(t *testing.T) {
 	run, only, setUps := cmp.Or(os.Getenv("RDMA_RUN"), "."), os.Getenv("RDMA_PROGRAM"), os.Getenv("RDMA_SETUPS")
 	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma")
 	cfg.Programs = append(cfg.Programs,
-		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=260s", "-rapid.checks=10", "-test.run=" + run},
+		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=300s", "-rapid.checks=10", "-test.run=" + run},
 			Env: []string{"RDMA_SETUPS=" + setUps}},
 		kvmrig.Program{Name: "faultd", Path: compile(t, ctx, &cfg, "faultd.test", "./faultd"),
 			Args: []string{"-test.v", "-test.timeout=150s", "-test.run=^TestRDMA"}},
