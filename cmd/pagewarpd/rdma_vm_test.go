@@ -149,7 +149,7 @@ func linkDown(t *testing.T) (up func()) {
 func TestRDMALinkDown(t *testing.T) {
 	m := overRDMA(t, false)
 	m.begin("", "")
-	m.midDrain(relocate.RDMALostTCP, 30<<20) // TCP takes its time for the rest in an emulator
+	m.midDrain(relocate.RDMALostTCP, 20<<20) // TCP takes its time for the rest in an emulator
 	linkDown(t)
 	vmtest.Wait(t, "RDMA to be given up", func() bool { r := m.reads(); return r.Fallbacks > 0 && r.ChannelsUp == 0 })
 	pagewarp(t, m.b, "status", "web1").exits(0, "RDMA device rxe0: port error")
