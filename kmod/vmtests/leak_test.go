@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// A kernel that checks all that it does is several times slower.
+func init() { patience = 2 * time.Minute }
+
 // TestKmemleak is the last program in a VM whose kernel has kmemleak: nothing that the
 // module has allocated has been lost by all the tests before. See the kernel's
 // Documentation/dev-tools/kmemleak.rst.

@@ -21,6 +21,9 @@ import (
 
 const pageSize = 4096
 
+// patience is how long what a test waits for may take.
+var patience = 30 * time.Second
+
 func TestMain(m *testing.M) {
 	touch.Main()
 	daemonMain()
@@ -53,7 +56,7 @@ type object struct {
 // newObject makes an object that goes with the test.
 func newObject(t testing.TB, pages uint64, change func(*kmod.Config)) *object {
 	t.Helper()
-	ctx, cancel := context.WithTimeoutCause(context.Background(), 30*time.Second, errors.New("the test's deadline"))
+	ctx, cancel := context.WithTimeoutCause(context.Background(), patience, errors.New("the test's deadline"))
 	t.Cleanup(cancel)
 	c, err := kmod.Open()
 	must(t, err)
