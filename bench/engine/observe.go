@@ -35,7 +35,7 @@ type settler interface {
 }
 
 const (
-	settleLimit = 20 * time.Second
+	settleLimit = 45 * time.Second
 	settleEvery = 50 * time.Millisecond
 )
 
