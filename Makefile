@@ -49,7 +49,7 @@ kmod-debug-kernel: ## Linux 6.1 with lockdep, KASAN and kmemleak, compiled in bu
 	@$(GO) run ./kmod/kmodbuild -out $(BUILD)/kmod -debug kmod/debug.config
 
 test-kmod-debug: kmod-debug-kernel ## the kernel module on that kernel; not a part of 'make test'
-	$(GO) test -count=1 -v -timeout 900s -tags kmoddebug -run TestOnDebugKernel ./kmod/kmodtest
+	$(GO) test -count=1 -v -timeout 950s -tags kmoddebug -run TestOnDebugKernel ./kmod/kmodtest
 
 test-rdma: guest tools ## pages over RDMA, by soft-RoCE in a virtual machine; part of 'make test'
 	@test/deps.sh check

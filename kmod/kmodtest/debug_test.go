@@ -18,7 +18,7 @@ import (
 // memory accesses and its leaks while it runs: 'make test-kmod-debug'. It gives shared
 // memory no huge pages, so their tests are left to the other kernels.
 func TestOnDebugKernel(t *testing.T) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 800*time.Second, errors.New("the VM's deadline"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 880*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
 	root, err := rig.Root()
 	if err != nil {
@@ -34,8 +34,8 @@ func TestOnDebugKernel(t *testing.T) {
 	cfg.Modules = append(cfg.Modules, buildModules(t, ctx, k.Build)...)
 	path := build(t, ctx, "vmtests-debug.test", "./kmod/vmtests", "test", "-c", "-tags", "kmodvm,kmoddebug")
 	cfg.Programs = []kvmrig.Program{
-		{Name: "vmtests", Path: path, Args: []string{"-test.v", "-test.timeout=700s", "-test.skip=^TestKmemleak$|HugePages"}},
-		{Name: "leaks", Path: path, Args: []string{"-test.v", "-test.timeout=60s", "-test.run=^TestKmemleak$"}},
+		{Name: "vmtests", Path: path, Args: []string{"-test.v", "-test.timeout=600s", "-test.skip=^TestKmemleak$|HugePages"}},
+		{Name: "leaks", Path: path, Args: []string{"-test.v", "-test.timeout=250s", "-test.run=^TestKmemleak$"}},
 	}
 	rigtest.Report(t, ctx, cfg, "with its own checks")
 }
