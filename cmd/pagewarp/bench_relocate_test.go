@@ -101,8 +101,13 @@ func TestBenchRelocate(t *testing.T) {
 			t.Errorf("%s: down %g ms, total %g ms, %g/s before, %d values", row.Engine, row.DowntimeMS, row.TotalMS, row.BeforePerSec, len(row.Series))
 		}
 		// The working set's incompressible half has to go across in any case.
-		if row.Source.SentBytes < 12<<20 || row.Source.CPUSeconds <= 0 || row.Destination.PeakBytes < 24<<20 || row.Source.GuestSeconds <= 0 {
+		if row.Source.SentBytes < 12<<20 || row.Source.CPUSeconds <= 0 || row.Destination.PeakBytes < 24<<20 {
 			t.Errorf("%s: source %+v, destination %+v", row.Engine, row.Source, row.Destination)
+		}
+		// Ours starts the destination's QEMU meanwhile; QEMU's own way may be over
+		// before the guest has had a tick of 10 ms, which is what the kernel tells.
+		if row.Engine == engine.Pagewarp && row.Source.GuestSeconds <= 0 {
+			t.Errorf("%s: no CPU time of the guest's: %+v", row.Engine, row.Source)
 		}
 		if row.BlackoutMS != nil {
 			t.Errorf("%s: a blackout of no client: %g ms", row.Engine, *row.BlackoutMS)
