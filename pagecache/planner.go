@@ -109,7 +109,9 @@ type Stats struct {
 	Policies   []PolicyStats
 	AgainRuns  uint64 // handed out again after Return
 	AgainPages uint64
-	Rewinds    uint64 // checks at the end of a sweep that found pages left
+	// BridgedPages are those of Pages that were there already, between others.
+	BridgedPages uint64
+	Rewinds      uint64 // checks at the end of a sweep that found pages left
 }
 
 // NewPlanner returns a planner without regions.
@@ -241,9 +243,11 @@ func (p *Planner) Next(buf []Run, maxPages uint64) int {
 			p.popPending()
 			continue
 		}
-		count = min(count, room, pc.reg.runPages)
+		limit := min(room, pc.reg.runPages)
+		count, vain := pc.reg.bridge(first, min(count, limit), min(pc.end, first+limit))
 		pc.reg.flying.setRange(first, first+count)
 		run := Run{Region: pc.reg.id, Count: uint32(count), First: first}
+		p.stats.BridgedPages += vain
 		buf[n] = run
 		n++
 		room -= count

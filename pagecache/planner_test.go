@@ -23,15 +23,21 @@ func (b *bed) take(buf []Run, room uint64) int {
 			b.t.Fatalf("run %+v with room for %d pages", run, room)
 		}
 		room -= uint64(run.Count)
+		res, vain := b.res[run.Region], 0
 		for i := range uint64(run.Count) {
 			page := run.First + i
-			if s := b.res[run.Region].State(page); s != Absent {
-				b.t.Fatalf("run %+v has page %d, which is %v", run, page, s)
+			if s := res.State(page); s != Absent {
+				if vain++; i == 0 || i == uint64(run.Count)-1 {
+					b.t.Fatalf("run %+v starts or ends with page %d, which is %v", run, page, s)
+				}
 			}
 			if b.out[run.Region][page] {
 				b.t.Fatalf("run %+v has page %d, which is in flight", run, page)
 			}
 			b.out[run.Region][page] = true
+		}
+		if vain > max(1, int(run.Count)/bridgeShare) {
+			b.t.Fatalf("run %+v has %d pages that are there", run, vain)
 		}
 		b.runs = append(b.runs, run)
 	}
@@ -67,7 +73,8 @@ func pick(t *rapid.T, policies string) []Policy {
 }
 
 // TestPlannerDrain: whatever is claimed, lost, returned or removed meanwhile,
-// no page is in flight twice, every run was absent, and the drain ends.
+// no page is in flight twice, every run was absent but for a few pages in between,
+// and the drain ends.
 func TestPlannerDrain(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := &bed{t: t, res: map[uint32]*Residency{}, out: map[uint32][]bool{}}
@@ -190,7 +197,7 @@ func TestPlannerDrain(t *testing.T) {
 }
 
 // TestPlannerOnce: without losses, every absent page is handed out exactly once,
-// and no other.
+// and others only as far as they are counted as bridged.
 func TestPlannerOnce(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		pages := rapid.Uint64Range(1, 5000).Draw(t, "pages")
@@ -208,16 +215,13 @@ func TestPlannerOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got uint64
-		buf := make([]Run, 5)
+		buf, won := make([]Run, 5), make(Mask, 16)
 		for {
 			p.Fault(1, rapid.Uint64Range(0, pages-1).Draw(t, "fault"))
 			n := p.Next(buf, 600)
 			for _, run := range buf[:n] {
-				got += uint64(run.Count)
-				if res.Claim(run.First, uint64(run.Count), make(Mask, 16)) != uint64(run.Count) {
-					t.Fatalf("run %+v was not all absent", run)
-				}
-				if err := res.Commit(run.First, uint64(run.Count), nil); err != nil {
+				got += res.Claim(run.First, uint64(run.Count), won)
+				if err := res.Commit(run.First, uint64(run.Count), won); err != nil {
 					t.Fatal(err)
 				}
 				if err := p.Done(run); err != nil {
@@ -232,7 +236,7 @@ func TestPlannerOnce(t *testing.T) {
 		for _, s := range p.Stats().Policies {
 			counted += s.Pages
 		}
-		if got != want || counted != want || p.Stats().Rewinds != 0 {
+		if counted -= p.Stats().BridgedPages; got != want || counted != want || p.Stats().Rewinds != 0 {
 			t.Fatalf("handed out %d, counted %+v, want %d", got, p.Stats(), want)
 		}
 	})
@@ -286,9 +290,9 @@ func TestBubblesComeFirst(t *testing.T) {
 // TestSweep: runs of 512 pages in order, aligned, wrapping from the last fault.
 func TestSweep(t *testing.T) {
 	p, res := plannerFor(t, 4096, 4096, NewSweep(SweepConfig{FollowFaults: true}))
-	res.Zero(600, 10)
+	res.Zero(600, 20) // more than an eighth of what would be one run with it
 	p.Fault(1, 3000)
-	want := []Run{{1, 512, 2560}, {1, 512, 3072}, {1, 512, 3584}, {1, 512, 0}, {1, 88, 512}, {1, 414, 610},
+	want := []Run{{1, 512, 2560}, {1, 512, 3072}, {1, 512, 3584}, {1, 512, 0}, {1, 88, 512}, {1, 404, 620},
 		{1, 512, 1024}, {1, 512, 1536}, {1, 512, 2048}}
 	buf := make([]Run, 20)
 	n := p.Next(buf, 1<<20)

@@ -144,6 +144,32 @@ func (r *region) nextWanted(from, to uint64) (first, count uint64, ok bool) {
 	return 0, 0, false
 }
 
+// bridgeShare is the part of a run, as a divisor, that may be pages which are there
+// already.
+const bridgeShare = 8
+
+// bridge extends the run [first, first+count) of wanted pages over pages that are
+// there to the next wanted ones, up to end, and returns its new length and how many
+// pages of it are there. Among the
+// pages of many faults what is absent is a few pages long each, and a fetch costs
+// both sides as much as several pages do: pages that are sent in vain are cheaper, as
+// long as they are few. The run ends with a wanted page.
+func (r *region) bridge(first, count, end uint64) (uint64, uint64) {
+	vain := uint64(0)
+	for at := first + count; at < end; at = first + count {
+		next, n, ok := r.nextWanted(at, end)
+		if !ok || r.flying.nextSet(at, next) < next {
+			break
+		}
+		if vain+next-at > max(1, (next-first)/bridgeShare) {
+			break
+		}
+		vain += next - at
+		count = next + n - first
+	}
+	return count, vain
+}
+
 // absentAround returns the longest run within [first, end) that has page in it and
 // otherwise pages that are absent and not in flight.
 func (r *region) absentAround(page, first, end uint64) (uint64, uint32) {
