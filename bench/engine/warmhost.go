@@ -1,0 +1,34 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/pagewarp/pagewarp/internal/sysmem"
+)
+
+// warmHost takes and touches so many bytes of this machine's free memory, at most
+// half of what is available, and gives them back. Where the machine is a virtual one
+// itself, the first touch of a page that its hypervisor has not backed, or was given
+// back by free page reporting, takes microseconds: here 6.7 µs a page of a file in
+// memory in the place of 2.9. Which engine would pay for them is chance, so none does.
+func warmHost(bytes uint64) error {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("sysinfo: %w", err)
+	}
+	bytes = min(bytes, info.Freeram*uint64(info.Unit)/2) / uint64(sysmem.PageSize) * uint64(sysmem.PageSize)
+	if bytes == 0 {
+		return nil
+	}
+	mem, err := sysmem.MapAnonymous(int64(bytes))
+	if err != nil {
+		return err
+	}
+	for i := 0; i < len(mem); i += sysmem.PageSize {
+		mem[i] = 1
+	}
+	return errors.Join(err, sysmem.Unmap(mem))
+}
