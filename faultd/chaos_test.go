@@ -289,6 +289,9 @@ func TestNobodySleepsForEver(t *testing.T) {
 			cfg.Readers = 1 + round%3
 			cfg.ReadAround = 1 << (round % 4)
 			cfg.GateHold = time.Microsecond
+			if round%5 == 0 { // these threads are starved by themselves
+				cfg.DemandPace, cfg.BulkNice = 100*time.Microsecond, 1
+			}
 			e := start(t, cfg)
 			var wg sync.WaitGroup
 			for k := range uint64(3) {

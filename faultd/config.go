@@ -202,6 +202,10 @@ type Config struct {
 	// to come first; with a longer one, a guest that faults without end was seen to
 	// halve the drain's rate.
 	GateHold time.Duration
+	// DemandPace is the least time between two sends of demand fetches, beyond a
+	// burst, while precache waits for CPUs for more than a fifth of its time: see
+	// pacer. Default 0: a fault never waits. It needs BulkNice.
+	DemandPace time.Duration
 	// Policies are what the engine's own planner asks, in this order; nil is
 	// pagecache.DefaultPolicies, an empty list is on demand only.
 	Policies []pagecache.Policy

@@ -180,6 +180,14 @@ func (e *Engine) requeue(slots []uint32) {
 // Whoever takes sendMu for another purpose must flush after letting it go.
 func (e *Engine) flush() {
 	for e.queue.Len() > 0 && e.sendMu.TryLock() {
+		if d := e.pace.wait(); d > 0 {
+			e.pace.hold(d)
+			e.sendMu.Unlock()
+			return
+		}
+		if e.pace.held.Swap(false) {
+			e.stats.paced.Add(1)
+		}
 		c, f := e.send()
 		e.sendMu.Unlock()
 		if c == nil {

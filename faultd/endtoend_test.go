@@ -1,7 +1,9 @@
 package faultd_test
 
 import (
+	"context"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,5 +52,46 @@ func TestDrain(t *testing.T) {
 			}
 			t.Logf("demand faults, µs: %+v", s.Stages[faultd.StageTotal].Summary())
 		})
+	}
+}
+
+// TestDemandPace: where CPUs are short every fault is served, by the timer if there is
+// no precache, no faster than the pace and, with precache, in the drain's course.
+func TestDemandPace(t *testing.T) {
+	const pages, pace = 256, 2 * time.Millisecond
+	img := newImage(t, pages, 1)
+	for _, pre := range []bool{false, true} {
+		ctx := withDeadline(t, 20*time.Second)
+		srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+		m := newMachine(t, ctx, pages, false)
+		cfg := m.config(srv.open(pages))
+		cfg.PrecacheOff = !pre
+		cfg.DemandPace, cfg.BulkNice = pace, 1
+		e, err := faultd.New(cfg)
+		must(t, err)
+		t.Cleanup(func() { e.Close() })
+		e.Starve()
+		ctx2, stop := context.WithCancel(ctx)
+		var starving sync.WaitGroup
+		starving.Go(func() {
+			for ctx2.Err() == nil {
+				e.Starve()
+				time.Sleep(time.Millisecond)
+			}
+		})
+		begin := time.Now()
+		must(t, e.Start())
+		if _, err := m.reg.Touch(shuffled(pages, 2), false, 8); err != nil {
+			t.Fatalf("%v\n%+v", err, e.Stats())
+		}
+		took := time.Since(begin)
+		s := drained(t, ctx, e)
+		stop()
+		starving.Wait()
+		m.verify(t, img.sums)
+		least := time.Duration(s.DemandSends-min(s.DemandSends, 33)) * pace
+		if took < least || !pre && s.DemandPaced == 0 {
+			t.Errorf("precache %v: %d sends, %d of them held, in %v: want at least %v", pre, s.DemandSends, s.DemandPaced, took, least)
+		}
 	}
 }

@@ -30,6 +30,7 @@ type Engine struct {
 	demand []*demandChannel  // immutable after New; see there
 	pre    []*precacheChannel
 
+	pace       pacer
 	demandBusy atomic.Int32 // demand fetches under way: what closes the gate
 	precacheOn atomic.Bool
 	writing    atomic.Int32 // precache channels inside Memory.Write
@@ -107,6 +108,9 @@ func New(cfg Config) (*Engine, error) {
 		e.pre = append(e.pre, newPrecacheChannel(e, i))
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
+	if cfg.BulkNice > 0 {
+		e.pace.init(cfg.DemandPace, e.flush)
+	}
 	return e, nil
 }
 
@@ -352,6 +356,7 @@ func (e *Engine) Detach() {
 	e.stopOnce.Do(func() {
 		e.cancel()
 		e.stopReaders()
+		e.pace.stopTimer()
 		e.workWG.Wait()
 		for _, r := range e.readers {
 			if err := r.Close(); err != nil {

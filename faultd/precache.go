@@ -93,6 +93,9 @@ func (c *precacheChannel) serve(f transport.Fetcher) error {
 		if err := c.answered(&comp, rec); err != nil {
 			return err
 		}
+		if e.pace.held.Load() {
+			e.flush()
+		}
 	}
 }
 
@@ -152,7 +155,7 @@ func (e *Engine) charge(bytes int64, now time.Time) {
 // has been shut for GateHold: faults without end slow precache down, they do
 // not stop it, or the machine would never be whole.
 func (c *precacheChannel) gate(now time.Time) bool {
-	if c.e.demandBusy.Load() == 0 || now.Sub(c.lastPost) >= c.e.cfg.GateHold {
+	if c.e.demandBusy.Load() == 0 || c.e.pace.held.Load() || now.Sub(c.lastPost) >= c.e.cfg.GateHold {
 		return true
 	}
 	c.e.stats.gated.Add(1)

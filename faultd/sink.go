@@ -163,6 +163,9 @@ func (s *sink) Commit(r transport.Range, dst [][]byte) error {
 // commit installs the pages of r that dst has, whose content is there already or,
 // if staged, is dst's.
 func (s *sink) commit(reg *Region, r transport.Range, dst [][]byte, staged bool) error {
+	if s.pre {
+		defer s.e.pace.stop(s.e.pace.start())
+	}
 	limit := max(1, maxInstallBytes/int(reg.PageSize))
 	for i := 0; i < len(dst); {
 		if dst[i] == nil {

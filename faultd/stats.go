@@ -12,7 +12,7 @@ import (
 type engineStats struct {
 	reads, faults, faultsInstalling, faultsResident, faultsDup atomic.Uint64
 	zeroShown, overflows, busy, removes                        atomic.Uint64
-	sends, demandFetches, precacheFetches, gated               atomic.Uint64
+	sends, paced, demandFetches, precacheFetches, gated        atomic.Uint64
 	installed, pagesDemand, pagesPrecache, pagesZero           atomic.Uint64
 	early                                                      preStats
 	duplicates, aborts, refused, retries, damage               atomic.Uint64
@@ -83,6 +83,7 @@ type Stats struct {
 
 	DemandFetches   uint64 `json:"demand_fetches"`
 	DemandSends     uint64 `json:"demand_sends"` // writes in which they went
+	DemandPaced     uint64 `json:"demand_paced"` // of these, held for Config.DemandPace
 	PrecacheFetches uint64 `json:"precache_fetches"`
 	Gated           uint64 `json:"gated"`          // precache fetches held back by demand
 	Duplicates      uint64 `json:"duplicates"`     // pages received and dropped
@@ -128,7 +129,7 @@ func (e *Engine) Stats() Stats {
 		Faults: s.faults.Load(), FaultReads: s.reads.Load(), FaultsInstalling: s.faultsInstalling.Load(),
 		FaultsResident: s.faultsResident.Load(), FaultsZero: s.zeroShown.Load(), FaultsDup: s.faultsDup.Load(),
 		Overflows: s.overflows.Load(), Removes: s.removes.Load(), Busy: s.busy.Load(),
-		DemandFetches: s.demandFetches.Load(), DemandSends: s.sends.Load(), PrecacheFetches: s.precacheFetches.Load(),
+		DemandFetches: s.demandFetches.Load(), DemandSends: s.sends.Load(), DemandPaced: s.paced.Load(), PrecacheFetches: s.precacheFetches.Load(),
 		Gated: s.gated.Load(), Duplicates: s.duplicates.Load(), Aborts: s.aborts.Load(), Refused: s.refused.Load(),
 		Retries: s.retries.Load(), Outstanding: e.out.inUse(),
 		PagesSame: s.pagesSame.Load(), BytesSame: s.bytesSame.Load(), CandidatesBad: s.candidatesBad.Load(),

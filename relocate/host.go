@@ -75,6 +75,8 @@ type HostConfig struct {
 	// relocation does not say: one of FaultSources; empty is FaultAuto.
 	FaultSource string
 	Spin        time.Duration // busy wait before a fault thread sleeps; 0: none
+	// DemandPace is faultd's, see [faultd.Config]; 0: faults never wait.
+	DemandPace time.Duration
 	// FaultLogDir, if not empty, gets a log of the faults of every machine that
 	// arrives, VM-SESSION.faults; see faultLog.
 	FaultLogDir string

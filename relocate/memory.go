@@ -106,7 +106,7 @@ func holdMemory(in *incoming, fresh bool, open func(g *guestMemory, fresh bool) 
 	g.engine, err = faultd.New(faultd.Config{
 		Regions: g.regions, Memory: g.source.Memory(), Open: g.channel,
 		DemandChannels: o.DemandChannels, PrecacheChannels: o.PrecacheChannels,
-		Readers: in.host.cfg.FaultReaders, BlockingDemand: true, Priority: true, BulkNice: faultd.BulkNice,
+		Readers: in.host.cfg.FaultReaders, BlockingDemand: true, Priority: true, BulkNice: faultd.BulkNice, DemandPace: in.host.cfg.DemandPace,
 		PrecacheOff: true, Held: true, Policies: in.policies(), Bandwidth: uint64(o.Bandwidth), Share: g.share, Record: record, Log: in.log,
 	})
 	if err == nil {

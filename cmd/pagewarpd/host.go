@@ -24,6 +24,7 @@ func newEngine(ctx context.Context, c daemon.EngineConfig) (daemon.Engine, error
 		FaultSource:      c.Engine.FaultSource,
 		FaultLogDir:      c.Engine.FaultLog,
 		Spin:             time.Duration(c.Engine.Spin),
+		DemandPace:       time.Duration(c.Engine.DemandPace),
 		RDMA:             relocate.RDMAConfig{Policy: c.RDMA.Policy, Device: c.RDMA.Device, Budget: uint64(c.RDMA.Budget)},
 		Cache:            relocate.CacheConfig{Dir: c.Cache.Dir, Size: c.Cache.Bytes(), Allow: c.Cache.Allow},
 	})

@@ -48,7 +48,7 @@ type Fault struct {
 // Raise makes the calling thread a fault thread. It never fails for good: what
 // the kernel refuses (CAP_SYS_NICE is needed) is in Refused.
 func Raise() *Fault {
-	f := &Fault{since: time.Now(), cpu: threadCPU()}
+	f := &Fault{since: time.Now(), cpu: ThreadCPU()}
 	if err := f.set(true); err != nil {
 		if f.set(false) != nil {
 			f.refused = fmt.Errorf("raise a thread's priority: %w (CAP_SYS_NICE allows it)", err)
@@ -78,7 +78,7 @@ func (f *Fault) Tick() {
 	if elapsed < shareWindow {
 		return
 	}
-	cpu := threadCPU()
+	cpu := ThreadCPU()
 	f.judge(int((cpu - f.cpu) * 100 / elapsed))
 	f.since, f.cpu = f.since.Add(elapsed), cpu
 }
@@ -108,9 +108,9 @@ func (f *Fault) set(realtime bool) error {
 	return nil
 }
 
-// threadCPU is the CPU time of the calling thread; 0 if the kernel does not
+// ThreadCPU is the CPU time of the calling thread; 0 if the kernel does not
 // tell, which then never looks busy.
-func threadCPU() time.Duration {
+func ThreadCPU() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
 		return 0

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/cmd/internal/units"
+	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 )
 
@@ -96,6 +97,7 @@ type Engine struct {
 	GOMAXPROCS   int      `toml:"gomaxprocs"`
 	FaultReaders int      `toml:"fault_readers"`
 	Spin         Duration `toml:"spin"`
+	DemandPace   Duration `toml:"demand_pace"` // 0: faults never wait
 	FaultSource  string   `toml:"fault_source"` // one of relocate.FaultSources
 	FaultLog     string   `toml:"fault_log"`    // folder; empty: none
 }
@@ -140,7 +142,7 @@ func Default() Config {
 		TLS:             TLS{Peers: []string{}},
 		Log:             Log{Level: "info", Format: "auto"},
 		Relocate:        Relocate{Codec: "auto"},
-		Engine:          Engine{FaultSource: "auto"},
+		Engine:          Engine{FaultSource: "auto", DemandPace: Duration(faultd.DefaultDemandPace)},
 		RDMA:            RDMA{Policy: "ask"},
 		Cache:           Cache{Dir: "/dev/shm/pagewarp-cache", Size: "0", Allow: []string{}},
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/pagewarp/pagewarp/cmd/internal/units"
 
@@ -25,6 +26,10 @@ func ValidName(s string) bool { return Name.MatchString(s) && s != "." && s != "
 
 // Codecs are the names of the precache codec policies.
 var Codecs = []string{"auto", "none", "s2", "zstd"}
+
+// maxDemandPace keeps a machine that does nothing but fault alive: it has some hundred
+// faults a second at least.
+const maxDemandPace = 10 * time.Millisecond
 
 // MaxChannels bounds the channels of one class that an operator may ask for.
 const MaxChannels = 64
@@ -123,6 +128,9 @@ func (c Config) Validate() error {
 	}
 	if c.Engine.Spin < 0 {
 		bad("engine.spin must not be negative")
+	}
+	if p := time.Duration(c.Engine.DemandPace); p < 0 || p > maxDemandPace {
+		bad("engine.demand_pace %v; choose from 0s (faults never wait) to %v", p, maxDemandPace)
 	}
 	for name, t := range c.Templates {
 		if name != "*" && !ValidName(name) {
