@@ -103,7 +103,7 @@ type Result struct {
 }
 
 // Run alternates the floors, faults over an idle link, and faults while
-// precache runs at full rate.
+// precache runs at full rate. With an error the result has the passes that were finished, and is nil without any.
 func Run(ctx context.Context, o RunOptions) (r *Result, err error) {
 	o.fill()
 	r = &Result{TLS: o.TLS, Threads: o.Threads, Channels: o.Channels, Streams: o.Precache, Link: o.Link, CPUs: o.CPUs}
@@ -126,16 +126,24 @@ func Run(ctx context.Context, o RunOptions) (r *Result, err error) {
 		o.Step(fmt.Sprintf("pass %d of %d: link idle", i+1, o.Repeat))
 		p, err := o.pass(ctx, way, small, o.idle)
 		if err != nil {
-			return nil, err
+			return r.finished(), err
 		}
 		r.Idle = append(r.Idle, p)
 		o.Step(fmt.Sprintf("pass %d of %d: precache at full rate", i+1, o.Repeat))
 		if p, err = o.pass(ctx, way, big, o.busy); err != nil {
-			return nil, err
+			return r.finished(), err
 		}
 		r.Precache = append(r.Precache, p)
 	}
 	return r, nil
+}
+
+// finished is r if a pass of it was finished, else nil.
+func (r *Result) finished() *Result {
+	if len(r.Idle) == 0 {
+		return nil
+	}
+	return r
 }
 
 // pass takes the floors, then times faults by f.

@@ -84,6 +84,35 @@ func TestSweep(t *testing.T) {
 }
 
 // A tebibyte of holes costs neither daemon more than the pages that are touched.
+// TestInterrupted: what was finished by then is kept.
+func TestInterrupted(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	step := func(at string) func(string) {
+		ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
+		return func(s string) {
+			if strings.HasPrefix(s, at) {
+				cancel()
+			}
+		}
+	}
+	defer func() { cancel() }()
+	run := func(at string) (*Result, error) {
+		o := RunOptions{Count: 100, Repeat: 2, PrecacheMiB: 32, Step: step(at)}
+		return Run(ctx, o)
+	}
+	if r, err := run("pass 1 of 2: link"); err == nil || r != nil {
+		t.Errorf("interrupted in the first pass: %+v, %v", r, err)
+	}
+	if r, err := run("pass 1 of 2: precache"); err == nil || r == nil || len(r.Idle) != 1 || len(r.Precache) != 0 || len(r.Verdicts()) != 3 {
+		t.Errorf("interrupted in the first pass's second part: %+v, %v", r, err)
+	}
+	o := SweepOptions{Threads: []int{1, 2}, Count: 100, Repeat: 2, Step: step("pass 1 of 2: 440 KiB, 2")}
+	r, err := Sweep(ctx, o)
+	if err == nil || r == nil || len(r.Cells) != 1 || r.Cells[0].P50.N != 1 {
+		t.Errorf("a table interrupted in its second combination: %+v, %v", r, err)
+	}
+}
+
 func TestSweepTebibyte(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

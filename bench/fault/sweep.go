@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
+	"io"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -148,7 +148,9 @@ type samples struct{ rate, p50, p99, daemon, server, tables []float64 }
 
 // Sweep measures faults over an idle link for every combination of regions,
 // threads and channels, all of them in each pass. Each of a pass's faults is of
-// a page that was not touched before, and all pages are compared after it.
+// a page that was not touched before, and all pages are compared after it. With an
+// error the result has the combinations of which a pass was finished, and is nil
+// without any.
 func Sweep(ctx context.Context, o SweepOptions) (*SweepResult, error) {
 	if err := o.Check(); err != nil {
 		return nil, err
@@ -181,26 +183,32 @@ func Sweep(ctx context.Context, o SweepOptions) (*SweepResult, error) {
 	all := make([]samples, len(r.Cells))
 	perImage := len(o.Channels) * len(o.Threads)
 	var local, trip []float64
+	finished := func() *SweepResult {
+		r.LocalFault, r.RoundTrip = report.SpreadOf(local), report.SpreadOf(trip)
+		for i, s := range all {
+			c := &r.Cells[i]
+			c.PerSecond, c.P50, c.P99 = report.SpreadOf(s.rate), report.SpreadOf(s.p50), report.SpreadOf(s.p99)
+			c.Daemon, c.Server, c.Tables = report.SpreadOf(s.daemon), report.SpreadOf(s.server), report.SpreadOf(s.tables)
+		}
+		if r.Cells = slices.DeleteFunc(r.Cells, func(c Cell) bool { return c.PerSecond.N == 0 }); len(r.Cells) == 0 {
+			return nil
+		}
+		return r
+	}
 	for pass := range o.Repeat {
 		p, err := floors(ctx, o.CPUs, floor.Loopback, max(o.Count, 1000))
 		if err != nil {
-			return nil, err
+			return finished(), err
 		}
 		local, trip = append(local, p.LocalFault.P50), append(trip, p.RoundTrip.P50)
 		for i, c := range r.Cells {
 			o.Step(fmt.Sprintf("pass %d of %d: %s, %d threads, %d channels", pass+1, o.Repeat, humanize.IBytes(c.RegionBytes), c.Threads, c.Channels))
 			if err := o.cell(ctx, images[i/perImage], c, &all[i]); err != nil {
-				return nil, fmt.Errorf("region of %s, %d threads, %d channels: %w", humanize.IBytes(c.RegionBytes), c.Threads, c.Channels, err)
+				return finished(), fmt.Errorf("region of %s, %d threads, %d channels: %w", humanize.IBytes(c.RegionBytes), c.Threads, c.Channels, err)
 			}
 		}
 	}
-	r.LocalFault, r.RoundTrip = report.SpreadOf(local), report.SpreadOf(trip)
-	for i, s := range all {
-		c := &r.Cells[i]
-		c.PerSecond, c.P50, c.P99 = report.SpreadOf(s.rate), report.SpreadOf(s.p50), report.SpreadOf(s.p99)
-		c.Daemon, c.Server, c.Tables = report.SpreadOf(s.daemon), report.SpreadOf(s.server), report.SpreadOf(s.tables)
-	}
-	return r, nil
+	return finished(), nil
 }
 
 // cell measures one combination once, by processes of its own.

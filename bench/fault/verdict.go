@@ -45,9 +45,10 @@ func (r *Result) Verdicts() []report.Verdict {
 		under = append(under, r.Precache[i].Fault.P99/r.Idle[i].Fault.P99)
 		rate = append(rate, r.Precache[i].PrecacheBytesPerSec/1e6)
 	}
-	return append(vs,
+	vs = append(vs,
 		report.Verdict{Name: "demand fault p99, precache to idle link", Unit: "x", Promised: PrecacheToIdle, Info: r.TLS || r.Threads > 1 || r.Channels > 1, Value: report.SpreadOf(under)},
 		report.Verdict{Name: "memory by precache meanwhile", Unit: "MB/s", Info: true, Value: report.SpreadOf(rate)})
+	return report.Measured(vs)
 }
 
 // Text writes the passes with their stages, then the verdicts.

@@ -63,6 +63,11 @@ func SpreadOf(values []float64) Spread {
 	return Spread{Median: m, Min: v[0], Max: v[len(v)-1], N: len(v)}
 }
 
+// Measured is vs without those of which an interrupted benchmark has no pass.
+func Measured(vs []Verdict) []Verdict {
+	return slices.DeleteFunc(vs, func(v Verdict) bool { return v.Value.N == 0 })
+}
+
 // Verdict compares a measured figure with a promised one.
 type Verdict struct {
 	Name     string  `json:"name"`

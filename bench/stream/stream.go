@@ -76,17 +76,19 @@ type Result struct {
 	Link []Pass `json:"link_1gbit"`
 }
 
-// Run alternates the stream floor and precache.
+// Run alternates the stream floor and precache. With an error the result has the
+// passes that were finished, and is nil without any.
 func Run(ctx context.Context, o Options) (*Result, error) {
 	o.fill()
 	r := &Result{TLS: o.TLS}
-	if err := o.loopback(ctx, r); err != nil {
+	err := o.loopback(ctx, r)
+	if err == nil && o.LinkMiB >= 0 {
+		err = o.link(ctx, r)
+	}
+	if len(r.Loopback) == 0 {
 		return nil, err
 	}
-	if o.LinkMiB < 0 {
-		return r, nil
-	}
-	return r, o.link(ctx, r)
+	return r, err
 }
 
 func (o *Options) loopback(ctx context.Context, r *Result) error {
@@ -191,7 +193,7 @@ func (r *Result) Verdicts() []report.Verdict {
 			Value: spread(r.Link, func(p Pass) float64 { return p.GuestBytesPerSec / LinkBytesPerSec }),
 		})
 	}
-	return vs
+	return report.Measured(vs)
 }
 
 // Text writes the rates and the verdicts.

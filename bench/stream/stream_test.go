@@ -45,3 +45,28 @@ func TestRun(t *testing.T) {
 		t.Errorf("summary:\n%s", b.String())
 	}
 }
+
+// TestInterrupted: what was finished by then is kept.
+func TestInterrupted(t *testing.T) {
+	for _, tc := range []struct {
+		at             string
+		loopback, link int
+	}{{"pass 1 of 2: 8 MiB over loopback", 0, 0}, {"pass 2 of 2: 8 MiB over loopback", 1, 0}, {"pass 2 of 2: 8 MiB over 1 Gbit", 2, 1}} {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		r, err := Run(ctx, Options{MiB: 8, LinkMiB: 8, Repeat: 2, Step: func(s string) {
+			if strings.HasPrefix(s, tc.at) {
+				cancel()
+			}
+		}})
+		cancel()
+		if err == nil || (r == nil) != (tc.loopback == 0) {
+			t.Fatalf("interrupted at %q: %+v, %v", tc.at, r, err)
+		}
+		if r == nil {
+			continue
+		}
+		if len(r.Loopback) != tc.loopback || len(r.Link) != tc.link || len(r.Verdicts()) != min(tc.link, 1)+1 {
+			t.Errorf("interrupted at %q: %d and %d passes, %d verdicts", tc.at, len(r.Loopback), len(r.Link), len(r.Verdicts()))
+		}
+	}
+}

@@ -201,10 +201,10 @@ func newBenchStream() *cobra.Command {
 		}
 		o.CPUs, o.Repeat, o.TLS, o.Step = cpus, f.repeat, f.tls, step
 		r, err := stream.Run(ctx, o)
-		if err != nil {
+		if r == nil {
 			return nil, nil, nil, err
 		}
-		return r, r.Verdicts(), r.Text, nil
+		return r, r.Verdicts(), r.Text, err
 	})
 	f.repeatFlag(c, 5)
 	f.engineFlags(c)

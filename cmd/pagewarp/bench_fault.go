@@ -78,16 +78,16 @@ func newBenchFault() *cobra.Command {
 			}
 			so.CPUs, so.Repeat, so.TLS, so.Step = cpus, f.repeat, f.tls, step
 			r, err := fault.Sweep(ctx, so)
-			if err != nil {
+			if r == nil {
 				return nil, nil, nil, err
 			}
-			return r, nil, r.Text, nil
+			return r, nil, r.Text, err
 		}
 		r, err := fault.Run(ctx, fault.RunOptions{Count: ff.count, Repeat: f.repeat, Threads: ff.threads[0], Channels: ff.channels[0], Precache: ff.streams, Link: link, TLS: f.tls, CPUs: cpus, Step: step})
-		if err != nil {
+		if r == nil {
 			return nil, nil, nil, err
 		}
-		return r, r.Verdicts(), r.Text, nil
+		return r, r.Verdicts(), r.Text, err
 	})
 	c.Long = `Touch pages of a process's memory that a fault daemon and a page server serve,
 each a process of its own, and time each touch: with the link idle, and while

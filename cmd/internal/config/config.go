@@ -97,7 +97,7 @@ type Engine struct {
 	GOMAXPROCS   int      `toml:"gomaxprocs"`
 	FaultReaders int      `toml:"fault_readers"`
 	Spin         Duration `toml:"spin"`
-	DemandPace   Duration `toml:"demand_pace"` // 0: faults never wait
+	DemandPace   Duration `toml:"demand_pace"`  // 0: faults never wait
 	FaultSource  string   `toml:"fault_source"` // one of relocate.FaultSources
 	FaultLog     string   `toml:"fault_log"`    // folder; empty: none
 }
