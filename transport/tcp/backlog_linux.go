@@ -20,6 +20,11 @@ const (
 	// what a fault waits for.
 	backlogMost = 48 << 10
 
+	// On a link of at least so many bytes a second a call may have more, so that an
+	// answer is one call and has no short packets but its last.
+	fastLink     = 100e6
+	fastSendCall = 256 << 10
+
 	// A queue is there where round trips take so much longer than the shortest one, in
 	// so many readings one after the other. Without a limit of the link they took 0.1
 	// to 0.44 ms on two busy cores, over 1 Gbit/s without a bound 0.4 to 2.2.
@@ -98,6 +103,11 @@ func (w *wire) keepShort(now time.Time) float64 {
 	rate := w.backlog.look(l, now)
 	if n := w.backlog.bound; n != was {
 		w.limit(n)
+	} else if n == 0 {
+		w.sendCall = maxSendCall
+		if l.rate >= fastLink {
+			w.sendCall = fastSendCall
+		}
 	}
 	return rate
 }
