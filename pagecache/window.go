@@ -9,17 +9,18 @@ import (
 // The window's constants. Those named after BBR are its published values
 // (Cardwell et al. 2016); the start-up gain is the smallest that doubles.
 const (
-	startGain    = 2.0
-	startRounds  = 3                // rounds without growth that end the start-up (BBR)
-	startGrowth  = 1.25             // what counts as growth (BBR)
-	rateRounds   = 10               // rounds that the maximum rate is remembered (BBR)
-	minRTTMaxAge = 10 * time.Second // BBR
-	minRTTOld    = time.Second      // not believed when the rate has fallen
-	shrinkBy     = 0.7
-	shrinkLeast  = 0.25
-	regrowBy     = 1.15
-	historySize  = 256 // points of the delivery curve remembered
-	historySteps = 32  // at most so many points in one minimal answer time
+	startGain     = 2.0
+	startRounds   = 3                // rounds without growth that end the start-up (BBR)
+	startGrowth   = 1.25             // what counts as growth (BBR)
+	rateRounds    = 10               // rounds that the maximum rate is remembered (BBR)
+	minRTTMaxAge  = 10 * time.Second // BBR
+	minRTTAnswers = 20               // nor after fewer answers: the rounds between are to be enough for the rates to age
+	minRTTOld     = time.Second      // not believed when the rate has fallen
+	shrinkBy      = 0.7
+	shrinkLeast   = 0.25
+	regrowBy      = 1.15
+	historySize   = 256 // points of the delivery curve remembered
+	historySteps  = 32  // at most so many points in one minimal answer time
 
 	// A run is as long as what is delivered in so much time: a demand answer waits
 	// behind a run that is being sent, and each run costs both sides the same work.
@@ -253,7 +254,7 @@ func (w *Window) sampleRTT(rtt time.Duration, bytes uint64, sentAt, now time.Tim
 		w.minRTT, w.minRTTAt, w.minBytes = rtt, now, bytes
 	case w.minRTT == 0 || rtt <= w.minRTT:
 		w.minRTT, w.minRTTAt, w.minBytes = rtt, now, bytes
-	case !w.probing && now.Sub(w.minRTTAt) > minRTTMaxAge:
+	case !w.probing && now.Sub(w.minRTTAt) > max(minRTTMaxAge, minRTTAnswers*w.minRTT):
 		w.probing, w.probeStart = true, now
 	}
 }
