@@ -33,6 +33,13 @@ const (
 	// Under a bound it is halved above the one, and doubled below the other.
 	queueLong  = 250 * time.Microsecond
 	queueShort = 80 * time.Microsecond
+
+	// A bound does not slow a link down that is what bytes wait for. Where so many
+	// times less is carried with it than without, they wait for something else, such as
+	// a CPU, and there is none for a while, longer each time.
+	boundCosts = 3
+	liftLeast  = time.Second
+	liftMost   = 16 * time.Second
 )
 
 // linkState is what the kernel knows of a connection.
@@ -52,6 +59,10 @@ type backlog struct {
 	since time.Time // of the first of them
 	last  linkState
 	at    time.Time // of the last reading
+
+	free  float64       // bytes/s carried before there was a bound
+	lift  time.Duration // how long there was none the last time that one did harm
+	until time.Time     // no bound before
 }
 
 // look takes a reading. It returns the link's rate in bytes per second: where there is a
@@ -64,6 +75,10 @@ func (b *backlog) look(l linkState, now time.Time) float64 {
 		rate = goodput(l.acked-b.last.acked, now.Sub(b.at))
 	}
 	switch {
+	case b.bound > 0 && rate*boundCosts < b.free:
+		b.bound, b.long = 0, 0
+		b.lift = min(max(2*b.lift, liftLeast), liftMost)
+		b.until = now.Add(b.lift)
 	case b.bound > 0 && wait > queueLong:
 		b.bound = max(backlogLeast, b.bound/2)
 	case b.bound > 0 && wait < queueShort:
@@ -71,14 +86,14 @@ func (b *backlog) look(l linkState, now time.Time) float64 {
 			b.bound, b.long = 0, 0
 		}
 	case b.bound > 0:
-	case wait <= queueTime:
+	case wait <= queueTime || now.Before(b.until):
 		b.long = 0
 	case b.long == 0:
 		b.long, b.acked, b.since = 1, l.acked, now
 	default:
 		if b.long++; b.long > queueReadings {
-			n := goodput(l.acked-b.acked, now.Sub(b.since)) * (l.minRTT + backlogTime).Seconds()
-			if n < backlogMost {
+			b.free = goodput(l.acked-b.acked, now.Sub(b.since))
+			if n := b.free * (l.minRTT + backlogTime).Seconds(); n < backlogMost {
 				b.bound = max(backlogLeast, int(n))
 			}
 			b.long = 0

@@ -55,7 +55,7 @@ func TestBacklog(t *testing.T) {
 	if l.read(1, gbit, 700*us, 10*us); l.b.bound != at/2 {
 		t.Errorf("bound %d with a long queue, want half of %d", l.b.bound, at)
 	}
-	if l.read(9, gbit/10, 900*us, 10*us); l.b.bound != backlogLeast {
+	if l.read(9, gbit/2, 900*us, 10*us); l.b.bound != backlogLeast {
 		t.Errorf("bound %d on a link that has become slow, want the least", l.b.bound)
 	}
 	// The limit is lifted: some readings later there is no bound.
@@ -68,6 +68,30 @@ func TestBacklog(t *testing.T) {
 	}
 	if l.read(50, gbit, 12*time.Millisecond, 10*time.Millisecond); l.b.bound != 0 {
 		t.Errorf("bound %d on a path of 10 ms", l.b.bound)
+	}
+}
+
+// Where round trips are long since CPUs are short, a bound makes crumbs of what is sent:
+// it is lifted, for longer each time.
+func TestBoundThatCosts(t *testing.T) {
+	const free, us = 50e6, time.Microsecond
+	l := link{now: time.Unix(1, 0), acked: 1}
+	for _, lift := range []time.Duration{1, 2, 4, 8, 16, 16} {
+		if l.read(queueReadings+2, free, 900*us, 10*us); l.b.bound == 0 {
+			t.Fatal("no bound with a queue")
+		}
+		if l.read(1, free/2, 900*us, 10*us); l.b.bound == 0 {
+			t.Fatal("no bound, though half is carried under it")
+		}
+		l.read(1, free/10, 900*us, 10*us)
+		for begin := l.now; l.b.bound == 0; {
+			if l.read(1, free, 900*us, 10*us); l.now.Sub(begin) > 20*time.Second {
+				t.Fatal("never a bound again")
+			}
+			if d := l.now.Sub(begin); l.b.bound != 0 && (d < lift*time.Second || d > lift*time.Second+100*time.Millisecond) {
+				t.Errorf("a bound again after %v, want %d s", d, lift)
+			}
+		}
 	}
 }
 

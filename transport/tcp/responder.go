@@ -26,8 +26,12 @@ type Responder struct {
 	answers uint64
 }
 
-// linkEvery is how many answers apart the link's rate is asked for.
-const linkEvery = 16
+// linkEvery is how many answers apart the link is looked at, and under a bound of the
+// backlog, where answers take longer.
+const (
+	linkEvery  = 16
+	boundEvery = 4
+)
 
 var _ transport.Responder = (*Responder)(nil)
 
@@ -131,7 +135,11 @@ func (r *Responder) Answer(a *transport.Answer) error {
 		return r.c.fail(err)
 	}
 	end := time.Now()
-	if r.c.Kind() == transport.Precache && r.answers%linkEvery == linkEvery-1 { // each costs a system call
+	every := uint64(linkEvery)
+	if r.c.w.backlog.bound > 0 {
+		every = boundEvery
+	}
+	if r.c.Kind() == transport.Precache && r.answers%every == every-1 { // each costs a system call
 		r.chooser.Link(r.c.w.keepShort(end))
 	}
 	r.answers++
