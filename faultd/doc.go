@@ -33,6 +33,15 @@
 // a worker with something in flight looks again when it is answered, one without
 // looks after 200 µs.
 //
+// # The pace
+//
+// Where CPUs are short the sends of demand fetches are spaced, see pacer and
+// [Config.DemandPace]. Whoever finds that the next send is not due arms a timer,
+// leaves the faults in the queue and lets the sender's place go; a precache worker
+// that has taken an answer in looks whether the send is due by then, and the timer is
+// for where none does. So the rule of the sender's place holds with these as the ones
+// who look again.
+//
 // # No thread sleeps for ever
 //
 // A thread that faults is queued in the kernel until a wake-up of its page
