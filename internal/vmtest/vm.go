@@ -114,13 +114,14 @@ func (v *VM) Kill() {
 	<-v.Done
 }
 
-// Wait polls, more and more rarely and for a minute, what has no event to wait for.
+// Wait polls, more and more rarely and for two minutes, what has no event to wait for:
+// where two emulated machines share two cores, a drain of seconds takes one.
 func Wait(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	pause := time.Millisecond
-	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(pause) {
+	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(pause) {
 		if time.Now().After(end) {
-			t.Fatalf("waited a minute for %s", what)
+			t.Fatalf("waited two minutes for %s", what)
 		}
 		pause = min(2*pause, 50*time.Millisecond)
 	}
