@@ -356,8 +356,8 @@ func (e *Engine) Detach() {
 	e.stopOnce.Do(func() {
 		e.cancel()
 		e.stopReaders()
-		e.pace.stopTimer()
 		e.workWG.Wait()
+		e.pace.stopTimer() // nobody is left who would start it again
 		for _, r := range e.readers {
 			if err := r.Close(); err != nil {
 				e.cfg.Log.Warn("close fault reader", "err", err)

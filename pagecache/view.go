@@ -150,10 +150,9 @@ const bridgeShare = 8
 
 // bridge extends the run [first, first+count) of wanted pages over pages that are
 // there to the next wanted ones, up to end, and returns its new length and how many
-// pages of it are there. Among the
-// pages of many faults what is absent is a few pages long each, and a fetch costs
-// both sides as much as several pages do: pages that are sent in vain are cheaper, as
-// long as they are few. The run ends with a wanted page.
+// pages of it are there. Among the pages of many faults what is absent is a few pages
+// long each, and a fetch costs both sides as much as several pages do: pages that are
+// sent in vain are cheaper, as long as they are few. The run ends with a wanted page.
 func (r *region) bridge(first, count, end uint64) (uint64, uint64) {
 	vain := uint64(0)
 	for at := first + count; at < end; at = first + count {

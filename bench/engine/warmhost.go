@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -10,7 +9,7 @@ import (
 )
 
 // warmHost takes and touches so many bytes of this machine's free memory, at most
-// half of what is available, and gives them back. Where the machine is a virtual one
+// half of what is free, and gives them back. Where the machine is a virtual one
 // itself, the first touch of a page that its hypervisor has not backed, or was given
 // back by free page reporting, takes microseconds: here 6.7 µs a page of a file in
 // memory in the place of 2.9. Which engine would pay for them is chance, so none does.
@@ -30,5 +29,5 @@ func warmHost(bytes uint64) error {
 	for i := 0; i < len(mem); i += sysmem.PageSize {
 		mem[i] = 1
 	}
-	return errors.Join(err, sysmem.Unmap(mem))
+	return sysmem.Unmap(mem)
 }
