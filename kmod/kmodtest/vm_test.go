@@ -46,7 +46,7 @@ func TestQEMUInVM(t *testing.T) {
 }
 
 func relocateInVM(t *testing.T, series, tests string) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 500*time.Second, errors.New("the VM's deadline"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 15*time.Minute, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(t, ctx, series)
 	// The hosts of the test are joined by a bridge.
@@ -74,7 +74,7 @@ func relocateInVM(t *testing.T, series, tests string) {
 	}
 	cfg.Programs = []kvmrig.Program{{
 		Name: "relocate", Path: build(t, ctx, "pagewarpd.test", "./cmd/pagewarpd", "test", "-c", "-tags", "kmodvm", "-ldflags=-s -w"),
-		Args: []string{"-test.v", "-test.timeout=470s", "-test.run=" + tests},
+		Args: []string{"-test.v", "-test.timeout=14m", "-test.run=" + tests},
 		Env:  []string{"PAGEWARP_TEST_BINARIES=/opt"},
 	}}
 	rigtest.Report(t, ctx, cfg, release)
@@ -88,7 +88,7 @@ func build(t testing.TB, ctx context.Context, name, pkg string, args ...string) 
 
 // runInVM boots once; series is that of the kernel or its release, or empty for the guest's.
 func runInVM(t *testing.T, series string) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 150*time.Second, errors.New("the VM's deadline"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 10*time.Minute, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(t, ctx, series)
 	for _, p := range programs {
@@ -96,7 +96,7 @@ func runInVM(t *testing.T, series string) {
 			continue // the driver's own tests are enough for a second kernel
 		}
 		cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: p.name, Path: build(t, ctx, p.name+".test", p.pkg, "test", "-c", "-tags", "kmodvm"),
-			Args: []string{"-test.v", "-test.timeout=120s", "-test.run=" + p.run}})
+			Args: []string{"-test.v", "-test.timeout=5m", "-test.run=" + p.run}})
 	}
 	rigtest.Report(t, ctx, cfg, release)
 }

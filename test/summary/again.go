@@ -23,6 +23,10 @@ type failure struct {
 // what they show happened, however rarely.
 var provesABug = []string{"WARNING: DATA RACE", "panic: ", "fatal error: ", "Oops: ", "kernel BUG"}
 
+// timedOut is what package testing says of a binary at its deadline. It proves no bug:
+// the machine may have been slow.
+const timedOut = "panic: test timed out"
+
 // fail notes a failed test or subtest.
 func (t *tally) fail(e event, text string) {
 	top, _, _ := strings.Cut(e.Test, "/")
@@ -37,6 +41,7 @@ func (t *tally) fail(e event, text string) {
 		of[top] = f
 	}
 	f.count++
+	text = strings.ReplaceAll(text, timedOut, "")
 	for _, mark := range provesABug {
 		if strings.Contains(text, mark) {
 			f.final = mark

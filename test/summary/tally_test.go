@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -51,23 +50,6 @@ func TestTally(t *testing.T) {
 	}
 }
 
-func TestSplit(t *testing.T) {
-	here, inVM, err := split(t.Context(), []string{"../../kmod/...", "../../transport/rdma/rdmatest"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	const module = "github.com/pagewarp/pagewarp"
-	if !slices.Equal(inVM, []string{module + "/kmod/kmodtest", module + "/transport/rdma/rdmatest"}) {
-		t.Errorf("in virtual machines: %q", inVM)
-	}
-	if !slices.Contains(here, module+"/kmod") || slices.ContainsFunc(here, func(p string) bool { return slices.Contains(inVM, p) }) {
-		t.Errorf("here: %q", here)
-	}
-	if _, _, err := split(t.Context(), []string{"./no-such-folder"}); err == nil {
-		t.Error("a folder that there is not has packages")
-	}
-}
-
 func TestChecksCount(t *testing.T) {
 	var out strings.Builder
 	tl := newTally(&out)
@@ -100,6 +82,10 @@ func TestAgain(t *testing.T) {
 		{"is skipped", fails, `{"Action":"skip","Package":"p","Test":"TestA"}`, "1 passed, 2 failed, 0 skipped", "a second time", 1},
 		{"a race", `{"Action":"output","Package":"p","Test":"TestA/sub","Output":"WARNING: DATA RACE\n"}
 ` + fails, passes, "1 passed, 2 failed, 0 skipped", "no second run", 0},
+		{"a panic", `{"Action":"output","Package":"p","Test":"TestA","Output":"panic: no\n"}
+` + fails, passes, "1 passed, 2 failed, 0 skipped", "no second run", 0},
+		{"a deadline in the VM", `{"Action":"output","Package":"p","Test":"TestA","Output":"panic: test timed out after 5m0s\n"}
+` + fails, passes, "3 passed, 0 failed, 0 skipped", "UNSTEADY  p TestA:", 1},
 		{"many", fails + `{"Action":"fail","Package":"q","Test":"TestA"}
 {"Action":"fail","Package":"q","Test":"TestC"}
 {"Action":"fail","Package":"q","Test":"TestD"}`, passes, "1 passed, 5 failed, 0 skipped", "", 0},

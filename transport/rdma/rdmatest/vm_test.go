@@ -24,20 +24,20 @@ const provider = "/usr/lib/x86_64-linux-gnu/libibverbs/librxe-rdmav34.so"
 
 // TestInVM boots once and reports every test that ran there.
 func TestInVM(t *testing.T) {
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 14*time.Minute, errors.New("the VM's deadline"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 22*time.Minute, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(t, ctx)
 	// For work on single tests; RDMA_SETUPS is for TestManySetUps.
 	run, only, setUps := cmp.Or(os.Getenv("RDMA_RUN"), "."), os.Getenv("RDMA_PROGRAM"), os.Getenv("RDMA_SETUPS")
 	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma")
 	cfg.Programs = append(cfg.Programs,
-		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=300s", "-rapid.checks=10", "-test.run=" + run},
+		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=10m", "-rapid.checks=10", "-test.run=" + run},
 			Env: []string{"RDMA_SETUPS=" + setUps}},
 		kvmrig.Program{Name: "faultd", Path: compile(t, ctx, &cfg, "faultd.test", "./faultd"),
-			Args: []string{"-test.v", "-test.timeout=150s", "-test.run=^TestRDMA"}},
+			Args: []string{"-test.v", "-test.timeout=6m", "-test.run=^TestRDMA"}},
 		// The shim under AddressSanitizer, whose leak check runs at the end.
 		kvmrig.Program{Name: "asan", Path: compile(t, ctx, &cfg, "rdma-asan.test", "./transport/rdma", "-asan"),
-			Args: []string{"-test.v", "-test.timeout=100s", "-test.run=^Test(WrongKey|ReadPastTheEnd|SourceGone|LinkDown|Budget|Memlock)$"}})
+			Args: []string{"-test.v", "-test.timeout=5m", "-test.run=^Test(WrongKey|ReadPastTheEnd|SourceGone|LinkDown|Budget|Memlock)$"}})
 	cfg.Programs = append(cfg.Programs, relocations(t, ctx, &cfg, "^TestRDMA"))
 	if only != "" {
 		cfg.Programs = slices.DeleteFunc(cfg.Programs, func(p kvmrig.Program) bool { return p.Name != only })
@@ -60,7 +60,7 @@ func relocations(t testing.TB, ctx context.Context, cfg *kvmrig.Config, run stri
 	cfg.MemMiB = 2048
 	return kvmrig.Program{
 		Name: "relocate", Path: rigtest.Build(t, ctx, "rdma", "pagewarpd.test", "./cmd/pagewarpd", nil, "test", "-c", "-tags", "rdmavm", "-ldflags=-s -w"),
-		Args: []string{"-test.v", "-test.timeout=290s", "-test.run=" + run},
+		Args: []string{"-test.v", "-test.timeout=14m", "-test.run=" + run},
 		Env:  []string{"PAGEWARP_TEST_BINARIES=/opt"},
 	}
 }
