@@ -117,10 +117,12 @@ type Memory struct {
 	Place   Placer // nil: pages are staged in buffers of the engine's
 	// Write, if not nil, is used in the stead of stores to what Place gives by
 	// precache channels whose fetcher does not place pages by itself
-	// (transport.InPlace), or has them in memory of its own (transport.TakeSink).
-	// Not by demand channels: writes to one file exclude each
+	// (transport.InPlace), or has them in memory of its own (transport.TakeSink),
+	// and for pages that are not reserved. Not by demand channels: writes to one file exclude each
 	// other (inode lock), so that a page in demand would wait for a batch.
 	Write Writer
+	// Reserve, if not nil, allocates memory for [Engine.Reserve].
+	Reserve Reserver
 }
 
 // Sentinels that a [Memory] returns and the engine understands.

@@ -80,7 +80,9 @@
 // In shared memory the content outlives the daemon, so Commit precedes CONTINUE:
 // a page found Resident after a crash is complete and only has to be shown; one
 // found Installing was never visible and is fetched again. What was written of
-// it is discarded first (scrub), so that a page that turns out to be zero is. In
+// it is discarded first (scrub), so that a page that turns out to be zero is. So is
+// what [Engine.Reserve] allocated; a reserved page is absent until it is claimed, and
+// holds zeroes unless a claim's store was begun, which its abort discards. In
 // private memory COPY is atomic, and answers EEXIST the second time.
 //
 // # Channels

@@ -62,8 +62,9 @@ type Engine struct {
 	stopOnce sync.Once
 	stopped  chan struct{} // closed when every goroutine has ended
 
-	warm  atomic.Pointer[Warm]
-	stats engineStats
+	warm     atomic.Pointer[Warm]
+	reserved atomic.Pointer[reservations]
+	stats    engineStats
 }
 
 // New checks cfg and returns an engine that does nothing yet.

@@ -211,8 +211,19 @@ func newMachine(t testing.TB, ctx context.Context, pages uint64, private bool) *
 	return newMachineEvents(t, ctx, pages, private, false)
 }
 
+// newMachineIn makes a machine whose memory is a file, which it closes.
+func newMachineIn(t testing.TB, ctx context.Context, pages uint64, file int) *machine {
+	t.Helper()
+	return newMachineOf(t, ctx, pages, false, false, file)
+}
+
 // newMachineEvents makes a machine whose removals, unmaps and moves are told.
 func newMachineEvents(t testing.TB, ctx context.Context, pages uint64, private, events bool) *machine {
+	t.Helper()
+	return newMachineOf(t, ctx, pages, private, events, -1)
+}
+
+func newMachineOf(t testing.TB, ctx context.Context, pages uint64, private, events bool, file int) *machine {
 	t.Helper()
 	m := &machine{file: -1}
 	var err error
@@ -233,8 +244,10 @@ func newMachineEvents(t testing.TB, ctx context.Context, pages uint64, private, 
 		must(t, err)
 		m.mem, closer = p.Memory(), p
 	} else {
-		m.file, err = sysmem.CreateMemfd("destination", int64(pages)*pageSize, 0)
-		must(t, err)
+		if m.file = file; m.file < 0 {
+			m.file, err = sysmem.CreateMemfd("destination", int64(pages)*pageSize, 0)
+			must(t, err)
+		}
 		t.Cleanup(func() { unix.Close(m.file) })
 		m.reg, err = m.proc.MapShared(m.file, int64(pages)*pageSize)
 		must(t, err)

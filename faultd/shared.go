@@ -82,7 +82,7 @@ func (s *Shared) open() error {
 func (s *Shared) Memory() Memory {
 	m := Memory{Faults: s, Install: s, Place: s}
 	if !s.huge {
-		m.Write = s
+		m.Write, m.Reserve = s, s
 	}
 	return m
 }
@@ -194,10 +194,7 @@ func writePages(fd int, reg transport.Region, at int64, r transport.Range, src [
 	if len(src) != int(r.Count) {
 		return fmt.Errorf("write %d pages of region %d: %d pages of content", r.Count, r.Region, len(src))
 	}
-	err := sysmem.WriteAt(fd, joined(src, int(r.Count)*int(reg.PageSize)), at)
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM) {
-		err = fmt.Errorf("%w: %w", transport.ErrNoMemory, err)
-	}
+	err := noMemory(sysmem.WriteAt(fd, joined(src, int(r.Count)*int(reg.PageSize)), at))
 	if err != nil {
 		return fmt.Errorf("write pages %d+%d of region %d (%q): %w", r.First, r.Count, reg.ID, reg.Name, err)
 	}

@@ -21,7 +21,7 @@ type sink struct {
 	stage  []byte // private memory: staging buffer, off-heap
 	used   int    // bytes of stage given out since the last reset
 	pre    bool   // of a precache channel
-	stages bool   // pages are received into stage
+	stages bool   // pages are received into stage, unless they are reserved
 	warm   *candidates
 }
 
@@ -83,7 +83,7 @@ func (s *sink) Reserve(r transport.Range, dst [][]byte) {
 		clear(dst)
 		return
 	}
-	if !s.stages {
+	if !s.staged(r) {
 		s.e.cfg.Memory.Place.Place(r, dst)
 	} else if err := s.staging(reg, dst); err != nil {
 		s.e.fail(err)
@@ -97,6 +97,9 @@ func (s *sink) Reserve(r transport.Range, dst [][]byte) {
 		}
 	}
 }
+
+// staged reports whether the pages of r are received into the staging buffer.
+func (s *sink) staged(r transport.Range) bool { return s.stages && !s.e.isReserved(r) }
 
 // staging gives out a part of the staging buffer. What was given out before and
 // is still in use keeps the buffer from growing, so it is made large at once.
@@ -157,7 +160,7 @@ func (s *sink) Commit(r transport.Range, dst [][]byte) error {
 	if reg == nil {
 		return nil
 	}
-	return s.commit(reg, r, dst, s.stages)
+	return s.commit(reg, r, dst, s.staged(r))
 }
 
 // commit installs the pages of r that dst has, whose content is there already or,
@@ -195,12 +198,6 @@ func (s *sink) commit(reg *Region, r transport.Range, dst [][]byte, staged bool)
 // that are not staged are in place.
 func (s *sink) install(reg *Region, run transport.Range, src [][]byte, staged bool) error {
 	e := s.e
-	e.stats.installed.Add(uint64(run.Count))
-	if s.pre {
-		e.stats.pagesPrecache.Add(uint64(run.Count))
-	} else {
-		e.stats.pagesDemand.Add(uint64(run.Count))
-	}
 	e.showing.RLock()
 	defer e.showing.RUnlock()
 	if e.cfg.Memory.Place != nil {
@@ -209,6 +206,7 @@ func (s *sink) install(reg *Region, run transport.Range, src [][]byte, staged bo
 				return err
 			}
 		}
+		s.count(run)
 		if err := reg.Residency.Commit(run.First, uint64(run.Count), nil); err != nil {
 			return err
 		}
@@ -217,10 +215,21 @@ func (s *sink) install(reg *Region, run transport.Range, src [][]byte, staged bo
 	if err := s.retry(func() error { return e.cfg.Memory.Install.Install(run, src) }); err != nil {
 		return err
 	}
+	s.count(run)
 	if err := reg.Residency.Commit(run.First, uint64(run.Count), nil); err != nil {
 		return err
 	}
 	return e.cfg.Memory.Install.Wake(run)
+}
+
+// count counts a run that is about to be resident: whoever finds that no page is left
+// finds all of them counted.
+func (s *sink) count(run transport.Range) {
+	if s.pre {
+		s.e.stats.pagesPrecache.Add(uint64(run.Count))
+	} else {
+		s.e.stats.pagesDemand.Add(uint64(run.Count))
+	}
 }
 
 // show maps a run that is resident. For a page in demand it does not wait for a
@@ -303,7 +312,7 @@ func (s *sink) Abort(r transport.Range, dst [][]byte) {
 		return
 	}
 	s.e.stats.aborts.Add(1)
-	if p := s.e.cfg.Memory.Place; p != nil && !s.stages {
+	if p := s.e.cfg.Memory.Place; p != nil && !s.staged(r) {
 		// While the claims are still ours: nobody may find the damaged bytes.
 		for i := range dst {
 			if dst[i] == nil {

@@ -13,7 +13,7 @@ type engineStats struct {
 	reads, faults, faultsInstalling, faultsResident, faultsDup atomic.Uint64
 	zeroShown, overflows, busy, removes                        atomic.Uint64
 	sends, paced, demandFetches, precacheFetches, gated        atomic.Uint64
-	installed, pagesDemand, pagesPrecache, pagesZero           atomic.Uint64
+	pagesDemand, pagesPrecache, pagesZero                      atomic.Uint64
 	early                                                      preStats
 	duplicates, aborts, refused, retries, damage               atomic.Uint64
 	demandWire, precacheWire                                   atomic.Uint64

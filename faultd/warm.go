@@ -214,8 +214,12 @@ func (s *sink) verify(region uint32, page uint64) (ok bool) {
 func (e *Engine) zero(reg *Region, r transport.Range, maskFor func(uint32) pagecache.Mask) (n uint64, err error) {
 	first, end := r.First, r.First+uint64(r.Count)
 	if w := e.warm.Load(); w != nil {
-		n, err = e.emptyCandidates(reg, w.indexes[r.Region], first, end, maskFor)
+		if n, err = e.emptyCandidates(reg, w.indexes[r.Region], first, end, maskFor); err != nil {
+			return n, err
+		}
 	}
+	done, err := e.emptyReserved(reg, first, end, maskFor)
+	n += done
 	return n + reg.Residency.Zero(first, end-first), err
 }
 

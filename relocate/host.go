@@ -77,6 +77,9 @@ type HostConfig struct {
 	Spin        time.Duration // busy wait before a fault thread sleeps; 0: none
 	// DemandPace is faultd's, see [faultd.Config]; 0: faults never wait.
 	DemandPace time.Duration
+	// Reserve is how long memory is reserved for a machine that is to arrive, before it
+	// stops at its source; 0: not at all.
+	Reserve time.Duration
 	// FaultLogDir, if not empty, gets a log of the faults of every machine that
 	// arrives, VM-SESSION.faults; see faultLog.
 	FaultLogDir string

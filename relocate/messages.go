@@ -35,8 +35,11 @@ type offer struct {
 	Regions     []transport.Region `json:"regions"` // index-parallel to Description's backends
 	// Allocated is the memory that the image really takes, in bytes: what the
 	// destination must have free.
-	Allocated int64   `json:"allocated"`
-	Options   Options `json:"options"`
+	Allocated int64 `json:"allocated"`
+	// Data lists where the image is no hole, see appendRuns: what the destination may
+	// reserve. Older peers send none.
+	Data    []byte  `json:"data,omitempty"`
+	Options Options `json:"options"`
 }
 
 // readyMsg says that the VMM is up and its faults are caught.

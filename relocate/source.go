@@ -214,8 +214,12 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 	if err != nil {
 		return ctl, err
 	}
+	data, err := dataRuns(o.rec.Memory, o.rec.Regions)
+	if err != nil {
+		o.warn("the destination reserves no memory", "err", err)
+	}
 	if err := ctl.send(msgOffer, offer{
-		VM: o.rec.VM, Description: o.desc, Regions: o.rec.Regions, Allocated: allocated, Options: o.rec.Options,
+		VM: o.rec.VM, Description: o.desc, Regions: o.rec.Regions, Allocated: allocated, Data: appendRuns(nil, data), Options: o.rec.Options,
 	}); err != nil {
 		return ctl, err
 	}

@@ -176,6 +176,8 @@ type Status struct {
 	PagesPrecache  uint64 `json:"pages_precache"`
 	PagesZero      uint64 `json:"pages_zero"`
 	PagesRemaining uint64 `json:"pages_remaining"`
+	// PagesReserved had memory at the destination before the guest stopped.
+	PagesReserved uint64 `json:"pages_reserved,omitempty"`
 	// PagesSame are those of the above that the destination had already,
 	// PagesCandidate those that it thought to have; BytesSaved did not travel.
 	PagesSame      uint64 `json:"pages_same"`

@@ -24,7 +24,7 @@ func TestNoRoomInMidDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
-	m := makeMatrix(t, root, place{}, place{})
+	m := makeMatrix(t, root, place{}, place{conf: "[engine]\nreserve = \"0s\"\n"}) // else it has its memory
 	m.begin("", "")
 	m.relocate(relocate.Options{Bandwidth: slow})
 	vmtest.Wait(t, "the drain", func() bool { return m.b.status(relocate.RoleDestination).Phase == relocate.PhaseDraining })

@@ -25,6 +25,7 @@ func newEngine(ctx context.Context, c daemon.EngineConfig) (daemon.Engine, error
 		FaultLogDir:      c.Engine.FaultLog,
 		Spin:             time.Duration(c.Engine.Spin),
 		DemandPace:       time.Duration(c.Engine.DemandPace),
+		Reserve:          time.Duration(c.Engine.Reserve),
 		RDMA:             relocate.RDMAConfig{Policy: c.RDMA.Policy, Device: c.RDMA.Device, Budget: uint64(c.RDMA.Budget)},
 		Cache:            relocate.CacheConfig{Dir: c.Cache.Dir, Size: c.Cache.Bytes(), Allow: c.Cache.Allow},
 	})

@@ -7,6 +7,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/cmd/internal/units"
 	"github.com/pagewarp/pagewarp/faultd"
+	"github.com/pagewarp/pagewarp/relocate"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 )
 
@@ -98,6 +99,7 @@ type Engine struct {
 	FaultReaders int      `toml:"fault_readers"`
 	Spin         Duration `toml:"spin"`
 	DemandPace   Duration `toml:"demand_pace"`  // 0: faults never wait
+	Reserve      Duration `toml:"reserve"`      // 0: no memory is reserved
 	FaultSource  string   `toml:"fault_source"` // one of relocate.FaultSources
 	FaultLog     string   `toml:"fault_log"`    // folder; empty: none
 }
@@ -142,7 +144,7 @@ func Default() Config {
 		TLS:             TLS{Peers: []string{}},
 		Log:             Log{Level: "info", Format: "auto"},
 		Relocate:        Relocate{Codec: "auto"},
-		Engine:          Engine{FaultSource: "auto", DemandPace: Duration(faultd.DefaultDemandPace)},
+		Engine:          Engine{FaultSource: "auto", DemandPace: Duration(faultd.DefaultDemandPace), Reserve: Duration(relocate.DefaultReserve)},
 		RDMA:            RDMA{Policy: "ask"},
 		Cache:           Cache{Dir: "/dev/shm/pagewarp-cache", Size: "0", Allow: []string{}},
 	}

@@ -31,6 +31,9 @@ var Codecs = []string{"auto", "none", "s2", "zstd"}
 // faults a second at least.
 const maxDemandPace = 10 * time.Millisecond
 
+// maxReserve leaves the source's patience with a destination that prepares alone.
+const maxReserve = 20 * time.Second
+
 // MaxChannels bounds the channels of one class that an operator may ask for.
 const MaxChannels = 64
 
@@ -131,6 +134,9 @@ func (c Config) Validate() error {
 	}
 	if p := time.Duration(c.Engine.DemandPace); p < 0 || p > maxDemandPace {
 		bad("engine.demand_pace %v; choose from 0s (faults never wait) to %v", p, maxDemandPace)
+	}
+	if r := time.Duration(c.Engine.Reserve); r < 0 || r > maxReserve {
+		bad("engine.reserve %v; choose from 0s (no memory is reserved) to %v", r, maxReserve)
 	}
 	for name, t := range c.Templates {
 		if name != "*" && !ValidName(name) {
