@@ -311,6 +311,7 @@ func (g *guestMemory) fill(s *Status) {
 			s.ChannelReopens += c.Opens - 1
 		}
 	}
+	s.DemandPaced = st.DemandPaced
 	g.in.fillRDMA(s)
 	s.Policies = nil
 	for _, p := range st.Planner.Policies {

@@ -178,6 +178,9 @@ type Status struct {
 	PagesRemaining uint64 `json:"pages_remaining"`
 	// PagesReserved had memory at the destination before the guest stopped.
 	PagesReserved uint64 `json:"pages_reserved,omitempty"`
+	// DemandPaced are sends of demand fetches that waited because the destination is short
+	// of CPU (engine.demand_pace).
+	DemandPaced uint64 `json:"demand_paced,omitempty"`
 	// PagesSame are those of the above that the destination had already,
 	// PagesCandidate those that it thought to have; BytesSaved did not travel.
 	PagesSame      uint64 `json:"pages_same"`

@@ -184,6 +184,10 @@ func (c *processContest) run(ctx context.Context) (err error) {
 
 // move has the engine move the process, and measures what that costs.
 func (c *processContest) move(ctx context.Context, j *process.Job) (process.Moved, [2]Cost, error) {
+	c.Step(fmt.Sprintf("run %d of %d: touch the host's free memory for %s", c.row.Run, c.Repeat, c.engine.Name()))
+	if err := warmHost(4 * uint64(c.Load.WorkingSetMiB) << 20); err != nil {
+		return process.Moved{}, [2]Cost{}, fmt.Errorf("touch the host's free memory: %w", err)
+	}
 	c.Step(fmt.Sprintf("run %d of %d: move it by %s", c.row.Run, c.Repeat, c.engine.Name()))
 	// What the engine started may be needed beyond its move: the limit ends the
 	// whole contest.

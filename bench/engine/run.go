@@ -313,6 +313,7 @@ func (c *contest) boot(ctx context.Context) (*rig.VM, rig.VMConfig, error) {
 
 // move has the engine move the guest, and measures what that costs.
 func (c *contest) move(ctx context.Context, vm *rig.VM, config rig.VMConfig) (Moved, [2]Cost, error) {
+	c.say("touch the host's free memory for")
 	if err := warmHost(2 * c.RAM); err != nil {
 		return Moved{}, [2]Cost{}, fmt.Errorf("touch the host's free memory: %w", err)
 	}

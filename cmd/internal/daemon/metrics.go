@@ -38,7 +38,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	descPhase      = desc("relocation_phase", "1 for the phase that the relocation is in.", "phase")
-	descPages      = desc("pages", "Pages by class: made resident by demand, precache or as zero; same: of these, confirmed and not sent; remaining; total.", "class")
+	descPages      = desc("pages", "Pages by class: made resident by demand, precache or as zero; same: of these, confirmed and not sent; reserved: with memory before the switch-over; remaining; total.", "class")
 	descEarly      = desc("pre_transfer_bytes", "Bytes on the wire before the switch-over, by a pre-transfer.")
 	descSaved      = desc("saved_bytes", "Guest memory that did not travel, since the destination had it.")
 	descGuest      = desc("guest_bytes", "Guest memory made resident, in bytes, zero pages included.")
@@ -46,6 +46,7 @@ var (
 	descRate       = desc("guest_bytes_per_second", "Guest memory made resident in the last second.")
 	descFault      = desc("fault_latency_seconds", "Latency of demand faults, from the touch to the wake-up.")
 	descStage      = desc("fault_stage_latency_seconds", "Latency of demand faults by stage.", "stage")
+	descPaced      = desc("demand_sends_paced", "Sends of demand fetches that waited, since the destination is short of CPU.")
 	descChannels   = desc("channels", "Channels of the session: up and agreed.", "state")
 	descReconnects = desc("reconnects", "Times that a cut session was taken up again.")
 	descReads      = desc("rdma_reads", "RDMA READs: posted; completed; retried, which did not complete and whose pages were fetched again.", "device", "state")
@@ -105,7 +106,7 @@ func (m *Metrics) request(route, method string, code int) {
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descPhase, descPages, descEarly, descSaved, descGuest, descWire, descRate, descFault, descStage, descChannels, descReconnects, descConnected, descDowntime,
+	for _, d := range []*prometheus.Desc{descPhase, descPages, descEarly, descSaved, descGuest, descWire, descRate, descFault, descStage, descPaced, descChannels, descReconnects, descConnected, descDowntime,
 		descReads, descReadBytes, descTCPFetches, descFallbacks, descRDMAUp, descRegistered} {
 		ch <- d
 	}
@@ -172,7 +173,7 @@ func collect(ch chan<- prometheus.Metric, k relocation, s relocate.Status) {
 	}
 	gauge(descPhase, 1, string(s.Phase))
 	for class, n := range map[string]uint64{
-		"demand": s.PagesDemand, "precache": s.PagesPrecache, "zero": s.PagesZero, "same": s.PagesSame, "remaining": s.PagesRemaining, "total": s.PagesTotal,
+		"demand": s.PagesDemand, "precache": s.PagesPrecache, "zero": s.PagesZero, "same": s.PagesSame, "reserved": s.PagesReserved, "remaining": s.PagesRemaining, "total": s.PagesTotal,
 	} {
 		gauge(descPages, float64(n), class)
 	}
@@ -181,6 +182,7 @@ func collect(ch chan<- prometheus.Metric, k relocation, s relocate.Status) {
 	gauge(descGuest, float64(s.BytesGuest))
 	gauge(descWire, float64(s.BytesWire))
 	gauge(descRate, s.RateBytes)
+	gauge(descPaced, float64(s.DemandPaced))
 	gauge(descChannels, float64(s.ChannelsUp), "up")
 	gauge(descChannels, float64(s.ChannelsTotal), "agreed")
 	gauge(descReconnects, float64(s.Reconnects))

@@ -29,7 +29,7 @@ func TestMetrics(t *testing.T) {
 	m := daemon.NewMetrics(h)
 	h.Add(relocate.Status{
 		VM: "web1", Role: relocate.RoleSource, Session: "0badcafe", Phase: relocate.PhaseDraining, Connected: true,
-		PagesTotal: 100, PagesDemand: 3, PagesPrecache: 40, PagesZero: 7, PagesRemaining: 50,
+		PagesTotal: 100, PagesDemand: 3, PagesPrecache: 40, PagesZero: 7, PagesRemaining: 50, PagesReserved: 7, DemandPaced: 2,
 		BytesGuest: 204800, BytesWire: 65536, RateBytes: 1e6, ChannelsUp: 3, ChannelsTotal: 4, Reconnects: 2, DowntimeMS: 6.5,
 		FaultLatency: relocate.Latency{Mean: 200, P50: 150, P99: 900, P999: 1500, Max: 2000, Count: 3},
 		Stages:       map[string]relocate.Latency{"wire": {Mean: 100, P50: 100, P99: 200, P999: 300, Max: 400, Count: 3}},
@@ -45,6 +45,8 @@ func TestMetrics(t *testing.T) {
 			`pagewarp_relocation_phase{phase="draining",role="source",session="0badcafe",vm="web1"} 1`,
 			`pagewarp_pages{class="demand",role="source",session="0badcafe",vm="web1"} 3`,
 			`pagewarp_pages{class="remaining",role="source",session="0badcafe",vm="web1"} 50`,
+			`pagewarp_pages{class="reserved",role="source",session="0badcafe",vm="web1"} 7`,
+			`pagewarp_demand_sends_paced{role="source",session="0badcafe",vm="web1"} 2`,
 			"pagewarp_guest_bytes" + l + "} 204800", "pagewarp_wire_bytes" + l + "} 65536",
 			"pagewarp_downtime_seconds" + l + "} 0.0065", "pagewarp_connected" + l + "} 1", "pagewarp_reconnects" + l + "} 2",
 			`pagewarp_channels{role="source",session="0badcafe",state="up",vm="web1"} 3`,
