@@ -37,6 +37,8 @@ type RunOptions struct {
 	// Link, if not 0, puts the two ends in network namespaces between which so many
 	// bytes pass in a second (rig.Shape has its queue). That needs root.
 	Link uint64
+	// Qdisc is the limited link's, see rig.Shape.
+	Qdisc string
 	// Every is the time between two faults while precache runs. Default 1 ms:
 	// back to back they would hold the gate shut, and precache would not run.
 	Every time.Duration
@@ -97,6 +99,7 @@ type Result struct {
 	Streams  int  `json:"streams"`
 	// Link is in bytes per second; 0 is loopback.
 	Link     uint64     `json:"link_bytes_per_s,omitempty"`
+	Qdisc    string     `json:"qdisc,omitempty"`
 	CPUs     floor.CPUs `json:"cpus"`
 	Idle     []Pass     `json:"idle"`
 	Precache []Pass     `json:"precache"`
@@ -106,8 +109,8 @@ type Result struct {
 // precache runs at full rate. With an error the result has the passes that were finished, and is nil without any.
 func Run(ctx context.Context, o RunOptions) (r *Result, err error) {
 	o.fill()
-	r = &Result{TLS: o.TLS, Threads: o.Threads, Channels: o.Channels, Streams: o.Precache, Link: o.Link, CPUs: o.CPUs}
-	way, err := newWay(o.Link)
+	r = &Result{TLS: o.TLS, Threads: o.Threads, Channels: o.Channels, Streams: o.Precache, Link: o.Link, Qdisc: o.Qdisc, CPUs: o.CPUs}
+	way, err := newWay(o.Link, o.Qdisc)
 	if err != nil {
 		return nil, err
 	}

@@ -11,8 +11,8 @@ import (
 // two namespaces.
 type way struct{ hosts *rig.Rig } // nil is loopback
 
-func newWay(bytesPerSec uint64) (*way, error) {
-	if bytesPerSec == 0 {
+func newWay(link uint64, qdisc string) (*way, error) {
+	if link == 0 {
 		return &way{}, nil
 	}
 	hosts, err := rig.New("a", "b")
@@ -20,7 +20,7 @@ func newWay(bytesPerSec uint64) (*way, error) {
 		return nil, err
 	}
 	w := &way{hosts}
-	if err := hosts.Host("a").Shape(rig.Shape{BytesPerSecond: bytesPerSec}); err != nil {
+	if err := hosts.Host("a").Shape(rig.Shape{BytesPerSecond: link, Qdisc: qdisc}); err != nil {
 		w.close()
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/pagewarp/pagewarp/bench/engine"
 	"github.com/pagewarp/pagewarp/bench/fault"
 	benchreport "github.com/pagewarp/pagewarp/bench/report"
+	"github.com/pagewarp/pagewarp/internal/rig"
 )
 
 // faultFlags are those that ask for a table of combinations.
@@ -18,7 +19,7 @@ type faultFlags struct {
 	regions           []string
 	pageSize          string
 	count, streams    int
-	link              string
+	link, qdisc       string
 }
 
 // table reports whether the plain measurement, with and without precache, does
@@ -69,6 +70,10 @@ func newBenchFault() *cobra.Command {
 		if err != nil {
 			return nil, nil, nil, usagef("--link: %w", err)
 		}
+		qdisc, known := map[string]string{"fifo": "", "pfifo_fast": rig.QdiscCard}[ff.qdisc]
+		if !known || qdisc != "" && link == 0 {
+			return nil, nil, nil, usagef("--qdisc %q: fifo and pfifo_fast are possible, with --link", ff.qdisc)
+		}
 		if ff.streams < 0 || ff.streams > fault.MaxChannels {
 			return nil, nil, nil, usagef("--streams %d: between 1 and %d are possible, or 0 for the default", ff.streams, fault.MaxChannels)
 		}
@@ -83,7 +88,7 @@ func newBenchFault() *cobra.Command {
 			}
 			return r, nil, r.Text, err
 		}
-		r, err := fault.Run(ctx, fault.RunOptions{Count: ff.count, Repeat: f.repeat, Threads: ff.threads[0], Channels: ff.channels[0], Precache: ff.streams, Link: link, TLS: f.tls, CPUs: cpus, Step: step})
+		r, err := fault.Run(ctx, fault.RunOptions{Count: ff.count, Repeat: f.repeat, Threads: ff.threads[0], Channels: ff.channels[0], Precache: ff.streams, Link: link, Qdisc: qdisc, TLS: f.tls, CPUs: cpus, Step: step})
 		if r == nil {
 			return nil, nil, nil, err
 		}
@@ -95,6 +100,8 @@ precache runs at full rate; the floors are taken in the same run, over the same 
 
 With --link the two ends are network namespaces, between which a token bucket with a
 queue of its own (tbf, 2 ms of burst, 50 ms of queue) lets so much pass; needs root.
+The queue is one, first in, first out, as a switch's; with --qdisc pfifo_fast it is that
+of a host's own network card under Linux's default, three queues by priority.
 
 With several numbers of --threads or --channels, with --region or --page-size 2M,
 the table of all combinations is made instead, with the link idle: faults a second,
@@ -104,6 +111,7 @@ machine's memory. --page-size 2M needs huge pages in reserve, one for each fault
 and a tenth more; what is missing is said, not reserved.`
 	c.Example = `  pagewarp bench fault
   pagewarp bench fault --link 1G --streams 1
+  pagewarp bench fault --link 1G --qdisc pfifo_fast
   pagewarp bench fault --threads 1,4,16,64 --channels 1,2,4
   pagewarp bench fault --region 1G,64G,1T
   pagewarp bench fault --page-size 2M --threads 1,4`
@@ -114,6 +122,7 @@ and a tenth more; what is missing is said, not reserved.`
 	fl.IntSliceVar(&ff.channels, "channels", []int{1}, "demand connections")
 	fl.IntVar(&ff.count, "count", 0, "faults in a pass; by default 3000, of 2 MiB pages 64")
 	fl.StringVar(&ff.link, "link", "none", "limit of the link in bits per second, such as 1G")
+	fl.StringVar(&ff.qdisc, "qdisc", "fifo", "what orders packets that wait for the limited link: fifo or pfifo_fast")
 	fl.IntVar(&ff.streams, "streams", 0, "precache connections; 0 is the default")
 	fl.StringVar(&ff.pageSize, "page-size", "4K", "size of a page, 4K or 2M")
 	fl.StringSliceVar(&ff.regions, "region", nil, "the region's `SIZES`, such as 1G or 1T, sparse; by default just what is touched")

@@ -17,7 +17,14 @@ type Shape struct {
 	Burst uint32
 	// Queue is how long a packet may wait before it is dropped; 0 is 50 ms.
 	Queue time.Duration
+	// Qdisc is what orders the packets that wait: "" is one queue, first in, first out,
+	// as a switch's; QdiscCard that of a network card under Linux's default.
+	Qdisc string
 }
+
+// QdiscCard is pfifo_fast: three queues by the packets' priority, the more urgent one
+// first. It bounds packets, not the time that they wait.
+const QdiscCard = "pfifo_fast"
 
 // Shape limits the host's uplink by a token bucket filter (tc-tbf(8)) at each
 // of its ends; a second call replaces the limit.
@@ -41,6 +48,16 @@ func (h *Host) Shape(s Shape) error {
 		}
 		if err := nl.QdiscReplace(q); err != nil {
 			return fmt.Errorf("tbf on %s: %w; the kernel needs CONFIG_NET_SCH_TBF", l.Attrs().Name, err)
+		}
+		if s.Qdisc == "" {
+			return nil
+		}
+		inner := &netlink.GenericQdisc{
+			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.MakeHandle(1, 1)},
+			QdiscType:  s.Qdisc,
+		}
+		if err := nl.QdiscReplace(inner); err != nil {
+			return fmt.Errorf("queue %s on %s: %w", s.Qdisc, l.Attrs().Name, err)
 		}
 		return nil
 	})

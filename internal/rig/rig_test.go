@@ -183,6 +183,18 @@ func TestShape(t *testing.T) {
 	if took := send(t, b, a, 4<<20); took < 250*time.Millisecond {
 		t.Errorf("4 MiB took %s at 10 MB/s the other way", took)
 	}
+	if err := a.Shape(Shape{BytesPerSecond: 10e6, Qdisc: QdiscCard}); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := a.Command(t.Context(), "tc", "qdisc", "show", "dev", uplinkName).CombinedOutput(); err != nil || !strings.Contains(string(out), "pfifo_fast") || !strings.Contains(string(out), "rate 80Mbit") {
+		t.Errorf("tc shows %q, %v; want pfifo_fast in tbf", out, err)
+	}
+	if took := send(t, a, b, 4<<20); took < 250*time.Millisecond {
+		t.Errorf("4 MiB took %s at 10 MB/s through a card's queue", took)
+	}
+	if err := a.Shape(Shape{BytesPerSecond: 10e6, Qdisc: "none-such"}); err == nil || !strings.Contains(err.Error(), "none-such") {
+		t.Errorf("a queue that there is not: %v", err)
+	}
 	if err := a.Unshape(); err != nil {
 		t.Fatal(err)
 	}

@@ -9,11 +9,29 @@ import (
 // a few answers, so that a new one is near the front.
 const notSentLow = 64 << 10
 
+// interactive is the priority of packets that somebody waits for (SO_PRIORITY,
+// TC_PRIO_INTERACTIVE; a higher one needs CAP_NET_ADMIN). Linux's own queues go by it,
+// pfifo_fast, prio and, since 6.8, fq: on the host's own link a demand answer overtakes what
+// precache, and anybody else, has put there. Precache keeps the default: below it, a busy
+// link could hold a drain up for ever.
+const interactive = 6
+
 // tuneSocket sets the options that the channel's kind asks for. Nobody uses the
 // socket yet.
 func (c *Conn) tuneSocket() error {
 	s := c.w.sock
-	if s == nil || c.Kind() == transport.Control {
+	if s == nil {
+		return nil
+	}
+	if c.Kind() != transport.Precache {
+		err := s.control("set the socket's priority", func(fd int) error {
+			return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, interactive)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if c.Kind() == transport.Control {
 		return nil // Go sets TCP_NODELAY
 	}
 	if c.Kind() == transport.Demand {
