@@ -35,9 +35,10 @@ const (
 	queueShort = 80 * time.Microsecond
 
 	// A bound does not slow a link down that is what bytes wait for. Where so many
-	// times less is carried with it than without, they wait for something else, such as
-	// a CPU, and there is none for a while, longer each time.
+	// times less is carried with it than without, for so long, they wait for something
+	// else, such as a CPU, and there is none for a while, longer each time.
 	boundCosts = 3
+	boundTrial = 100 * time.Millisecond
 	liftLeast  = time.Second
 	liftMost   = 16 * time.Second
 )
@@ -61,6 +62,8 @@ type backlog struct {
 	at    time.Time // of the last reading
 
 	free  float64       // bytes/s carried before there was a bound
+	poor  uint64        // acked at the reading before the bound seemed to do harm
+	bad   time.Time     // of that reading; zero: it does not seem so
 	lift  time.Duration // how long there was none the last time that one did harm
 	until time.Time     // no bound before
 }
@@ -75,15 +78,15 @@ func (b *backlog) look(l linkState, now time.Time) float64 {
 		rate = goodput(l.acked-b.last.acked, now.Sub(b.at))
 	}
 	switch {
-	case b.bound > 0 && rate*boundCosts < b.free:
-		b.bound, b.long = 0, 0
+	case b.bound > 0 && b.harms(l, now):
+		b.bound, b.long, b.bad = 0, 0, time.Time{}
 		b.lift = min(max(2*b.lift, liftLeast), liftMost)
 		b.until = now.Add(b.lift)
 	case b.bound > 0 && wait > queueLong:
 		b.bound = max(backlogLeast, b.bound/2)
 	case b.bound > 0 && wait < queueShort:
 		if b.bound *= 2; b.bound > backlogMost {
-			b.bound, b.long = 0, 0
+			b.bound, b.long, b.bad = 0, 0, time.Time{}
 		}
 	case b.bound > 0:
 	case wait <= queueTime || now.Before(b.until):
@@ -101,6 +104,19 @@ func (b *backlog) look(l linkState, now time.Time) float64 {
 	}
 	b.last, b.at = l, now
 	return rate
+}
+
+// harms reports that with the bound little has been carried for as long as boundTrial. A
+// moment in which the host did something else is none.
+func (b *backlog) harms(l linkState, now time.Time) bool {
+	if b.bad.IsZero() {
+		b.bad, b.poor = b.at, b.last.acked
+	}
+	if goodput(l.acked-b.poor, now.Sub(b.bad))*boundCosts >= b.free {
+		b.bad = time.Time{}
+		return false
+	}
+	return now.Sub(b.bad) >= boundTrial
 }
 
 func goodput(bytes uint64, d time.Duration) float64 {

@@ -83,7 +83,20 @@ func TestBoundThatCosts(t *testing.T) {
 		if l.read(1, free/2, 900*us, 10*us); l.b.bound == 0 {
 			t.Fatal("no bound, though half is carried under it")
 		}
-		l.read(1, free/10, 900*us, 10*us)
+		// The host did something else for a moment.
+		for range 20 {
+			l.read(3, free/10, 900*us, 10*us)
+			l.read(6, free, 900*us, 10*us)
+		}
+		if l.b.bound == 0 {
+			t.Fatal("no bound after moments in which little was carried")
+		}
+		if l.read(int(boundTrial/(8*time.Millisecond)), free/10, 900*us, 10*us); l.b.bound == 0 {
+			t.Fatal("no bound after less than the trial")
+		}
+		if l.read(1, free/10, 900*us, 10*us); l.b.bound != 0 {
+			t.Fatal("a bound that does harm stays")
+		}
 		for begin := l.now; l.b.bound == 0; {
 			if l.read(1, free, 900*us, 10*us); l.now.Sub(begin) > 20*time.Second {
 				t.Fatal("never a bound again")
