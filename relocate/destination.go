@@ -149,7 +149,7 @@ func (in *incoming) prepare(ctl *control) error {
 	in.prefer = memory.prefer()
 	in.mu.Unlock()
 	in.warmUp(ctx, ctl)
-	if err := in.reserve(ctx, o.Data); err != nil {
+	if err := in.reserve(ctx, &o); err != nil {
 		return err
 	}
 	in.mig, err = in.vm.PrepareDestination(ctx)

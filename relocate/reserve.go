@@ -24,6 +24,8 @@ const (
 	maxDataRuns = 1 << 15
 	// reservePages are reserved between two looks at the clock.
 	reservePages = 512
+	// reservePageSize is that of what can be reserved: hugetlbfs cannot.
+	reservePageSize = 4096
 )
 
 // dataRuns lists the stretches of the memory that are no holes, short holes between
@@ -75,20 +77,21 @@ func (m memoryRecord) dataRuns(runs *[]pagecache.Run, r *transport.Region) error
 
 // reserve allocates memory for what the source has data in, while its machine still
 // runs, for no longer than the host's limit. That there is no room ends the relocation,
-// here where that costs nothing; every other trouble costs speed at most.
-func (in *incoming) reserve(ctx context.Context, data []byte) error {
-	limit := in.host.cfg.Reserve
-	if limit <= 0 || len(data) == 0 || in.rec.Options.OnDemandOnly || in.rec.onDevice() || in.isWarm() {
+// here where that costs nothing; every other trouble costs speed at most. A source that
+// names more than the memory that accept has found room for gets no more than that.
+func (in *incoming) reserve(ctx context.Context, o *offer) error {
+	limit, most := in.host.cfg.Reserve, uint64(o.Allocated)/reservePageSize
+	if limit <= 0 || len(o.Data) == 0 || in.rec.Options.OnDemandOnly || in.rec.onDevice() || in.isWarm() {
 		return nil // candidates take memory of their own
 	}
-	runs, err := parseRuns(data)
+	runs, err := parseRuns(o.Data)
 	if err != nil {
 		in.warn("no memory is reserved: the source's list of data is damaged", "err", err)
 		return nil
 	}
 	began, pages := time.Now(), uint64(0)
 	for _, run := range runs {
-		for run.Count > 0 && ctx.Err() == nil && time.Since(began) < limit {
+		for run.Count > 0 && ctx.Err() == nil && time.Since(began) < limit && pages < most {
 			r := transport.Range(run)
 			// The first piece ends where a granule does, and so do all but the last.
 			r.Count = min(run.Count, reservePages-uint32(run.First%faultd.ReserveGranule))
@@ -98,7 +101,7 @@ func (in *incoming) reserve(ctx context.Context, data []byte) error {
 			case errors.Is(err, faultd.ErrNoReserver):
 				return nil
 			case errors.Is(err, transport.ErrNoMemory):
-				return fmt.Errorf("out of memory for the guest, of which %d MiB were reserved: %w; free some or choose another host", pages*4096>>20, err)
+				return fmt.Errorf("out of memory for the guest, of which %d MiB were reserved: %w; free some or choose another host", pages*reservePageSize>>20, err)
 			case err != nil:
 				in.warn("memory is reserved in part", "err", err)
 				return nil
@@ -110,6 +113,6 @@ func (in *incoming) reserve(ctx context.Context, data []byte) error {
 		return err
 	}
 	in.update(func(s *Status) { s.PagesReserved = pages })
-	in.note("memory", fmt.Sprintf("%d MiB of memory reserved in %v", pages*4096>>20, time.Since(began).Round(time.Millisecond)))
+	in.note("memory", fmt.Sprintf("%d MiB of memory reserved in %v", pages*reservePageSize>>20, time.Since(began).Round(time.Millisecond)))
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/pagewarp/pagewarp/faultd"
+	"github.com/pagewarp/pagewarp/internal/vmtest"
 	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/transport"
 	"pgregory.net/rapid"
@@ -83,3 +84,41 @@ func TestDataRunsAreBounded(t *testing.T) {
 		t.Error("the bounds do not fit each other")
 	}
 }
+
+// TestReservedRelocation moves a guest that writes, paused, to a host that reserves: every
+// page is the same, and the memory takes no more there than at the source.
+func TestReservedRelocation(t *testing.T) {
+	root := vmtest.Dir(t)
+	a, b := startHost(t, root, "a", nil), startHost(t, root, "b", func(cfg *HostConfig) { cfg.Reserve = DefaultReserve })
+	vm := vmtest.Start(t, a.dir, vmtest.Writer(t)...)
+	want := noise(1, vmtest.WriterOffset-noiseAt)
+	vmtest.Writes(t, vm.RAM)
+	vmtest.WritePattern(t, vm.RAM, want)
+	a.adopt(t, "web1", vm.QMP)
+	t.Cleanup(func() { killAll(t, b) })
+	if _, err := a.Relocate(t.Context(), "web1", b.addr, Options{Paused: true, KeepSource: true}); err != nil {
+		t.Fatal(err)
+	}
+	a.await(t, "web1", PhaseDone)
+	b.await(t, "web1", PhaseDone)
+	blocks := func(h *testHost) uint64 {
+		n, err := memoryRecord{Path: filepath.Join(h.dir, "vm.mem")}.allocated()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return uint64(n) / 4096
+	}
+	source, here := blocks(a), blocks(b) // before the comparison, which touches holes
+	sameMemory(t, a, b, want)
+	s := b.last(t, RoleDestination)
+	t.Logf("%d pages reserved, %d in memory at the source, %d here, %d of them by precache", s.PagesReserved, source, here, s.PagesPrecache)
+	if least := uint64(len(want)) / 4096 * 9 / 10; s.PagesReserved < least || s.PagesReserved > source+reservePages {
+		t.Errorf("%d pages were reserved, of %d that the source has", s.PagesReserved, source)
+	}
+	if here > source+2*zeroGapPages {
+		t.Errorf("the memory takes %d pages here, %d at the source", here, source)
+	}
+}
+
+// zeroGapPages are some that precache writes though they are zero, between others.
+const zeroGapPages = 256
