@@ -43,6 +43,7 @@ func main() {
 		if *race {
 			args = append(args, "-race")
 		}
+		build(ctx, *race, packages)
 		runTests(ctx, t, slices.Concat(args, packages))
 		t.again(ctx, func(ctx context.Context, into *tally, pkg, test string) {
 			runTests(ctx, into, slices.Concat(args, []string{"-count=1", "-run", "^" + test + "$", pkg}))
@@ -80,6 +81,16 @@ func lint(ctx context.Context, t *tally, staticcheck string, packages []string) 
 		}
 		t.check(strings.Join(args[:min(len(args), 2)], " "), text)
 	}
+}
+
+// build fills the build cache with what the tests are linked from, on all cores: go test
+// with one package at a time compiles on one. What does not build is the tests' to report.
+func build(ctx context.Context, race bool, packages []string) {
+	args := []string{"build"}
+	if race {
+		args = append(args, "-race")
+	}
+	exec.CommandContext(ctx, "go", slices.Concat(args, packages)...).Run()
 }
 
 // runTests runs go test with further arguments, one package at a time: their tests

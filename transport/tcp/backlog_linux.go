@@ -37,7 +37,7 @@ const (
 	// A bound does not slow a link down that is what bytes wait for. Where so many
 	// times less is carried with it than without, for so long, they wait for something
 	// else, such as a CPU, and there is none for a while, longer each time.
-	boundCosts = 3
+	boundCosts = 6
 	boundTrial = 100 * time.Millisecond
 	liftLeast  = time.Second
 	liftMost   = 16 * time.Second
