@@ -145,14 +145,9 @@ func (w *wire) keepShort(now time.Time) float64 {
 
 // limit lets the socket have n bytes, 0 for as many as the kernel likes.
 func (w *wire) limit(n int) {
-	err := w.sock.control("bound the socket's backlog", func(fd int) error {
-		if n == 0 {
-			// Linux 5.14: without the lock the kernel tunes the buffer again.
-			return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, 0)
-		}
-		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, n)
-	})
-	if err != nil {
+	s := w.sock
+	s.bound = n
+	if s.rc.Control(s.bfn) != nil || s.berr != nil {
 		return // a socket that has ended, which its writer will see
 	}
 	// The kernel looks at the buffer before a call's bytes, not within them.
@@ -160,4 +155,13 @@ func (w *wire) limit(n int) {
 	if n > 0 {
 		w.sendCall = n
 	}
+}
+
+// boundBuffer lets a socket have n bytes to send; 0 has the kernel tune the buffer again,
+// which it does without the lock (Linux 5.14).
+func boundBuffer(fd, n int) error {
+	if n == 0 {
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BUF_LOCK, 0)
+	}
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, n)
 }

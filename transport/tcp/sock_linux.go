@@ -30,7 +30,9 @@ type sock struct {
 	wiov     []unix.Iovec // the same of wfn, owned by the writer
 	wn       int
 	werr     unix.Errno
-	ifn      func(fd uintptr)
+	ifn, bfn func(fd uintptr)
+	bound    int          // argument of bfn, bytes; owned by the writer
+	berr     error        // result of bfn
 	info     unix.TCPInfo // result of ifn, owned by the writer
 	rone     [1]unix.Iovec
 	wone     [1]unix.Iovec
@@ -50,6 +52,7 @@ func newSock(nc net.Conn) (*sock, error) {
 	s := &sock{Conn: nc, rc: rc}
 	s.rfn, s.wfn = s.doRecv, s.doSend
 	s.ifn = func(fd uintptr) { tcpInfo(fd, &s.info) }
+	s.bfn = func(fd uintptr) { s.berr = boundBuffer(int(fd), s.bound) }
 	return s, nil
 }
 
