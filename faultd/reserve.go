@@ -120,21 +120,10 @@ func (e *Engine) emptyReserved(reg *Region, first, end uint64, maskFor func(uint
 	if all == nil {
 		return 0, nil
 	}
-	set, limit := (*all)[reg.ID], uint64(max(1, maxInstallBytes/int(reg.PageSize)))
-	for first < end {
-		at, count, ok := nextReserved(set, first, end, limit)
-		if !ok {
-			break
-		}
-		done, err := e.empty(reg, at, count, maskFor(uint32(count)))
-		n += done
-		if err != nil {
-			e.fail(err)
-			return n, err
-		}
-		first = at + count
-	}
-	return n, nil
+	set := (*all)[reg.ID]
+	return e.emptyRuns(reg, first, end, func(from, end, limit uint64) (uint64, uint64, bool) {
+		return nextReserved(set, from, end, limit)
+	}, maskFor)
 }
 
 // zeroes is what Reserve writes at a time: as much as the kernel maps at one fault.

@@ -229,9 +229,16 @@ func (e *Engine) emptyCandidates(reg *Region, x *pagehash.Index, first, end uint
 	if x == nil {
 		return 0, nil
 	}
+	return e.emptyRuns(reg, first, end, x.Next, maskFor)
+}
+
+// emptyRuns empties the absent pages of the runs of [first, end) that next finds, none of
+// them longer than limit pages, and returns how many pages there were.
+func (e *Engine) emptyRuns(reg *Region, first, end uint64, next func(from, end, limit uint64) (first, count uint64, ok bool),
+	maskFor func(uint32) pagecache.Mask) (n uint64, err error) {
 	limit := uint64(max(1, maxInstallBytes/int(reg.PageSize)))
 	for first < end {
-		at, count, ok := x.Next(first, end, limit)
+		at, count, ok := next(first, end, limit)
 		if !ok {
 			break
 		}
