@@ -160,6 +160,9 @@ func (r *Responder) Answer(a *transport.Answer) error {
 // forget lets go of the caller's memory.
 func (r *Responder) forget() { clear(r.vec[:cap(r.vec)]) }
 
+// movedFeatures are what Moved extents need.
+const movedFeatures = transport.FeatureWarm | transport.FeatureMoved
+
 // build puts the whole frame into vec: the head, then the data.
 func (r *Responder) build(a *transport.Answer) error {
 	r.vec = r.vec[:0]
@@ -177,6 +180,7 @@ func (r *Responder) build(a *transport.Answer) error {
 	// pages are sent as what they are in memory.
 	if feat&transport.FeatureFill == 0 || len(es) > math.MaxUint16 || len(es) == 1 && es[0].Kind == transport.Data ||
 		has(es, transport.Same) && (a.Plain || feat&transport.FeatureWarm == 0) ||
+		has(es, transport.Moved) && (a.Plain || feat&movedFeatures != movedFeatures) ||
 		feat&transport.FeatureRepeat == 0 && has(es, transport.Repeat) {
 		es = nil
 	}

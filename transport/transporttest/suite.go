@@ -59,6 +59,7 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		{"Repeat", testRepeat},
 		{"Warm", testWarm},
 		{"WarmHostile", testWarmHostile},
+		{"Moved", testMoved},
 		{"MaxCount", testMaxCount},
 		{"HugePages", testHugePages},
 		{"Concurrent", testConcurrent},
