@@ -334,6 +334,16 @@ func (e *Engine) Prefer(runs []pagecache.Run) error {
 	return nil
 }
 
+// Begin has precache take pages before all else of its sweep, see
+// [pagecache.Planner.Begin]. An error is as that of Prefer.
+func (e *Engine) Begin(runs []pagecache.Run) error {
+	if err := e.planner.Begin(runs); err != nil {
+		return err
+	}
+	e.kickPrecache()
+	return nil
+}
+
 // Hold with on true restricts precache to what Prefer has listed, until Hold
 // with on false.
 func (e *Engine) Hold(on bool) {

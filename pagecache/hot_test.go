@@ -78,3 +78,38 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestBegin: the sweep takes the blocks that it was told of first, in their order and
+// wherever faults are, then everything else, and no page twice.
+func TestBegin(t *testing.T) {
+	p, res := plannerFor(t, 1<<16, 4096, NewBubbles(BubbleConfig{}), NewSweep(SweepConfig{FollowFaults: true}))
+	must(t, p.Begin([]Run{{1, 1, 30005}, {1, 600, 1000}}))
+	must(t, p.Begin([]Run{{1, 64, 200}}))
+	p.Fault(1, 50000)
+	seen := make(map[uint64]bool)
+	var order []uint64
+	buf := make([]Run, 1)
+	for p.Next(buf, 1<<20) == 1 {
+		for i := range uint64(buf[0].Count) {
+			if page := buf[0].First + i; seen[page] {
+				t.Fatalf("page %d is handed out twice", page)
+			} else {
+				seen[page] = true
+				order = append(order, page)
+			}
+		}
+		res.Zero(buf[0].First, uint64(buf[0].Count))
+		must(t, p.Done(buf[0]))
+	}
+	if len(seen) != 1<<16 {
+		t.Fatalf("%d pages were handed out", len(seen))
+	}
+	place := func(page uint64) int { return slices.Index(order, page) }
+	// The bubble around the fault is asked first, but the sweep does not go there.
+	if !(place(30005) < place(1000) && place(1599) < place(200) && place(263) < place(5000)) {
+		t.Errorf("pages 30005, 1000, 1599, 200, 263, 5000 came at %d, %d, %d, %d, %d, %d", place(30005), place(1000), place(1599), place(200), place(263), place(5000))
+	}
+	if err := p.Begin([]Run{{1, 1, 1 << 16}}); err == nil {
+		t.Error("a list with a page past the end was taken")
+	}
+}

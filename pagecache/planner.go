@@ -359,45 +359,6 @@ func (p *Planner) late(id uint32, page uint64) {
 	}
 }
 
-// Prefer has pages fetched as the [Lister] among the policies sees fit: before
-// what policies after it propose. The runs are in order of preference, and come
-// before those of earlier calls. Nothing is taken if one of them lies outside of
-// the regions, or if they are too many; without a Lister they are ignored.
-func (p *Planner) Prefer(runs []Run) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(runs) > MaxListed {
-		return fmt.Errorf("list of %d runs: at most %d are taken", len(runs), MaxListed)
-	}
-	index := *p.index.Load()
-	spans := make([]PageSpan, len(runs))
-	for i, run := range runs {
-		r := index[run.Region]
-		if r == nil {
-			return fmt.Errorf("list names region %d, which there is not", run.Region)
-		}
-		if pages := r.res.Pages(); run.Count == 0 || run.First >= pages || uint64(run.Count) > pages-run.First {
-			return fmt.Errorf("list names pages %d+%d of region %d, which has %d", run.First, run.Count, run.Region, pages)
-		}
-		spans[i] = PageSpan{Region: r.slot, First: run.First, Count: uint64(run.Count)}
-	}
-	for _, pol := range p.cfg.Policies {
-		if l, ok := pol.(Lister); ok {
-			l.List(spans)
-			p.dry = false
-		}
-	}
-	return nil
-}
-
-// Hold with on true lets only listed pages (Prefer) be handed out, until Hold
-// with on false.
-func (p *Planner) Hold(on bool) {
-	p.mu.Lock()
-	p.held, p.dry = on, false
-	p.mu.Unlock()
-}
-
 // plan asks the policies for the next span and makes a piece of it.
 func (p *Planner) plan() bool {
 	if p.ask() {

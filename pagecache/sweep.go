@@ -14,6 +14,7 @@ type Sweep struct {
 	cfg    SweepConfig
 	region int
 	block  uint64
+	first  []Span // what Begin named, as far as it has not been proposed
 }
 
 // NewSweep returns a sweep that starts with the first page of the first region.
@@ -21,6 +22,9 @@ func NewSweep(cfg SweepConfig) *Sweep { return &Sweep{cfg: cfg} }
 
 // Name returns "sweep".
 func (s *Sweep) Name() string { return "sweep" }
+
+// Begin has the blocks of the spans come first, in that order.
+func (s *Sweep) Begin(spans []Span) { s.first = append(s.first, spans...) }
 
 // Fault moves the sweep to the fault, if so configured.
 func (s *Sweep) Fault(v View, region int, page uint64) {
@@ -38,6 +42,19 @@ func (s *Sweep) Propose(v View) (Span, bool) {
 	n := v.Regions()
 	if n == 0 {
 		return Span{}, false
+	}
+	for len(s.first) > 0 {
+		f := &s.first[0]
+		end := f.Block + f.Count
+		block, ok := v.NextOpen(f.Region, f.Block, end)
+		if !ok {
+			s.first = s.first[1:]
+			continue
+		}
+		run := v.RunBlocks(f.Region)
+		count := min(run-block%run, end-block)
+		f.Block, f.Count = block+count, end-block-count
+		return Span{Region: f.Region, Block: block, Count: count}, true
 	}
 	// The region it stands in comes twice: from the cursor on, then whole.
 	from := s.block

@@ -36,6 +36,14 @@ type Lister interface {
 	List([]PageSpan)
 }
 
+// Beginner is a [Policy] that proposes everything in the end, and what it is told of by
+// [Planner.Begin] before the rest.
+type Beginner interface {
+	BlockPolicy
+	// Begin adds spans, in order of preference, to those that it has.
+	Begin([]Span)
+}
+
 // Rewinder is a [Policy] that proposes every open block in the end. After
 // Rewind, blocks it has proposed before may be open again. Without one among
 // its policies, a planner does not look for lost pages.

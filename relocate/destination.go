@@ -148,7 +148,7 @@ func (in *incoming) prepare(ctl *control) error {
 	in.limit = memory.setBandwidth
 	in.prefer = memory.prefer()
 	in.mu.Unlock()
-	in.warmUp(ctx, ctl)
+	in.warmUp(ctx, ctl, &o)
 	if err := in.reserve(ctx, &o); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/internal/sysmem"
+	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/pageserver"
 	"github.com/pagewarp/pagewarp/transport"
 	"golang.org/x/sys/unix"
@@ -31,7 +32,7 @@ type candidate struct {
 // warmUp puts what this host has of the machine under the absent pages of its
 // new memory, and tells the source. It is a help, not a condition: whatever fails
 // is said, and the machine comes without it.
-func (in *incoming) warmUp(ctx context.Context, ctl *control) {
+func (in *incoming) warmUp(ctx context.Context, ctl *control, o *offer) {
 	if ctl.conn.Features()&transport.FeatureWarm == 0 {
 		return
 	}
@@ -63,6 +64,7 @@ func (in *incoming) warmUp(ctx context.Context, ctl *control) {
 	if err := in.offerIndex(ctl); err != nil {
 		in.warn("the index of what is here was not sent", "err", err) // the channel's end is seen by who reads
 	}
+	in.newFirst(o)
 	if n := in.warm.Candidates(); n > 0 {
 		in.note("warm", fmt.Sprintf("%d pages are here already, if the source has the same", n))
 	}
@@ -315,6 +317,36 @@ func (in *incoming) offerIndex(ctl *control) error {
 		}
 	}
 	return nil
+}
+
+// newFirst has the pages that have no candidate, but data at the source, fetched before
+// others: what the machine has moved there since is still where it was then.
+func (in *incoming) newFirst(o *offer) {
+	if len(o.Data) == 0 {
+		return
+	}
+	runs, err := parseRuns(o.Data)
+	if err != nil {
+		in.warn("the source's list of data is damaged", "err", err)
+		return
+	}
+	var list []pagecache.Run
+	for _, run := range runs {
+		x := in.warm.Index(run.Region)
+		for at, end := run.First, run.First+uint64(run.Count); x != nil && at < end && len(list) < pagecache.MaxListed; {
+			first, count, ok := x.Next(at, end, end-at)
+			if !ok {
+				first, count = end, 0
+			}
+			if first > at {
+				list = append(list, pagecache.Run{Region: run.Region, First: at, Count: uint32(first - at)})
+			}
+			at = first + count
+		}
+	}
+	if err := in.memory.engine.Begin(list); err != nil {
+		in.warn("the source's list of data is ignored", "err", err)
+	}
 }
 
 // takeIndex has the source take the hashes that the destination sends.
