@@ -145,11 +145,7 @@ func TestPlannerDrain(t *testing.T) {
 					id, res, page := any(t)
 					runs = append(runs, Run{id, uint32(rapid.Uint64Range(1, min(100, res.Pages()-page)).Draw(t, "count")), page})
 				}
-				take := b.p.Prefer
-				if rapid.Bool().Draw(t, "begin") {
-					take = b.p.Begin
-				}
-				if err := take(runs); err != nil {
+				if err := rapid.SampledFrom([]func([]Run) error{b.p.Prefer, b.p.Begin}).Draw(t, "take")(runs); err != nil {
 					t.Fatal(err)
 				}
 			},
