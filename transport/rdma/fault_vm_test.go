@@ -92,6 +92,33 @@ func (s *stream) whole(pages uint64) {
 	}
 }
 
+// sleeps checks that Receive takes no CPU while there is nothing to receive.
+func (s *stream) sleeps() {
+	s.t.Helper()
+	used := func() time.Duration {
+		var u unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+			s.t.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	received := make(chan error, 1)
+	go func() {
+		var c transport.Completion
+		received <- s.f.Receive(s.sink, &c)
+	}()
+	const idle = 500 * time.Millisecond
+	before := used()
+	time.Sleep(idle) // what is looked at
+	if took := used() - before; took > idle/4 {
+		s.t.Errorf("%v of CPU time in %v without anything to receive", took, idle)
+	}
+	s.post(0, 1) // dropped: it is there
+	if err := <-received; err != nil {
+		s.t.Error(err)
+	}
+}
+
 // fell waits for the word that RDMA is over.
 func (s *stream) fell(words string) {
 	s.t.Helper()
@@ -190,6 +217,7 @@ func TestSourceGone(t *testing.T) {
 	s.receive(n)
 	s.fell("RDMA by rxe0")
 	s.whole(4096)
+	s.sleeps()
 }
 
 // The link goes down in mid-stream.

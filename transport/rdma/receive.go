@@ -119,7 +119,8 @@ func (f *Fetcher) receive(c *transport.Completion) error {
 		if f.closed.Load() {
 			return ErrClosed
 		}
-		if why := f.broken.Load(); why != nil {
+		// Taken, or it would keep the channel from sleeping for the rest of its life.
+		if why := f.broken.Swap(nil); why != nil {
 			if err := f.end(*why); err != nil {
 				return err
 			}
@@ -376,6 +377,12 @@ func (f *Fetcher) overdue(now time.Time) {
 // end ends RDMA on this channel: what is outstanding goes by FETCH, or the channel
 // ends with it.
 func (f *Fetcher) end(why error) error {
+	f.mu.Lock()
+	over := f.q == nil && f.pending == nil
+	f.mu.Unlock()
+	if over {
+		return nil
+	}
 	why = f.dev.reason(why)
 	f.pollMu.Lock() // nobody is landing what is given up here
 	defer f.pollMu.Unlock()
