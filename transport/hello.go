@@ -56,6 +56,7 @@ const (
 	FeatureWarm                        // candidates: INDEX, Same, plain fetches (PROTOCOL section 12)
 	FeatureRDMA                        // pages by RDMA READ, beside the channel (PROTOCOL section 13)
 	FeatureRepeat                      // repeated pages of an answer once; only with FeatureFill
+	FeatureSend                        // answers by RDMA SEND; only with FeatureRDMA (PROTOCOL section 13)
 
 	// AllFeatures are those that need nothing beside the connection.
 	AllFeatures = FeatureFill | FeatureS2 | FeatureZstd | FeatureAhead | FeatureWarm | FeatureRepeat
@@ -67,7 +68,7 @@ func (f Features) String() string {
 		return "none"
 	}
 	s, rest := "", f
-	for i, n := range []string{"fill", "s2", "zstd", "ahead", "warm", "rdma", "repeat"} {
+	for i, n := range []string{"fill", "s2", "zstd", "ahead", "warm", "rdma", "repeat", "send"} {
 		if b := Features(1) << i; f&b != 0 {
 			s, rest = s+"+"+n, rest&^b
 		}
