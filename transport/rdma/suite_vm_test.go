@@ -69,7 +69,6 @@ type rigOptions struct {
 	srcDev  *Device // nil: one of its own
 	dstDev  *Device
 	batch   bool // answers by SEND
-	plain   bool // the channel beneath alone
 }
 
 func newRig(t testing.TB, o rigOptions) *rig {
@@ -128,13 +127,11 @@ func newRig(t testing.TB, o rigOptions) *rig {
 	if o.fetch.DeadAfter == 0 {
 		o.fetch.DeadAfter = o.dead
 	}
-	var f transport.Fetcher = base
-	switch {
-	case o.plain:
-	case o.batch:
+	var f transport.Fetcher
+	if o.batch {
 		r.b, err = NewBatchFetcher(o.dstDev, base, r.dst, o.regions, o.fetch)
 		f = r.b
-	default:
+	} else {
 		r.f, err = NewFetcher(o.dstDev, base, r.dst, o.regions, o.fetch)
 		f = r.f
 	}

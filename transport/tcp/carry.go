@@ -50,9 +50,11 @@ func (r *Responder) carry(by transport.Carrier, a *transport.Answer) (done bool,
 	}
 	defer by.Leave() // whatever build meets: the image may be gone
 	waited := time.Since(start)
+	r.turn()
+	defer r.turn()
 	r.place = mem
+	defer func() { r.place = nil }()
 	size, err := r.build(a)
-	r.place = nil
 	switch {
 	case err != nil:
 		return false, err
@@ -75,4 +77,10 @@ func (r *Responder) carry(by transport.Carrier, a *transport.Answer) (done bool,
 	end := time.Now()
 	r.sent(size, end.Add(-waited), end)
 	return true, nil
+}
+
+// turn exchanges what is known of the connection for what is known of the link beside.
+func (r *Responder) turn() {
+	r.chooser, r.beside.chooser = r.beside.chooser, r.chooser
+	r.wrote, r.beside.wrote = r.beside.wrote, r.wrote
 }

@@ -26,6 +26,10 @@ type Responder struct {
 	wrote   time.Time // when the last answer was with the socket
 	answers uint64
 	place   []byte // where an encoded answer goes; nil: encoded
+	beside  struct {
+		chooser *transport.Chooser // of answers by message, whose link is another one
+		wrote   time.Time
+	}
 
 	carrier atomic.Pointer[transport.Carrier]
 	mu      sync.Mutex
@@ -50,8 +54,12 @@ func newResponder(c *Conn) *Responder {
 	if c.Kind() == transport.Demand {
 		mode = c.tune.DemandCodec
 	}
-	return &Responder{c: c, chooser: transport.NewChooser(mode, c.Features()),
+	r := &Responder{c: c, chooser: transport.NewChooser(mode, c.Features()),
 		head: make([]byte, 0, 4<<10), vec: make([][]byte, 0, maxIovecs)}
+	if c.Features()&transport.FeatureSend != 0 {
+		r.beside.chooser = transport.NewChooser(mode, c.Features())
+	}
+	return r
 }
 
 // Next waits for fetches, see [transport.Responder]. Ranges are for the caller
