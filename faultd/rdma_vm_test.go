@@ -151,7 +151,6 @@ func TestRDMADrain(t *testing.T) {
 		{"pinned at the freeze", rdma.PinAll, false, func(*reader) {}},
 		{"connections cut", rdma.PinLazy, false, (*reader).cutAll},
 		{"RDMA lost", rdma.PinLazy, false, (*reader).lose},
-		{"precache by SEND", rdma.PinLazy, true, func(*reader) {}},
 		{"connections with SEND cut", rdma.PinLazy, true, (*reader).cutAll},
 		{"SEND lost", rdma.PinLazy, true, (*reader).lose},
 	} {
