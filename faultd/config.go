@@ -109,6 +109,14 @@ type Writer interface {
 	Write(r transport.Range, src [][]byte) error
 }
 
+// PageReader reads memory with a Placer, visible or not.
+type PageReader interface {
+	// ReadPage copies a page of a region to dst, one page long. A page without memory
+	// reads as zero and gets none by that. An error that wraps transport.ErrNoMemory
+	// says that there is no room behind dst.
+	ReadPage(region uint32, page uint64, dst []byte) error
+}
+
 // Memory is one kind of guest memory: where faults come from, how pages become
 // visible, and, where that is possible, a place to write them before.
 type Memory struct {
@@ -121,6 +129,8 @@ type Memory struct {
 	// and for pages that are not reserved. Not by demand channels: writes to one file exclude each
 	// other (inode lock), so that a page in demand would wait for a batch.
 	Write Writer
+	// Read, if not nil, reads pages that are candidates of others.
+	Read PageReader
 	// Reserve, if not nil, allocates memory for [Engine.Reserve].
 	Reserve Reserver
 }

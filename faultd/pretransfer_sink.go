@@ -2,6 +2,7 @@ package faultd
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/pagewarp/pagewarp/internal/pagehash"
 	"github.com/pagewarp/pagewarp/internal/sysmem"
@@ -52,6 +53,12 @@ func (s *preSink) Same(_ transport.Range, dst [][]byte) error {
 	clear(dst)
 	s.p.same.Add(uint64(len(dst)))
 	return nil
+}
+
+// Moved implements [transport.WarmSink]: a machine that runs writes its pages, so that
+// nothing is said of where they have moved to.
+func (s *preSink) Moved(r transport.Range, from uint64, _ [][]byte) error {
+	return fmt.Errorf("%w: pages %d+%d of region %d are said to have moved from %d during a pre-transfer", transport.ErrMalformed, r.First, r.Count, r.Region, from)
 }
 
 // Commit implements [transport.Sink].

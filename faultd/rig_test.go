@@ -151,7 +151,7 @@ func (s *server) accept() {
 		s.conns[c] = true
 		s.mu.Unlock()
 		s.wg.Go(func() {
-			pageserver.Serve(context.Background(), r, s.im, pageserver.Options{Stats: &s.stats, Warm: s.warm.Load(),
+			pageserver.Serve(context.Background(), r, s.im, pageserver.Options{Stats: &s.stats, Warm: s.warm.Load(), Moved: true,
 				Demand: s.tune.BlockingIO && c.Kind() == transport.Demand})
 			s.mu.Lock()
 			delete(s.conns, c)

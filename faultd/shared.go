@@ -80,7 +80,7 @@ func (s *Shared) open() error {
 
 // Memory returns what [Config] wants.
 func (s *Shared) Memory() Memory {
-	m := Memory{Faults: s, Install: s, Place: s}
+	m := Memory{Faults: s, Install: s, Place: s, Read: s}
 	if !s.huge {
 		m.Write, m.Reserve = s, s
 	}
@@ -197,6 +197,30 @@ func writePages(fd int, reg transport.Region, at int64, r transport.Range, src [
 	err := noMemory(sysmem.WriteAt(fd, joined(src, int(r.Count)*int(reg.PageSize)), at))
 	if err != nil {
 		return fmt.Errorf("write pages %d+%d of region %d (%q): %w", r.First, r.Count, reg.ID, reg.Name, err)
+	}
+	return nil
+}
+
+// ReadPage implements [PageReader].
+func (s *Shared) ReadPage(region uint32, page uint64, dst []byte) error {
+	a := s.as.byID(region)
+	if a == nil || page >= a.Pages || len(dst) != int(a.PageSize) {
+		return fmt.Errorf("read page %d of region %d into %d bytes: it is not there", page, region, len(dst))
+	}
+	for off := a.Offset + int64(page)*int64(a.PageSize); len(dst) > 0; {
+		n, err := unix.Pread(a.FD, dst, off)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EFAULT): // dst is memory of a file, too
+			return fmt.Errorf("read page %d of region %d: %w: %w", page, region, transport.ErrNoMemory, err)
+		case err == nil && n == 0:
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return fmt.Errorf("read page %d of region %d (%q): %w", page, region, a.Name, err)
+		}
+		dst, off = dst[n:], off+int64(n)
 	}
 	return nil
 }

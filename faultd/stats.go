@@ -17,7 +17,7 @@ type engineStats struct {
 	early                                                      preStats
 	duplicates, aborts, refused, retries, damage               atomic.Uint64
 	demandWire, precacheWire                                   atomic.Uint64
-	pagesSame, bytesSame, candidatesBad                        atomic.Uint64
+	pagesSame, pagesMoved, movedGone, bytesSame, candidatesBad atomic.Uint64
 	drain                                                      atomic.Int64
 
 	local, queue, wire, decode, install, total hist.Histogram
@@ -66,7 +66,9 @@ type Stats struct {
 	PagesPrecache uint64   `json:"pages_precache"` // installed from precache answers
 	PagesZero     uint64   `json:"pages_zero"`     // learnt to be zero
 	PagesSame     uint64   `json:"pages_same"`     // of those installed, taken from the candidates
-	BytesSame     uint64   `json:"bytes_same"`     // of these
+	PagesMoved    uint64   `json:"pages_moved"`    // of those installed, taken from the candidates of other pages
+	MovedGone     uint64   `json:"moved_gone"`     // pages whose candidate elsewhere was there no more, fetched again
+	BytesSame     uint64   `json:"bytes_same"`     // of both
 	PreTransfer   PreStats `json:"pre_transfer"`
 	BytesTotal    uint64   `json:"bytes_total"`
 	BytesLeft     uint64   `json:"bytes_left"`
@@ -132,7 +134,7 @@ func (e *Engine) Stats() Stats {
 		DemandFetches: s.demandFetches.Load(), DemandSends: s.sends.Load(), DemandPaced: s.paced.Load(), PrecacheFetches: s.precacheFetches.Load(),
 		Gated: s.gated.Load(), Duplicates: s.duplicates.Load(), Aborts: s.aborts.Load(), Refused: s.refused.Load(),
 		Retries: s.retries.Load(), Outstanding: e.out.inUse(),
-		PagesSame: s.pagesSame.Load(), BytesSame: s.bytesSame.Load(), CandidatesBad: s.candidatesBad.Load(),
+		PagesSame: s.pagesSame.Load(), PagesMoved: s.pagesMoved.Load(), MovedGone: s.movedGone.Load(), BytesSame: s.bytesSame.Load(), CandidatesBad: s.candidatesBad.Load(),
 		PreTransfer: s.early.stats(),
 		DemandBytes: s.demandWire.Load(), PrecacheBytes: s.precacheWire.Load(),
 		Planner: e.planner.Stats(), Elapsed: e.elapsed(), Drain: time.Duration(s.drain.Load()),

@@ -141,11 +141,8 @@ func (s *sink) Same(r transport.Range, dst [][]byte) error {
 	if reg == nil {
 		return nil
 	}
-	if w := s.e.warm.Load(); w != nil && (s.warm == nil || s.warm.w != w) {
-		s.warm = &candidates{w: w, hasher: w.Hasher()}
-	}
-	if s.warm == nil {
-		return fmt.Errorf("%w: pages %d+%d of region %d are said to be as candidates, but there are none", transport.ErrMalformed, r.First, r.Count, r.Region)
+	if err := s.needCandidates(r); err != nil {
+		return err
 	}
 	limit := max(1, maxInstallBytes/int(reg.PageSize))
 	for i := 0; i < len(dst); {
@@ -165,6 +162,7 @@ func (s *sink) Same(r transport.Range, dst [][]byte) error {
 			continue
 		}
 		if dst[i] != nil {
+			s.e.stats.candidatesBad.Add(1)
 			s.refuse(reg, r.First+uint64(i), dst[i:i+1])
 		}
 		i++
@@ -174,10 +172,72 @@ func (s *sink) Same(r transport.Range, dst [][]byte) error {
 	return nil
 }
 
-// refuse gives back a page whose candidate is not what was offered.
+// needCandidates finds the candidates that r is said to be as.
+func (s *sink) needCandidates(r transport.Range) error {
+	if w := s.e.warm.Load(); w != nil && (s.warm == nil || s.warm.w != w) {
+		s.warm = &candidates{w: w, hasher: w.Hasher()}
+	}
+	if s.warm == nil {
+		return fmt.Errorf("%w: pages %d+%d of region %d are said to be as candidates, but there are none", transport.ErrMalformed, r.First, r.Count, r.Region)
+	}
+	return nil
+}
+
+// Moved implements [transport.WarmSink]. What stands at the other page may be anything
+// by now, resident and written by the machine included: it is copied first, and the copy
+// is what is verified.
+func (s *sink) Moved(r transport.Range, from uint64, dst [][]byte) error {
+	reg := s.region(r)
+	if reg == nil {
+		return nil
+	}
+	if err := s.needCandidates(r); err != nil {
+		return err
+	}
+	for i := range dst {
+		if dst[i] == nil {
+			continue
+		}
+		ok, err := s.fetchMoved(reg, from+uint64(i), dst[i])
+		if err != nil {
+			return err
+		}
+		if ok {
+			s.e.stats.pagesMoved.Add(1)
+			s.e.stats.bytesSame.Add(uint64(reg.PageSize))
+		} else {
+			s.e.stats.movedGone.Add(1)
+			s.refuse(reg, r.First+uint64(i), dst[i:i+1])
+		}
+	}
+	return nil
+}
+
+// fetchMoved copies what was a page's candidate to mem, and says whether it still was.
+func (s *sink) fetchMoved(reg *Region, page uint64, mem []byte) (ok bool, err error) {
+	want, ok := s.warm.w.indexes[reg.ID].Get(page)
+	if !ok || s.e.cfg.Memory.Read == nil {
+		return false, nil
+	}
+	if err := s.e.cfg.Memory.Read.ReadPage(reg.ID, page, mem); err != nil {
+		return false, err
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			if _, fault := p.(interface{ Addr() uintptr }); !fault {
+				panic(p)
+			}
+			ok, err = false, nil
+		}
+	}()
+	return s.warm.hasher.Sum(mem) == want, nil
+}
+
+// refuse gives back a page whose candidate, or that of another which it has moved from,
+// is not what was offered.
 func (s *sink) refuse(reg *Region, page uint64, dst [][]byte) {
 	e, one := s.e, transport.Range{Region: reg.ID, First: page, Count: 1}
-	e.stats.candidatesBad.Add(1)
 	s.warm.w.indexes[reg.ID].Drop(page)
 	if err := e.cfg.Memory.Place.Discard(one); err != nil {
 		e.fail(err)

@@ -20,6 +20,31 @@ import (
 // It returns the engine, precache off, and how many pages are as they were.
 func warmMachine(t *testing.T, s *server, img *image, m *machine, damage func()) (e *faultd.Engine, good uint64) {
 	t.Helper()
+	e = candidatesFor(t, s, img, m, func(p uint64, now, was []byte) bool {
+		word, fill := sysmem.SameFill(now)
+		switch {
+		case p%7 == 3: // was something else
+			for i := range was {
+				was[i] = byte(p) ^ 0x5a
+			}
+			was[0]++
+		case fill && word == 0:
+			return false // was zero, too
+		default:
+			copy(was, now)
+			if !fill {
+				good++
+			}
+		}
+		return true
+	}, damage)
+	return e, good
+}
+
+// candidatesFor is the same, with what was in a page before said by was: it writes that,
+// or returns false.
+func candidatesFor(t *testing.T, s *server, img *image, m *machine, was func(p uint64, now, was []byte) bool, damage func()) *faultd.Engine {
+	t.Helper()
 	regions := []transport.Region{region(img.pages)}
 	begun, open := make(chan struct{}), s.open(img.pages)
 	cfg := m.config(func(ctx context.Context, kind transport.Kind, index int) (transport.Fetcher, error) {
@@ -31,7 +56,7 @@ func warmMachine(t *testing.T, s *server, img *image, m *machine, damage func())
 		}
 	})
 	cfg.PrecacheOff = true
-	e = start(t, cfg)
+	e := start(t, cfg)
 
 	src, err := sysmem.MapShared(img.fd, 0, int64(img.pages)*pageSize, false)
 	must(t, err)
@@ -45,23 +70,9 @@ func warmMachine(t *testing.T, s *server, img *image, m *machine, damage func())
 		r := transport.Range{Region: 7, First: p, Count: 1}
 		dst := make([][]byte, 1)
 		must(t, e.Place(r, dst))
-		now := src[p*pageSize : (p+1)*pageSize]
-		word, fill := sysmem.SameFill(now)
-		switch {
-		case p%7 == 3: // was something else
-			for i := range dst[0] {
-				dst[0][i] = byte(p) ^ 0x5a
-			}
-			dst[0][0]++
-		case fill && word == 0:
-			continue // was zero, too
-		default:
-			copy(dst[0], now)
-			if !fill {
-				good++
-			}
+		if was(p, src[p*pageSize:(p+1)*pageSize], dst[0]) {
+			w.Index(7).Set(p, h.Sum(dst[0]))
 		}
-		w.Index(7).Set(p, h.Sum(dst[0]))
 	}
 	must(t, theirs.Take(transport.Range{Region: 7, Count: uint32(img.pages)}, w.Index(7).Append(nil, 0, img.pages)))
 	s.warm.Store(theirs)
@@ -70,7 +81,7 @@ func warmMachine(t *testing.T, s *server, img *image, m *machine, damage func())
 		damage()
 	}
 	close(begun)
-	return e, good
+	return e
 }
 
 // TestWarmDrain has candidates under the absent pages of a machine that is
@@ -129,6 +140,37 @@ func TestWarmDamaged(t *testing.T) {
 		t.Errorf("%d damaged candidates were found out, of %d", st.CandidatesBad, bad)
 	}
 	m.verify(t, img.sums)
+}
+
+// TestWarmMoved has a machine whose kernel has moved half of its memory since: most of it
+// comes from where it was, though the pages there are filled anew meanwhile, and nothing
+// that is there no more is shown.
+func TestWarmMoved(t *testing.T) {
+	ctx := withDeadline(t, 60*time.Second)
+	img := newImage(t, 4096, 35)
+	s := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+	m := newMachine(t, ctx, img.pages, false)
+	src, err := sysmem.MapShared(img.fd, 0, int64(img.pages)*pageSize, false)
+	must(t, err)
+	defer sysmem.Unmap(src)
+	e := candidatesFor(t, s, img, m, func(p uint64, now, was []byte) bool {
+		if p%2 == 0 {
+			return false // was not used
+		}
+		now = src[(p+img.pages/2)%img.pages*pageSize:][:pageSize]
+		if word, fill := sysmem.SameFill(now); fill && word == 0 {
+			return false
+		}
+		copy(was, now)
+		return true
+	}, nil)
+	e.SetPrecache(true)
+	m.verify(t, img.sums)
+	st := drained(t, ctx, e)
+	m.verify(t, img.sums)
+	if st.PagesMoved == 0 || st.MovedGone == 0 || st.CandidatesBad != 0 {
+		t.Errorf("%d pages came from where they were, %d were there no more, %d candidates bad; want some, some, 0", st.PagesMoved, st.MovedGone, st.CandidatesBad)
+	}
 }
 
 // TestWarmTakenOver has another engine in the place of one that had candidates:

@@ -24,6 +24,7 @@ type scratch struct {
 
 	warm    *comparer       // what the destination may have already; nil: nothing
 	indexed *pagehash.Index // of the region at hand; nil: do not compare
+	region  uint32          // its id
 
 	once    bool // repeated pages are not sent
 	repeats repeats
@@ -41,7 +42,7 @@ func (s *scratch) close() error {
 func (r *region) answer(f transport.Fetch, s *scratch, a *transport.Answer) error {
 	s.extents = s.extents[:0]
 	*a = transport.Answer{Fetch: f}
-	s.indexed = s.warm.index(f)
+	s.indexed, s.region = s.warm.index(f), f.Region
 	from, length := int64(f.First)<<r.shift, int64(f.Count)<<r.shift
 	var err error
 	if r.how == byRead {
@@ -72,9 +73,12 @@ func (r *region) answer(f transport.Fetch, s *scratch, a *transport.Answer) erro
 
 // add appends pages to the extents, joining them with the last where it fits.
 func (s *scratch) add(n uint32, kind transport.ExtentKind, word uint64) {
-	if l := len(s.extents); l > 0 && s.extents[l-1].Kind == kind && s.extents[l-1].Word == word {
-		s.extents[l-1].Count += n
-		return
+	if l := len(s.extents); l > 0 && s.extents[l-1].Kind == kind {
+		last := &s.extents[l-1]
+		if kind == transport.Moved && last.Word+uint64(last.Count) == word || kind != transport.Moved && last.Word == word {
+			last.Count += n
+			return
+		}
 	}
 	s.extents = append(s.extents, transport.Extent{Count: n, Kind: kind, Word: word})
 }
@@ -88,9 +92,11 @@ func (s *scratch) addPage(first uint64, i uint32) {
 		s.add(1, transport.Fill, word)
 		return
 	}
-	if s.indexed != nil && s.warm.same(s.indexed, first+uint64(i), mem) {
-		s.add(1, transport.Same, 0)
-		return
+	if s.indexed != nil {
+		if kind, word := s.warm.compare(s.indexed, s.region, first+uint64(i), mem, s.live); kind != transport.Data {
+			s.add(1, kind, word)
+			return
+		}
 	}
 	if s.once {
 		if word, found := s.repeats.find(i); found {

@@ -27,6 +27,7 @@ type Stats struct {
 	Data    atomic.Uint64 // sent as bytes
 	Fill    atomic.Uint64 // sent as a word that is not zero
 	Same    atomic.Uint64 // confirmed: the destination has them
+	Moved   atomic.Uint64 // the destination has them elsewhere
 	Hashed  atomic.Uint64 // compared with what the destination has
 	Repeat  atomic.Uint64 // sent as a repeat of another page of the answer
 	Zero    atomic.Uint64 // sent as zero
@@ -46,6 +47,9 @@ type Options struct {
 	// channels with transport.FeatureWarm in force.
 	// Where faults wait, pages are compared as long as that pays, else always.
 	Warm *Warm
+	// Moved looks for pages among the candidates of other pages, too, where no faults
+	// wait. It is only for channels with transport.FeatureMoved in force as well.
+	Moved bool
 	// Repeats sends a page that an answer holds twice once. It is only for channels
 	// with transport.FeatureRepeat in force.
 	Repeats bool
@@ -89,7 +93,7 @@ func Serve(ctx context.Context, ch transport.Responder, im *Image, o Options) er
 	defer stop()
 
 	c := &channel{ch: ch, im: im, stats: o.Stats, service: o.Stats.Service.Recorder(), thread: thread}
-	c.scratch.warm = o.Warm.comparer(o.Stats, !o.Demand)
+	c.scratch.warm = o.Warm.comparer(&o)
 	c.scratch.once = o.Repeats
 	defer o.Stats.Service.Retire(c.service)
 	defer c.scratch.close()
@@ -221,6 +225,8 @@ func (c *channel) count() {
 		switch {
 		case e.Kind == transport.Same:
 			s.Same.Add(uint64(e.Count))
+		case e.Kind == transport.Moved:
+			s.Moved.Add(uint64(e.Count))
 		case e.Kind == transport.Repeat:
 			s.Repeat.Add(uint64(e.Count))
 		case e.Word == 0:

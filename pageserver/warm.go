@@ -13,7 +13,8 @@ import (
 // from then on. Its methods are safe for concurrent use.
 type Warm struct {
 	key     pagehash.Key
-	indexes map[uint32]*pagehash.Index // immutable
+	indexes map[uint32]*pagehash.Index  // immutable
+	places  map[uint32]*pagehash.Places // immutable; nil for a region that is too large
 
 	// Pages hashed and found to be the same, by all channels.
 	tried, same atomic.Uint64
@@ -21,13 +22,13 @@ type Warm struct {
 
 // NewWarm returns the candidates, none as yet, of a session's image.
 func NewWarm(token [32]byte, regions []transport.Region) (*Warm, error) {
-	w := &Warm{key: pagehash.SessionKey(token), indexes: make(map[uint32]*pagehash.Index, len(regions))}
+	w := &Warm{key: pagehash.SessionKey(token), indexes: make(map[uint32]*pagehash.Index, len(regions)), places: make(map[uint32]*pagehash.Places, len(regions))}
 	for _, r := range regions {
 		x, err := pagehash.NewIndex(r.Pages)
 		if err != nil {
 			return nil, fmt.Errorf("region %d (%q): %w", r.ID, r.Name, err)
 		}
-		w.indexes[r.ID] = x
+		w.indexes[r.ID], w.places[r.ID] = x, pagehash.NewPlaces(x)
 	}
 	return w, nil
 }
@@ -41,6 +42,9 @@ func (w *Warm) Take(r transport.Range, hashes []byte) error {
 	}
 	if err := x.Take(r.First, hashes); err != nil {
 		return fmt.Errorf("%w: INDEX of region %d: %w", transport.ErrMalformed, r.Region, err)
+	}
+	if p := w.places[r.Region]; p != nil {
+		p.Add(r.First, uint64(len(hashes))/pagehash.Size)
 	}
 	return nil
 }
@@ -73,13 +77,14 @@ type comparer struct {
 	hasher *pagehash.Hasher
 	stats  *Stats
 	bulk   bool
+	moved  bool // pages are looked for at other places, too
 }
 
-func (w *Warm) comparer(stats *Stats, bulk bool) *comparer {
+func (w *Warm) comparer(o *Options) *comparer {
 	if w == nil {
 		return nil
 	}
-	return &comparer{w: w, hasher: pagehash.NewHasher(w.key), stats: stats, bulk: bulk}
+	return &comparer{w: w, hasher: pagehash.NewHasher(w.key), stats: o.Stats, bulk: !o.Demand, moved: o.Moved && !o.Demand}
 }
 
 // index returns what the pages of f are compared with, nil for nothing.
@@ -94,17 +99,31 @@ func (c *comparer) index(f transport.Fetch) *pagehash.Index {
 	return c.w.indexes[f.Region]
 }
 
-// same reports whether a page of the image is what the destination has.
-func (c *comparer) same(x *pagehash.Index, page uint64, mem []byte) bool {
+// compare says how a page of the image can be told: as what the destination has there,
+// as what it has at the page that word names, or as data. Of a live image nothing is
+// said of other places: the candidate there may be replaced by the time that counts.
+func (c *comparer) compare(x *pagehash.Index, region uint32, page uint64, mem []byte, live bool) (kind transport.ExtentKind, word uint64) {
 	want, ok := x.Get(page)
-	if !ok {
-		return false
+	var places *pagehash.Places
+	if c.moved && !live {
+		places = c.w.places[region]
+	}
+	if !ok && places == nil {
+		return transport.Data, 0
 	}
 	c.stats.Hashed.Add(1)
-	c.w.tried.Add(1)
-	if c.hasher.Sum(mem) != want {
-		return false
+	sum := c.hasher.Sum(mem)
+	if ok {
+		c.w.tried.Add(1)
+		if sum == want {
+			c.w.same.Add(1)
+			return transport.Same, 0
+		}
 	}
-	c.w.same.Add(1)
-	return true
+	if places != nil {
+		if from, ok := places.Find(sum); ok {
+			return transport.Moved, from
+		}
+	}
+	return transport.Data, 0
 }

@@ -206,10 +206,66 @@ func TestShutImageRefuses(t *testing.T) {
 	}
 }
 
+// TestMovedAnswers has pages of the image offered as candidates of others, in runs and
+// singly.
+func TestMovedAnswers(t *testing.T) {
+	im, _, pages := warmRig(t)
+	at := map[int]int{} // page of the image, where the destination has it
+	old := make([][]byte, len(pages))
+	for i := range 8 {
+		at[i], old[40+i] = 40+i, pages[i]
+	}
+	at[20], old[3] = 3, pages[20]
+	data := 0
+	for i := range pages {
+		if i == 10 || i == 11 {
+			continue // a hole and a fill
+		}
+		if _, ok := at[i]; !ok {
+			data++
+		}
+	}
+	if len(at) < 5 {
+		t.Fatalf("%d pages have moved", len(at))
+	}
+	for name, o := range map[string]Options{"looked for": {Moved: true}, "not looked for": {}, "on demand": {Moved: true, Demand: true}} {
+		t.Run(name, func(t *testing.T) {
+			o.Stats = new(Stats)
+			s := scratch{warm: offered(t, old, warmToken).comparer(&o)}
+			var a transport.Answer
+			if err := im.byID[1].answer(transport.Fetch{Range: transport.Range{Region: 1, Count: uint32(len(pages))}}, &s, &a); err != nil {
+				t.Fatal(err)
+			}
+			page, moved, plain := 0, 0, 0
+			for _, e := range a.Extents {
+				for i := range int(e.Count) {
+					switch e.Kind {
+					case transport.Moved:
+						moved++
+						if want, ok := at[page]; !ok || int(e.Word)+i != want {
+							t.Errorf("page %d is said to have been at %d, want %d, %v", page, int(e.Word)+i, want, ok)
+						}
+					case transport.Data:
+						plain++
+					}
+					page++
+				}
+			}
+			want := len(at)
+			if !o.Moved || o.Demand {
+				want = 0
+			}
+			if moved != want || plain != data+len(at)-want {
+				t.Errorf("%d pages moved and %d data, want %d and %d", moved, plain, want, data+len(at)-want)
+			}
+		})
+	}
+}
+
 func TestWarmAnswersDoNotAllocate(t *testing.T) {
 	im, _, pages := warmRig(t)
 	var a transport.Answer
-	s := scratch{warm: offered(t, pages, warmToken).comparer(new(Stats), true)}
+	s := scratch{warm: offered(t, pages, warmToken).comparer(&Options{Stats: new(Stats)})}
 	f := transport.Fetch{Range: transport.Range{Region: 1, Count: 64}}
 	if n := testing.AllocsPerRun(100, func() {
 		if err := im.byID[1].answer(f, &s, &a); err != nil {

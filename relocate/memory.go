@@ -297,7 +297,7 @@ func (g *guestMemory) fill(s *Status) {
 	s.PagesTotal, s.PagesRemaining = st.PagesTotal, st.PagesLeft
 	s.PagesDemand, s.PagesPrecache, s.PagesZero = st.PagesDemand, st.PagesPrecache, st.PagesZero
 	s.BytesGuest, s.BytesWire = st.BytesTotal-st.BytesLeft, st.DemandBytes+st.PrecacheBytes+g.in.indexBytes.Load()
-	s.PagesSame, s.BytesSaved = st.PagesSame, st.BytesSame
+	s.PagesSame, s.PagesMoved, s.BytesSaved = st.PagesSame, st.PagesMoved, st.BytesSame
 	g.in.early.fill(s, st.PreTransfer)
 	if g.in.warm != nil { // the caller holds the transfer's lock
 		s.PagesCandidate = g.in.warm.Candidates()

@@ -168,6 +168,7 @@ func (s *serving) serve(conn *tcp.Conn) error {
 		}}
 		if !o.Demand {
 			o.Nice = faultd.BulkNice
+			o.Moved = conn.Features()&transport.FeatureMoved != 0
 			o.Repeats = conn.Features()&transport.FeatureRepeat != 0
 		}
 		if conn.Features()&transport.FeatureWarm != 0 {

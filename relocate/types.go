@@ -184,9 +184,11 @@ type Status struct {
 	// DemandPaced are sends of demand fetches that waited because the destination is short
 	// of CPU (engine.demand_pace).
 	DemandPaced uint64 `json:"demand_paced,omitempty"`
-	// PagesSame are those of the above that the destination had already,
+	// PagesSame are those of the above that the destination had already, PagesMoved
+	// those that it had at other pages, where they were before the guest moved them;
 	// PagesCandidate those that it thought to have; BytesSaved did not travel.
 	PagesSame      uint64 `json:"pages_same"`
+	PagesMoved     uint64 `json:"pages_moved,omitempty"`
 	PagesCandidate uint64 `json:"pages_candidate"`
 	BytesSaved     uint64 `json:"bytes_saved"`
 	// PagesPreTransfer were copied before the switch-over, pages that were copied

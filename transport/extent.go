@@ -37,13 +37,13 @@ func ParseExtents(dst []Extent, table []byte, count uint32) (es []Extent, data u
 			return nil, 0, fmt.Errorf("%w: extent %d has no pages", ErrMalformed, i)
 		case e.Count > left:
 			return nil, 0, fmt.Errorf("%w: extents reach past the %d pages of the range", ErrMalformed, count)
-		case e.Kind > Repeat:
+		case e.Kind > Moved:
 			return nil, 0, fmt.Errorf("%w: extent %d has unknown kind %d", ErrMalformed, i, e.Kind)
 		case table[5]|table[6]|table[7] != 0:
 			return nil, 0, fmt.Errorf("%w: extent %d has non-zero reserved bytes", ErrMalformed, i)
 		case e.Kind == Repeat && e.Word >= uint64(data):
 			return nil, 0, fmt.Errorf("%w: extent %d repeats data page %d, of %d before it", ErrMalformed, i, e.Word, data)
-		case e.Kind != Fill && e.Kind != Repeat && e.Word != 0:
+		case (e.Kind == Data || e.Kind == Same) && e.Word != 0:
 			return nil, 0, fmt.Errorf("%w: extent %d of kind %d has a fill word", ErrMalformed, i, e.Kind)
 		}
 		if e.Kind == Data {

@@ -52,6 +52,9 @@ const (
 	Same ExtentKind = 2 // each page is what the destination's candidate is (PROTOCOL section 12)
 	// Repeat: each page is what a data page of the same answer is.
 	Repeat ExtentKind = 3
+	// Moved: each page is what the destination's candidate of another page is (PROTOCOL
+	// section 12).
+	Moved ExtentKind = 4
 )
 
 // Extent is a run of pages of one representation within an answer.
@@ -59,7 +62,9 @@ type Extent struct {
 	Count uint32
 	Kind  ExtentKind
 	// Word is, of Fill, the little-endian word, 0 for a zero page; of Repeat, the
-	// number of the page repeated among the data pages of the answer, from 0.
+	// number of the page repeated among the data pages of the answer, from 0; of Moved,
+	// the number in the region of the first page's candidate, which those of the
+	// following pages follow.
 	Word uint64
 }
 
@@ -67,8 +72,8 @@ type Extent struct {
 type Fetch struct {
 	ID uint64
 	Range
-	// Plain wants no Same extents in the answer. It is only for channels with
-	// FeatureWarm in force.
+	// Plain wants no Same and no Moved extents in the answer. It is only for channels
+	// with FeatureWarm in force.
 	Plain bool
 }
 
@@ -77,7 +82,7 @@ type Answer struct {
 	Fetch
 	// Extents covers the range in order; nil means that every page is data.
 	Extents []Extent
-	// Memory holds Count pages, those of Fill, Same and Repeat extents included (they
+	// Memory holds Count pages, those of all other extents than Data included (they
 	// are read only if the channel cannot say it shorter). It is not retained after Answer returns.
 	Memory []byte
 	// Ahead counts the pages after the range that read as zero too.
@@ -137,6 +142,11 @@ type WarmSink interface {
 	// The sink verifies each page, makes it resident or gives it back, and sets
 	// all of dst to nil.
 	Same(r Range, dst [][]byte) error
+	// Moved says that the source holds, at the pages of r, what the sink's candidates
+	// of the pages from from on are, which lie in the region; dst is as Reserve left it.
+	// It comes when Same does. The sink copies what it can verify into dst, for Commit,
+	// gives the other pages back, and sets their dst[i] to nil.
+	Moved(r Range, from uint64, dst [][]byte) error
 }
 
 // TakeSink is a [Sink] that can have pages from the Fetcher's own memory, for
@@ -175,6 +185,7 @@ type Completion struct {
 	Data      uint32        // pages that came as bytes
 	Fill      uint32        // pages that came as a non-zero fill word
 	Same      uint32        // pages that the source found to be as the candidates
+	Moved     uint32        // pages that the source found to be as candidates of other pages
 	Repeat    uint32        // pages that came as a repeat of another one
 	Zero      uint32        // pages of the range that read as zero
 	Ahead     uint32        // zero pages after the range

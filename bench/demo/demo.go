@@ -226,8 +226,8 @@ func (r *run) paused(ctx context.Context) (err error) {
 	}
 	if r.Away > 0 {
 		there, back := r.legs[0].Status, r.legs[1].Status
-		r.step("away for %.0f s: %d bytes on the wire there, %d back (%.2f), %d of %d pages that were here are the same", back.Stopped.Sub(there.Stopped).Seconds(),
-			there.BytesWire, back.BytesWire, float64(back.BytesWire)/float64(max(there.BytesWire, 1)), back.PagesSame, back.PagesCandidate)
+		r.step("away for %.0f s: %d bytes on the wire there, %d back (%.2f), %d of %d pages that were here are the same, %d have moved", back.Stopped.Sub(there.Stopped).Seconds(),
+			there.BytesWire, back.BytesWire, float64(back.BytesWire)/float64(max(there.BytesWire, 1)), back.PagesSame, back.PagesCandidate, back.PagesMoved)
 	}
 	d, err := Compare(ctx, r.pair.B.MemoryFile(vmName), r.pair.A.MemoryFile(vmName))
 	if err != nil {

@@ -190,3 +190,97 @@ func TestIndexClear(t *testing.T) {
 		t.Errorf("page 3 has %v, %v; page 4: %v; %d candidates", got, ok, four, y.Count())
 	}
 }
+
+// TestPlacesAgainstMap sets, replaces and clears candidates and finds them by hash, as a
+// map would.
+func TestPlacesAgainstMap(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		pages := rapid.Uint64Range(1, 3*chunkPages).Draw(t, "pages")
+		x, err := NewIndex(pages)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := NewPlaces(x)
+		for range rapid.IntRange(0, 20).Draw(t, "steps") {
+			first := rapid.Uint64Range(0, pages-1).Draw(t, "first")
+			count := rapid.Uint64Range(1, min(pages-first, 2*chunkPages)).Draw(t, "count")
+			seed := rapid.Uint64Range(1, 5).Draw(t, "seed")
+			for page := first; page < first+count; page++ {
+				switch page * seed % 11 {
+				case 0:
+					x.Clear(page)
+				case 1:
+					x.Drop(page)
+				case 2:
+					x.Set(page, Sum{7 * seed, 9}) // as many others
+				default:
+					x.Set(page, Sum{page * seed * 0x9e3779b97f4a7c15, seed})
+				}
+			}
+			p.Add(first, count)
+		}
+		have := make(map[Sum]bool)
+		for page := range pages {
+			if sum, ok := x.Get(page); ok {
+				have[sum] = true
+			}
+		}
+		missed := 0
+		for sum := range have {
+			page, ok := p.Find(sum)
+			if got, real := x.Get(page); ok && (!real || got != sum) {
+				t.Fatalf("page of %v: %d, whose hash is %v, %v", sum, page, got, real)
+			}
+			if !ok && sum.High != 9 { // those of which there are many
+				missed++
+			}
+		}
+		if missed > len(have)/50 {
+			t.Fatalf("%d of %d are not found", missed, len(have))
+		}
+		for i := range uint64(100) {
+			if sum := (Sum{i * 0x9e3779b97f4a7c15, 1000}); !have[sum] {
+				if page, ok := p.Find(sum); ok {
+					t.Fatalf("page %d has %v, which nobody set", page, sum)
+				}
+			}
+		}
+	})
+}
+
+// TestPlacesOfHostileHashes has all hashes belong in one place: that costs pages that are
+// not found, and no time.
+func TestPlacesOfHostileHashes(t *testing.T) {
+	const pages = 1 << 20
+	x, err := NewIndex(pages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := NewPlaces(x)
+	for page := range uint64(pages) {
+		x.Set(page, Sum{5, page + 1})
+	}
+	p.Add(0, pages)
+	found := 0
+	for page := range uint64(pages) {
+		if at, ok := p.Find(Sum{5, page + 1}); ok {
+			found++
+			if at != page {
+				t.Fatalf("page %d was found at %d", page, at)
+			}
+		}
+	}
+	if found != mostProbes {
+		t.Errorf("%d pages were found, of a place for %d", found, mostProbes)
+	}
+}
+
+func TestPlacesOfALargeRegion(t *testing.T) {
+	x, err := NewIndex(1 << 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if NewPlaces(x) != nil {
+		t.Error("pages beyond 32 bits can be named")
+	}
+}

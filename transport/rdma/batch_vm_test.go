@@ -62,17 +62,18 @@ func (h *batchHarness) Pair(t testing.TB, o transporttest.Options) (transport.Fe
 		t.Fatal(err)
 	}
 	h.pairs++
-	if o.Image == nil { // the case reads the source's end itself, and may not have begun
-		return r.b, resp
+	var f transport.Fetcher = r.b
+	if o.Image != nil { // else the case reads the source's end itself, and may not have begun
+		up := &upBatch{BatchFetcher: r.b, t: t}
+		t.Cleanup(func() {
+			if n := r.e.Sent().Messages.Load(); up.fits && n == 0 {
+				t.Error("nothing came by SEND")
+			}
+		})
+		f = up
 	}
-	f := &upBatch{BatchFetcher: r.b, t: t}
-	t.Cleanup(func() {
-		if n := r.e.Sent().Messages.Load(); f.fits && n == 0 {
-			t.Error("nothing came by SEND")
-		}
-	})
 	if h.pairs%2 == 0 {
-		return taking{f}, resp
+		f = taking{f}
 	}
 	return f, resp
 }

@@ -101,14 +101,40 @@ func (b *box) Same(r transport.Range, dst [][]byte) error {
 	if !b.has(r) {
 		return b.s.Same(r, dst)
 	}
-	if cap(b.dst) < len(dst) {
-		b.dst = make([][]byte, len(dst))
-	}
-	d := b.dst[:len(dst)]
+	d := b.own(r)
 	defer clear(d)
-	b.s.Reserve(r, d)
 	clear(dst)
-	return b.s.Same(r, d)
+	if err := b.s.Same(r, d); err != nil {
+		b.s.Abort(r, d) // what it left
+		return err
+	}
+	return nil
+}
+
+// own reserves the pages of r as the sink does.
+func (b *box) own(r transport.Range) [][]byte {
+	if cap(b.dst) < int(r.Count) {
+		b.dst = make([][]byte, r.Count)
+	}
+	d := b.dst[:r.Count]
+	b.s.Reserve(r, d)
+	return d
+}
+
+// Moved implements [transport.WarmSink], likewise; what the sink could verify it gets
+// committed at once.
+func (b *box) Moved(r transport.Range, from uint64, dst [][]byte) error {
+	if !b.has(r) {
+		return b.s.Moved(r, from, dst)
+	}
+	d := b.own(r)
+	defer clear(d)
+	clear(dst)
+	if err := b.s.Moved(r, from, d); err != nil {
+		b.s.Abort(r, d)
+		return err
+	}
+	return b.s.Commit(r, d)
 }
 
 var _ transport.WarmSink = (*box)(nil)

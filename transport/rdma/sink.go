@@ -105,4 +105,18 @@ func (l *lateSink) Same(r transport.Range, dst [][]byte) error {
 	return w.Same(r, dst)
 }
 
+// Moved implements [transport.WarmSink].
+func (l *lateSink) Moved(r transport.Range, from uint64, dst [][]byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.s == nil {
+		return ErrClosed
+	}
+	w, ok := l.s.(transport.WarmSink)
+	if !ok {
+		return errors.New("the sink has no candidates, but the channel agreed on warm start")
+	}
+	return w.Moved(r, from, dst)
+}
+
 var _ transport.WarmSink = (*lateSink)(nil)

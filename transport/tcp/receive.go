@@ -89,6 +89,7 @@ type answer struct {
 	data  int // pages that come as bytes
 	table int // bytes of extents
 	same  int // pages that the candidates are
+	moved int // pages that candidates of others are
 	again int // pages that repeat others
 	plain bool
 }
@@ -132,6 +133,8 @@ func (f *assembly) take(p *pending, reg transport.Region, h *transport.Header, c
 		case e.Kind == transport.Data:
 		case e.Kind == transport.Same:
 			c.Same += e.Count
+		case e.Kind == transport.Moved:
+			c.Moved += e.Count
 		case e.Kind == transport.Repeat:
 			c.Repeat += e.Count
 		case e.Word == 0:
@@ -198,6 +201,11 @@ func (f *assembly) extents(a *answer, crc uint32) (uint32, error) {
 			switch es[i].Kind {
 			case transport.Same:
 				a.same += int(es[i].Count)
+			case transport.Moved:
+				if es[i].Word >= a.reg.Pages || uint64(es[i].Count) > a.reg.Pages-es[i].Word {
+					return bad("has pages moved from %d+%d of a region with %d", es[i].Word, es[i].Count, a.reg.Pages)
+				}
+				a.moved += int(es[i].Count)
 			case transport.Repeat:
 				a.again += int(es[i].Count)
 			}
@@ -205,6 +213,9 @@ func (f *assembly) extents(a *answer, crc uint32) (uint32, error) {
 	}
 	if a.same > 0 && (a.plain || feat&transport.FeatureWarm == 0) {
 		return bad("says same of %d pages, which the fetch did not allow", a.same)
+	}
+	if a.moved > 0 && (a.plain || feat&movedFeatures != movedFeatures) {
+		return bad("says moved of %d pages, which the fetch did not allow", a.moved)
 	}
 	if a.again > 0 && feat&transport.FeatureRepeat == 0 {
 		return bad("repeats %d pages, but the feature is not in force", a.again)
@@ -277,7 +288,7 @@ func (f *assembly) deliver(a *answer, crc uint32, sink transport.Sink, c *transp
 	if err := f.write(a, crc, c); err != nil {
 		return 0, err
 	}
-	if a.same > 0 {
+	if a.same+a.moved > 0 {
 		if err := f.same(sink, c.Range); err != nil {
 			return 0, err
 		}
@@ -332,11 +343,18 @@ func (f *assembly) same(sink transport.Sink, whole transport.Range) error {
 	}
 	at := 0
 	for i := range f.ext {
-		n := int(f.ext[i].Count)
-		if f.ext[i].Kind == transport.Same {
-			if err := warm.Same(run{at: at, n: n}.of(whole), f.dst[at:at+n]); err != nil {
-				return err
-			}
+		e := &f.ext[i]
+		n := int(e.Count)
+		r, dst := run{at: at, n: n}.of(whole), f.dst[at:at+n]
+		var err error
+		switch e.Kind {
+		case transport.Same:
+			err = warm.Same(r, dst)
+		case transport.Moved:
+			err = warm.Moved(r, e.Word, dst)
+		}
+		if err != nil {
+			return err
 		}
 		at += n
 	}

@@ -193,6 +193,9 @@ func (r *Responder) sent(size int, start, end time.Time) {
 // forget lets go of the caller's memory.
 func (r *Responder) forget() { clear(r.vec[:cap(r.vec)]) }
 
+// movedFeatures are what Moved extents need.
+const movedFeatures = transport.FeatureWarm | transport.FeatureMoved
+
 // build puts the whole frame into vec, the head, then the data, and returns its size
 // in bytes. One whose body is longer than max_body has no header yet.
 func (r *Responder) build(a *transport.Answer) (int, error) {
@@ -211,6 +214,7 @@ func (r *Responder) build(a *transport.Answer) (int, error) {
 	// pages are sent as what they are in memory.
 	if feat&transport.FeatureFill == 0 || len(es) > math.MaxUint16 || len(es) == 1 && es[0].Kind == transport.Data ||
 		has(es, transport.Same) && (a.Plain || feat&transport.FeatureWarm == 0) ||
+		has(es, transport.Moved) && (a.Plain || feat&movedFeatures != movedFeatures) ||
 		feat&transport.FeatureRepeat == 0 && has(es, transport.Repeat) {
 		es = nil
 	}

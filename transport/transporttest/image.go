@@ -20,6 +20,9 @@ type Image struct {
 	// Same, if set before use, has pages answered as candidates, unless the
 	// fetch is plain.
 	Same func(region uint32, page uint64) bool
+	// From, if set before use, says where the candidate of another page is that has what
+	// a page has, unless the fetch is plain.
+	From func(region uint32, page uint64) (from uint64, ok bool)
 	// Once, if set before use, has pages answered as repeats of earlier ones.
 	Once bool
 }
@@ -128,6 +131,8 @@ func (im *Image) Extents(f transport.Fetch) []transport.Extent {
 			e.Kind, e.Word = transport.Fill, w
 		} else if im.Same != nil && !f.Plain && im.Same(r.Region, r.First+uint64(i)) {
 			e.Kind = transport.Same
+		} else if from, ok := im.from(f, uint64(i)); ok {
+			e.Kind, e.Word = transport.Moved, from
 		} else if im.Once {
 			p := string(mem[i*ps : (i+1)*ps])
 			if n, found := numbers[p]; found {
@@ -136,13 +141,21 @@ func (im *Image) Extents(f transport.Fetch) []transport.Extent {
 				numbers[p] = uint64(len(numbers))
 			}
 		}
-		if n := len(es); n > 0 && es[n-1].Kind == e.Kind && es[n-1].Word == e.Word {
+		if n := len(es); n > 0 && es[n-1].Kind == e.Kind && (e.Kind == transport.Moved && es[n-1].Word+uint64(es[n-1].Count) == e.Word || e.Kind != transport.Moved && es[n-1].Word == e.Word) {
 			es[n-1].Count++
 		} else {
 			es = append(es, e)
 		}
 	}
 	return es
+}
+
+// from is From of page i of a fetch.
+func (im *Image) from(f transport.Fetch, i uint64) (uint64, bool) {
+	if im.From == nil || f.Plain {
+		return 0, false
+	}
+	return im.From(f.Region, f.First+i)
 }
 
 func fillWord(p []byte) (uint64, bool) {

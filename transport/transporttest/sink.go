@@ -31,6 +31,7 @@ type Sink struct {
 	zeros    int                    // calls; guarded by mu
 
 	same    int // pages taken from the candidates; guarded by mu
+	moved   int // pages copied from the candidates of others; guarded by mu
 	refused int // candidates found damaged; guarded by mu
 
 	// Candidate, if set before use, says whether what stands in a page is what
@@ -86,6 +87,50 @@ func (s *Sink) Same(r transport.Range, dst [][]byte) error {
 		dst[i] = nil
 	}
 	return nil
+}
+
+// Moved implements [transport.WarmSink].
+func (s *Sink) Moved(r transport.Range, from uint64, dst [][]byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.states[r.Region]
+	for i := range dst {
+		p := r.First + uint64(i)
+		switch {
+		case dst[i] == nil:
+			continue
+		case st[p] != reserved:
+			s.breach("Moved of page %d of region %d, which is not reserved", p, r.Region)
+		}
+		copy(dst[i], s.im.Memory(transport.Range{Region: r.Region, First: from + uint64(i), Count: 1}))
+		if s.Candidate != nil && s.Candidate(r.Region, from+uint64(i), dst[i]) {
+			s.moved++
+			continue
+		}
+		s.refused++
+		st[p] = absent
+		dst[i] = nil
+	}
+	return nil
+}
+
+// Absent returns the pages of a range that are neither resident nor reserved.
+func (s *Sink) Absent(r transport.Range) (pages []uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p := r.First; p < r.First+uint64(r.Count); p++ {
+		if s.states[r.Region][p] == absent {
+			pages = append(pages, p)
+		}
+	}
+	return pages
+}
+
+// Copied returns how many pages were copied from the candidates of others.
+func (s *Sink) Copied() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.moved
 }
 
 // Candidates returns how many pages were taken from the candidates, and how

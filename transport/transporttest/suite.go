@@ -84,6 +84,7 @@ func run(t *testing.T, open func(t *testing.T) Harness, without []string) {
 		{"Repeat", testRepeat},
 		{"Warm", testWarm},
 		{"WarmHostile", testWarmHostile},
+		{"Moved", testMoved},
 		{"MaxCount", testMaxCount},
 		{"HugePages", testHugePages},
 		{"Concurrent", testConcurrent},

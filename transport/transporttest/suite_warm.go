@@ -85,6 +85,93 @@ func testWarm(t *testing.T, h Harness) {
 	}
 }
 
+// testMoved has pages copied from candidates that stand at other pages, in runs and one
+// by one, and what is there no more fetched again plainly.
+func testMoved(t *testing.T, h Harness) {
+	im := mixed(t, 23)
+	for _, r := range im.Regions {
+		// Pages 24 to 39 of each 64 were at 0 to 15, page 41 at 16.
+		for base := uint64(0); base+64 <= r.Pages; base += 64 {
+			for p := uint64(0); p < 16; p++ {
+				im.Put(r.ID, base+p, Random, 5)
+				copy(im.Memory(span(r.ID, base+24+p, 1)), im.Memory(span(r.ID, base+p, 1)))
+			}
+			im.Put(r.ID, base+16, Text, 6)
+			copy(im.Memory(span(r.ID, base+41, 1)), im.Memory(span(r.ID, base+16, 1)))
+		}
+	}
+	for _, mode := range []transport.CodecMode{transport.ModeNone, transport.ModeZstd} {
+		t.Run(mode.String(), func(t *testing.T) {
+			sink := NewSink(t, im.Regions...)
+			for _, r := range im.Regions {
+				for base := uint64(0); base+64 <= r.Pages; base += 64 {
+					for p := base; p < base+17; p++ {
+						if mem := sink.Prime(im, r.ID, p); p%5 == 0 {
+							mem[99]++
+						}
+					}
+				}
+			}
+			sink.Candidate = func(r uint32, p uint64, mem []byte) bool {
+				return p%64 < 17 && bytes.Equal(mem, im.Memory(span(r, p, 1)))
+			}
+			im.From = func(id uint32, p uint64) (uint64, bool) {
+				switch at := p % 64; {
+				case at >= 24 && at < 40:
+					return p - 24, true
+				case at == 41:
+					return p - 25, true
+				}
+				return 0, false
+			}
+			// The places that pages have moved from come last, so that they hold
+			// their candidates as yet.
+			var first, last []transport.Range
+			for _, r := range im.Regions {
+				for base := uint64(0); base+64 <= r.Pages; base += 64 {
+					first = append(first, span(r.ID, base+17, 47))
+					last = append(last, span(r.ID, base, 17))
+				}
+			}
+			e := answeredChannel(t, h, Options{Kind: transport.Precache, Features: transport.AllFeatures, Codec: mode}, im, true)
+			e.sink = sink
+			moved := 0
+			for _, c := range e.get(first...) {
+				moved += int(c.Moved)
+				if c.Data+c.Fill+c.Zero+c.Moved != c.Count {
+					t.Errorf("answer of %+v pages: %d data, %d fill, %d zero, %d moved", c.Range, c.Data, c.Fill, c.Zero, c.Moved)
+				}
+			}
+			_, refused := sink.Candidates()
+			if copied := sink.Copied(); copied == 0 || refused == 0 || copied+refused != moved || moved != 17*len(first) {
+				t.Errorf("%d pages said to have moved in %d runs of 17; %d copied, %d refused", moved, len(first), copied, refused)
+			}
+			e.get(last...)
+			var again []transport.Range
+			for _, r := range im.Regions {
+				for _, p := range sink.Absent(span(r.ID, 0, uint32(r.Pages/64*64))) {
+					again = append(again, span(r.ID, p, 1))
+				}
+			}
+			if len(again) != refused {
+				t.Errorf("%d pages are absent, %d were refused", len(again), refused)
+			}
+			for i, r := range again {
+				if err := e.f.Fetch([]transport.Fetch{{ID: uint64(i) + 1, Range: r, Plain: true}}); err != nil {
+					t.Fatal(err)
+				}
+				var c transport.Completion
+				if err := e.f.Receive(sink, &c); err != nil || c.Moved != 0 {
+					t.Fatalf("plain fetch: %+v, %v", c, err)
+				}
+			}
+			for _, r := range im.Regions {
+				sink.Check(t, im, span(r.ID, 0, uint32(r.Pages/64*64)))
+			}
+		})
+	}
+}
+
 // rudeResponder says same whatever was asked.
 type rudeResponder struct{ transport.Responder }
 

@@ -176,7 +176,7 @@ func collect(ch chan<- prometheus.Metric, k relocation, s relocate.Status) {
 	}
 	gauge(descPhase, 1, string(s.Phase))
 	for class, n := range map[string]uint64{
-		"demand": s.PagesDemand, "precache": s.PagesPrecache, "zero": s.PagesZero, "same": s.PagesSame, "reserved": s.PagesReserved, "remaining": s.PagesRemaining, "total": s.PagesTotal,
+		"demand": s.PagesDemand, "precache": s.PagesPrecache, "zero": s.PagesZero, "same": s.PagesSame, "moved": s.PagesMoved, "reserved": s.PagesReserved, "remaining": s.PagesRemaining, "total": s.PagesTotal,
 	} {
 		gauge(descPages, float64(n), class)
 	}

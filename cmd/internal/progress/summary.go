@@ -46,7 +46,7 @@ func Summary(s relocate.Status) string {
 		row("before", "%s pages copied in %s while the guest ran on, %s", count(s.PagesPreTransfer), Seconds(s.PreTransferMS/1e3), units.FormatSize(s.BytesPreTransfer))
 	}
 	if s.PagesCandidate > 0 {
-		row("warm", "%s of %s pages that were there are the same, %s not sent", count(s.PagesSame), count(s.PagesCandidate), units.FormatSize(s.BytesSaved))
+		row("warm", "%s of %s pages that were there are the same, %s had moved, %s not sent", count(s.PagesSame), count(s.PagesCandidate), count(s.PagesMoved), units.FormatSize(s.BytesSaved))
 	}
 	if by := policies(s.Policies); by != "" {
 		row("precache", "%s pages asked for", by)
