@@ -26,6 +26,7 @@ type reader struct {
 	dst    *rdma.Device
 	downs  atomic.Int32
 	reads  rdma.Stats
+	batch  bool // precache comes by SEND
 
 	mu       sync.Mutex
 	attached map[*tcp.Conn]*rdma.Attachment // guarded by mu
@@ -56,7 +57,7 @@ func newReader(t *testing.T, img *image, pin rdma.Pin) *reader {
 // open is a [faultd.Opener]: a socket pair's source end is served here.
 func (r *reader) open(t *testing.T, pages uint64) faultd.Opener {
 	ln, err := tcp.Listen("127.0.0.1:0", tcp.ListenOptions{Admit: func(transport.Hello, string) (transport.Offer, *transport.RemoteError) {
-		return transport.Offer{Role: transport.Source, Features: transport.AllFeatures&^transport.FeatureWarm | transport.FeatureRDMA}, nil
+		return transport.Offer{Role: transport.Source, Features: transport.AllFeatures&^transport.FeatureWarm | transport.FeatureRDMA | transport.FeatureSend}, nil
 	}})
 	must(t, err)
 	var wg sync.WaitGroup
@@ -93,7 +94,7 @@ func (r *reader) open(t *testing.T, pages uint64) faultd.Opener {
 	return func(ctx context.Context, kind transport.Kind, index int) (transport.Fetcher, error) {
 		c, err := tcp.Dial(ctx, ln.Addr().String(), tcp.Options{Hello: transport.Hello{
 			Kind: kind, Role: transport.Destination, Index: uint16(index), Token: r.token,
-			Features: transport.AllFeatures&^transport.FeatureWarm | transport.FeatureRDMA}})
+			Features: transport.AllFeatures&^transport.FeatureWarm | transport.FeatureRDMA | transport.FeatureSend}})
 		if err != nil {
 			return nil, err
 		}
@@ -102,8 +103,15 @@ func (r *reader) open(t *testing.T, pages uint64) faultd.Opener {
 		if err != nil {
 			return nil, err
 		}
-		f, err := rdma.NewFetcher(r.dst, base, c, regions, rdma.FetchOptions{StageBytes: 2 << 20, MaxCount: c.MaxCount(), Spin: rdma.DefaultSpin, Stats: &r.reads,
-			Down: func(error) { r.downs.Add(1) }})
+		o := rdma.FetchOptions{StageBytes: 2 << 20, MaxCount: c.MaxCount(), Spin: rdma.DefaultSpin, Stats: &r.reads, Down: func(error) { r.downs.Add(1) }}
+		if r.batch && kind == transport.Precache {
+			f, err := rdma.NewBatchFetcher(r.dst, base, c, regions, o)
+			if err != nil {
+				return nil, err
+			}
+			return f, nil
+		}
+		f, err := rdma.NewFetcher(r.dst, base, c, regions, o)
 		if err != nil {
 			return nil, err
 		}
@@ -134,19 +142,23 @@ func TestRDMADrain(t *testing.T) {
 	const pages = 16384 // 64 MiB
 	img := newImage(t, pages, 3)
 	for _, c := range []struct {
-		name string
-		pin  rdma.Pin
-		hurt func(*reader)
+		name  string
+		pin   rdma.Pin
+		batch bool
+		hurt  func(*reader)
 	}{
-		{"undisturbed", rdma.PinLazy, func(*reader) {}},
-		{"pinned at the freeze", rdma.PinAll, func(*reader) {}},
-		{"connections cut", rdma.PinLazy, (*reader).cutAll},
-		{"RDMA lost", rdma.PinLazy, (*reader).lose},
+		{"undisturbed", rdma.PinLazy, false, func(*reader) {}},
+		{"pinned at the freeze", rdma.PinAll, false, func(*reader) {}},
+		{"connections cut", rdma.PinLazy, false, (*reader).cutAll},
+		{"RDMA lost", rdma.PinLazy, false, (*reader).lose},
+		{"connections with SEND cut", rdma.PinLazy, true, (*reader).cutAll},
+		{"SEND lost", rdma.PinLazy, true, (*reader).lose},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx := withDeadline(t, 60*time.Second)
 			m := newMachine(t, ctx, pages, false)
 			r := newReader(t, img, c.pin)
+			r.batch = c.batch
 			e := start(t, m.config(r.open(t, pages)))
 			go func() {
 				for i, p := range shuffled(pages, 9) {
@@ -167,8 +179,10 @@ func TestRDMADrain(t *testing.T) {
 			reads := r.reads.Completed.Load()
 			t.Logf("%d pages by demand, %d by precache, %d zero; %d READs of %d bytes, %d fetches beneath; the page server was asked %d times; RDMA ended %d times",
 				s.PagesDemand, s.PagesPrecache, s.PagesZero, reads, r.reads.Bytes.Load(), r.reads.Beneath.Load(), r.stats.Fetches.Load(), r.downs.Load())
-			if reads == 0 {
-				t.Error("nothing came by READ")
+			messages := r.reads.Messages.Load()
+			t.Logf("%d answers by SEND of %d bytes, %d fetches sent again", messages, r.reads.MessageBytes.Load(), r.reads.Recalled.Load())
+			if reads == 0 || c.batch != (messages > 0) {
+				t.Errorf("%d READs, %d answers by SEND", reads, messages)
 			}
 			if n, lost := r.reads.Posted.Load(), r.reads.Retried.Load(); reads > n || n > reads+lost {
 				t.Errorf("%d READs posted, %d completed, %d went by FETCH", n, reads, lost)

@@ -55,7 +55,7 @@ func (h *Host) admit(hello transport.Hello, peer string) (transport.Offer, *tran
 	features := transport.AllFeatures
 	if in := h.incoming[token]; in != nil && hello.Kind != transport.Control {
 		if in.rdmaDev.Load() != nil {
-			features |= transport.FeatureRDMA
+			features |= transport.FeatureRDMA | transport.FeatureSend
 		}
 		if !in.isWarm() {
 			features &^= transport.FeatureWarm

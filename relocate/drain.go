@@ -157,9 +157,7 @@ func (o *outgoing) handle(m tcp.Message) error {
 		}
 		o.update(func(s *Status) {
 			s.copyCounters(&p.Status)
-			if s.RDMA != nil && o.export != nil {
-				s.RDMA.Registered = o.export.Registered()
-			}
+			o.fillRDMA(s)
 		})
 	case msgDrained:
 		return errDrained
@@ -299,7 +297,7 @@ func (o *outgoing) dial(ctx context.Context, kind transport.Kind, index int, epo
 	}
 	opts.Codec = mode
 	if o.export != nil && kind != transport.Control {
-		opts.Hello.Features |= transport.FeatureRDMA
+		opts.Hello.Features |= transport.FeatureRDMA | transport.FeatureSend
 	}
 	if o.host.cfg.ClientTLS != nil {
 		opts.TLS = o.host.cfg.ClientTLS()

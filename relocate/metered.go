@@ -43,6 +43,7 @@ func (m *metered) Answer(a *transport.Answer) error {
 		return err
 	}
 	_, out := m.conn.Bytes()
+	out += m.conn.Carried()
 	n := out - m.sent
 	m.sent = out
 	if m.conn.Kind() == transport.Demand {

@@ -47,6 +47,16 @@ const (
 // RDMALosts are the values of Options.RDMALost.
 var RDMALosts = []string{RDMALostTCP, RDMALostWait}
 
+// Ways for precache where a relocation has RDMA, values of Options.RDMAPrecache.
+const (
+	RDMAPrecacheRead = "read" // by READ, as it is in memory
+	RDMAPrecacheSend = "send" // by SEND, with the codec
+	RDMAPrecacheTCP  = "tcp"  // over the connections, with the codec
+)
+
+// RDMAPrecaches are the values of Options.RDMAPrecache.
+var RDMAPrecaches = []string{RDMAPrecacheRead, RDMAPrecacheSend, RDMAPrecacheTCP}
+
 // RDMAConfig is a host's say on RDMA.
 type RDMAConfig struct {
 	Policy string // empty: RDMAAsk
@@ -102,6 +112,9 @@ func checkRDMA(o *Options) error {
 	if o.RDMALost != "" && !slices.Contains(RDMALosts, o.RDMALost) {
 		return fmt.Errorf("rdma_lost %q: choose one of %q", o.RDMALost, RDMALosts)
 	}
+	if o.RDMAPrecache != "" && !slices.Contains(RDMAPrecaches, o.RDMAPrecache) {
+		return fmt.Errorf("rdma_precache %q: choose one of %q", o.RDMAPrecache, RDMAPrecaches)
+	}
 	_, err := rdma.ParsePin(o.RDMAPin)
 	return err
 }
@@ -119,6 +132,17 @@ type RDMAStatus struct {
 	// fetched again.
 	ReadsRetried uint64 `json:"reads_retried"`
 	ReadBytes    uint64 `json:"read_bytes"`
+	// Messages are answers that came by SEND, MessageBytes what they were on the wire;
+	// Recalled are fetches that might have had such an answer and were sent again by
+	// TCP, after RDMA was lost.
+	Messages     uint64 `json:"messages"`
+	MessageBytes uint64 `json:"message_bytes"`
+	Recalled     uint64 `json:"recalled"`
+	// SendBuildMS is the source's time for making them (encoding, copying, checksums),
+	// SendWaitMS that for which answers waited for the link, of all channels together;
+	// shown there.
+	SendBuildMS float64 `json:"send_build_ms,omitempty"`
+	SendWaitMS  float64 `json:"send_wait_ms,omitempty"`
 	// TCPFetches are fetches that TCP answered on channels that have RDMA, too: of
 	// memory not registered yet, or not at all, or after RDMA was lost.
 	TCPFetches uint64 `json:"tcp_fetches"`
@@ -140,6 +164,7 @@ func (s *RDMAStatus) with(d *RDMAStatus) *RDMAStatus {
 	}
 	own := *d
 	own.Device, own.Port, own.Address, own.Registered = s.Device, s.Port, s.Address, s.Registered
+	own.SendBuildMS, own.SendWaitMS = s.SendBuildMS, s.SendWaitMS
 	return &own
 }
 
@@ -159,10 +184,23 @@ func (in *incoming) fillRDMA(s *Status) {
 	n := &in.reads
 	own.ReadsPosted, own.ReadsCompleted, own.ReadsRetried = n.Posted.Load(), n.Completed.Load(), n.Retried.Load()
 	own.ReadBytes, own.TCPFetches = n.Bytes.Load(), n.Beneath.Load()
+	own.Messages, own.MessageBytes, own.Recalled = n.Messages.Load(), n.MessageBytes.Load(), n.Recalled.Load()
 	own.Fallbacks, own.ChannelsUp = n.Fallbacks.Load(), int(n.Up.Load())
 	if why := in.rdmaLost.Load(); why != nil {
 		own.LastFallback = *why
 	}
+	s.RDMA = &own
+}
+
+// fillRDMA adds what only the source knows to its status. The caller holds the
+// transfer's lock.
+func (o *outgoing) fillRDMA(s *Status) {
+	if s.RDMA == nil || o.export == nil {
+		return
+	}
+	own, sent := *s.RDMA, o.export.Sent()
+	own.Registered = o.export.Registered()
+	own.SendBuildMS, own.SendWaitMS = float64(sent.Building.Load())/1e6, float64(sent.Waited.Load())/1e6
 	s.RDMA = &own
 }
 
@@ -195,7 +233,7 @@ func (o *outgoing) exportBy(dev *rdma.Device) error {
 		sources = append(sources, rdma.Source{Region: o.rec.Regions[i], Path: m.Path})
 	}
 	pin, _ := rdma.ParsePin(opt.RDMAPin) // checked before
-	export, err := rdma.NewExport(dev, sources, rdma.ExportOptions{Pin: pin, Budget: o.host.cfg.RDMA.Budget, Report: func(err error) {
+	export, err := rdma.NewExport(dev, sources, rdma.ExportOptions{Pin: pin, Budget: o.host.cfg.RDMA.Budget, DeadAfter: o.host.tuning().DeadAfter, Report: func(err error) {
 		o.warn("pages go by TCP where RDMA cannot bring them", "err", err)
 	}})
 	if err != nil {
@@ -292,14 +330,36 @@ func (in *incoming) closeRDMA() {
 	}
 }
 
-// overRDMA puts RDMA on a page channel, if the session has it. Precache that the
-// operator wants compressed stays as it is: for a link that is slow and CPUs that
-// are idle. An error says that the channel is to be dialled again.
+// precacheBy is how the answers of a precache channel come that has RDMA: as it was
+// asked for or, if it was not, by what the codec says. A peer that knows no SEND has
+// what is to be compressed by TCP.
+func precacheBy(o *Options, features transport.Features) string {
+	compressed := o.Codec == "s2" || o.Codec == "zstd"
+	by := o.RDMAPrecache
+	switch {
+	case by == "" && compressed:
+		by = RDMAPrecacheSend
+	case by == "":
+		by = RDMAPrecacheRead
+	}
+	if by == RDMAPrecacheSend && features&transport.FeatureSend == 0 {
+		by = RDMAPrecacheRead
+		if compressed {
+			by = RDMAPrecacheTCP
+		}
+	}
+	return by
+}
+
+// overRDMA puts RDMA on a page channel, if the session has it, and precache is not to
+// go without. An error says that the channel is to be dialled again.
 func (in *incoming) overRDMA(conn *tcp.Conn, f transport.Fetcher) (transport.Fetcher, error) {
 	dev := in.rdmaDev.Load()
-	codec := in.rec.Options.Codec
-	compressed := conn.Kind() == transport.Precache && (codec == "s2" || codec == "zstd")
-	if dev == nil || conn.Features()&transport.FeatureRDMA == 0 || compressed {
+	by := RDMAPrecacheRead
+	if conn.Kind() == transport.Precache {
+		by = precacheBy(&in.rec.Options, conn.Features())
+	}
+	if dev == nil || conn.Features()&transport.FeatureRDMA == 0 || by == RDMAPrecacheTCP {
 		return f, nil
 	}
 	kind, index := conn.Kind(), conn.Index()
@@ -308,14 +368,15 @@ func (in *incoming) overRDMA(conn *tcp.Conn, f transport.Fetcher) (transport.Fet
 	if wait {
 		instead = "its pages wait for it"
 	}
-	rf, err := rdma.NewFetcher(dev, f, conn, in.rec.Regions, rdma.FetchOptions{
+	o := rdma.FetchOptions{
 		Spin: cmp.Or(tune.Spin, rdma.DefaultSpin), DeadAfter: tune.DeadAfter, MaxCount: conn.MaxCount(), Stats: &in.reads, Only: wait,
 		Down: func(err error) {
 			why := err.Error()
 			in.rdmaLost.Store(&why)
 			in.warn(fmt.Sprintf("%v channel %d: no more RDMA, %s", kind, index, instead), "err", err)
 		},
-	})
+	}
+	rf, err := over(by, dev, f, conn, in.rec.Regions, o)
 	switch {
 	case errors.Is(err, rdma.ErrDeviceClosed):
 		return f, nil // the session has just ended
@@ -328,4 +389,12 @@ func (in *incoming) overRDMA(conn *tcp.Conn, f transport.Fetcher) (transport.Fet
 		return f, nil
 	}
 	return rf, nil
+}
+
+// over puts RDMA on a channel, one way or the other.
+func over(by string, dev *rdma.Device, f transport.Fetcher, conn *tcp.Conn, regions []transport.Region, o rdma.FetchOptions) (transport.Fetcher, error) {
+	if by == RDMAPrecacheSend {
+		return rdma.NewBatchFetcher(dev, f, conn, regions, o)
+	}
+	return rdma.NewFetcher(dev, f, conn, regions, o)
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/pagewarp/pagewarp/internal/vmtest"
+	"github.com/pagewarp/pagewarp/transport"
 )
 
 // What asks for RDMA where it cannot be had, or must not be used, is told what is
@@ -22,6 +23,9 @@ func TestRDMAWithoutDevice(t *testing.T) {
 	}
 	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{RDMAPin: "some"}); err == nil || !strings.Contains(err.Error(), "some") {
 		t.Errorf("an unknown way to pin: %v", err)
+	}
+	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{RDMAPrecache: "mail"}); err == nil || !strings.Contains(err.Error(), "mail") {
+		t.Errorf("an unknown way for precache: %v", err)
 	}
 	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{RDMALost: "cry"}); err == nil || !strings.Contains(err.Error(), "cry") {
 		t.Errorf("an unknown answer to the loss of RDMA: %v", err)
@@ -69,6 +73,25 @@ func TestRDMAPolicy(t *testing.T) {
 		if dev != nil || (err != nil) != (c.fails != "") || err != nil && !strings.Contains(err.Error(), c.fails) ||
 			!strings.Contains(reason, c.tells) || (c.tells == "") != (reason == "") {
 			t.Errorf("%+v: %q, %v", c, reason, err)
+		}
+	}
+}
+
+// How precache comes by RDMA is what was asked for, or what the codec makes of it; a
+// peer of an earlier version has no SEND.
+func TestPrecacheBy(t *testing.T) {
+	const old, now = transport.FeatureRDMA, transport.FeatureRDMA | transport.FeatureSend
+	for _, c := range []struct {
+		codec, asked string
+		features     transport.Features
+		want         string
+	}{
+		{"auto", "", now, "read"}, {"none", "", now, "read"}, {"", "", now, "read"}, {"s2", "", now, "send"}, {"zstd", "", now, "send"},
+		{"auto", "send", now, "send"}, {"none", "send", now, "send"}, {"zstd", "read", now, "read"}, {"zstd", "tcp", now, "tcp"}, {"none", "tcp", now, "tcp"},
+		{"zstd", "", old, "tcp"}, {"s2", "send", old, "tcp"}, {"auto", "send", old, "read"}, {"none", "", old, "read"},
+	} {
+		if got := precacheBy(&Options{Codec: c.codec, RDMAPrecache: c.asked}, c.features); got != c.want {
+			t.Errorf("%+v: %q", c, got)
 		}
 	}
 }

@@ -95,6 +95,9 @@ type Options struct {
 	// RDMAPin says when the source registers its image: "lazy" (the default), when
 	// it is wanted, "all", at the freeze, or "odp", as it is wanted and never pinned.
 	RDMAPin string `json:"rdma_pin,omitempty"`
+	// RDMAPrecache says how precache comes where Transport is RDMA, one of RDMAPrecaches;
+	// empty is by READ, or by SEND where Codec is "s2" or "zstd".
+	RDMAPrecache string `json:"rdma_precache,omitempty"`
 	// RDMALost says what a channel does that loses RDMA: "tcp" (the default), it goes
 	// on by TCP; "wait", it is closed and dialled until there is RDMA again.
 	RDMALost string `json:"rdma_lost,omitempty"`

@@ -52,6 +52,10 @@ const StateEnd uint8 = 1
 // fetchPlain is the flag of a FETCH that wants no Same extents.
 const fetchPlain uint8 = 1
 
+// FetchMessage is the flag of a FETCH that may be answered by a message (PROTOCOL
+// section 13, SEND).
+const FetchMessage uint8 = 2
+
 // codecMask is the part of a PAGES frame's flags that names the codec.
 const codecMask uint8 = 0x0f
 
@@ -77,7 +81,7 @@ var types = [256]typeInfo{
 	TypeHello:   {name: "HELLO", limit: HelloSize, exact: true},
 	TypeWelcome: {name: "WELCOME", limit: HelloSize, exact: true},
 	TypeReject:  {name: "REJECT", limit: MaxText, use: useAux},
-	TypeFetch:   {name: "FETCH", exact: true, flags: fetchPlain, use: useID | useRange},
+	TypeFetch:   {name: "FETCH", exact: true, flags: fetchPlain | FetchMessage, use: useID | useRange},
 	TypePages:   {name: "PAGES", limit: MaxBodyLimit, flags: codecMask, use: useAux | useID | useRange | useAhead},
 	TypeRefuse:  {name: "REFUSE", limit: MaxText, use: useAux | useID},
 	TypeRDMA:    {name: "RDMA", limit: MaxRDMA, use: useAux | useRange},

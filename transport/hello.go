@@ -57,6 +57,7 @@ const (
 	FeatureRDMA                        // pages by RDMA READ, beside the channel (PROTOCOL section 13)
 	FeatureRepeat                      // repeated pages of an answer once; only with FeatureFill
 	FeatureMoved                       // candidates of other pages: Moved; only with FeatureWarm
+	FeatureSend                        // answers by RDMA SEND; only with FeatureRDMA (PROTOCOL section 13)
 
 	// AllFeatures are those that need nothing beside the connection.
 	AllFeatures = FeatureFill | FeatureS2 | FeatureZstd | FeatureAhead | FeatureWarm | FeatureRepeat | FeatureMoved
@@ -68,7 +69,7 @@ func (f Features) String() string {
 		return "none"
 	}
 	s, rest := "", f
-	for i, n := range []string{"fill", "s2", "zstd", "ahead", "warm", "rdma", "repeat", "moved"} {
+	for i, n := range []string{"fill", "s2", "zstd", "ahead", "warm", "rdma", "repeat", "moved", "send"} {
 		if b := Features(1) << i; f&b != 0 {
 			s, rest = s+"+"+n, rest&^b
 		}

@@ -32,7 +32,7 @@ func TestHeaderRejects(t *testing.T) {
 		{"oversized state", put(Header{Type: TypeState, Length: 256<<10 + 1}), "STATE has a body"},
 		{"short hello", put(Header{Type: TypeHello, Length: 111}), "HELLO has a body of 111"},
 		{"fetch with body", put(Header{Type: TypeFetch, Length: 1}), "FETCH has a body of 1"},
-		{"fetch with flags", put(Header{Type: TypeFetch, Flags: 2}), "non-zero flags"},
+		{"fetch with flags", put(Header{Type: TypeFetch, Flags: 4}), "non-zero flags"},
 		{"oversized index", put(Header{Type: TypeIndex, Length: 256<<10 + 1}), "INDEX has a body"},
 		{"index with id", put(Header{Type: TypeIndex, ID: 1}), "non-zero id"},
 		{"fetch with aux", put(Header{Type: TypeFetch, Aux: 1}), "non-zero aux"},

@@ -112,7 +112,7 @@ func TestUsage(t *testing.T) {
 	for _, line := range []string{
 		"relcate web1", "vm ad web2", "vm add web2", "vm add a/b --qmp /x", "vm list more", "relocate", "relocate web1", "relocate web1 --to hostB",
 		"relocate web1 --bandwith 2G", "relocate web1 --to hostB:7070 --bandwidth 2", "relocate web1 --to hostB:7070 --codec lz4", "relocate web1 --to hostB:7070 --precache hot,cold", "relocate web1 --to hostB:7070 --precache hot --on-demand-only",
-		"relocate web1 --to hostB:7070 --pre-transfer-timeout 5s", "relocate web1 --to hostB:7070 --pre-transfer --pre-transfer-timeout 48h", "relocate web1 --to hostB:7070 --pre-transfer --transport rdma",
+		"relocate web1 --to hostB:7070 --pre-transfer-timeout 5s", "relocate web1 --to hostB:7070 --pre-transfer --pre-transfer-timeout 48h", "relocate web1 --to hostB:7070 --pre-transfer --transport rdma", "relocate web1 --to hostB:7070 --rdma-precache mail",
 		"relocate web1 --to hostB:7070 --demand-channels 99", "relocate web1 --to hostB:7070 --detach --wait", "relocate web1 --to hostB:7070 --json",
 		"bandwidth web1", "bandwidth web1 fast", "limits --host-bandwidth 800K", "limits 2G", "bench fault --link 5", "bench fault --streams 65", "bench fault --qdisc pfifo_fast", "bench fault --link 1G --qdisc codel", "bench fault --link 1G --threads 1,2", "relocate web1 --to hostB:7070 --warm a/b", "cache drop", "cache drop a/b", "cache lst", "bench queue --repeat 0", "bench fault --threads 1,65", "bench fault --channels 0", "bench fault --page-size 1G", "bench fault --region 3T", "bench fault --page-size 2M --region 128M", "bench codec x", "pki isue", "completion ksh", "--sockt x", "status --xyzzy", "events --after -1",
 	} {

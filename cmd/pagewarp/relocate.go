@@ -75,8 +75,9 @@ unreachable, 130 interrupted.`,
 	p.IntVar(&f.opts.DemandChannels, "demand-channels", 0, "connections for demand faults (default: the daemon's)")
 	p.IntVar(&f.opts.PrecacheChannels, "precache-channels", 0, "connections for the background stream (default: the daemon's)")
 	p.StringVar(&f.opts.FaultSource, "fault-source", "", "how the destination catches faults: auto, device (the kernel module), userfaultfd (default: its configuration)")
-	p.StringVar(&f.opts.Transport, "transport", "", "how pages travel: tcp, rdma (RDMA READ, not encrypted), auto (rdma where both hosts' policies say so and it is there) (default tcp)")
+	p.StringVar(&f.opts.Transport, "transport", "", "how pages travel: tcp, rdma (not encrypted), auto (rdma where both hosts' policies say so and it is there) (default tcp)")
 	p.StringVar(&f.opts.RDMAPin, "rdma-pin", "", "when the source registers its image for RDMA: lazy (as it is wanted), all (at the freeze), odp (never pinned, where the device has on-demand paging) (default lazy)")
+	p.StringVar(&f.opts.RDMAPrecache, "rdma-precache", "", "how the background stream comes by RDMA: read (RDMA READ, as it is in memory), send (RDMA SEND, compressed by --codec), tcp (over the connections, compressed) (default read; send with --codec s2 or zstd)")
 	p.StringVar(&f.opts.RDMALost, "rdma-lost", "", "what pages do where RDMA is lost, e.g. a link goes down: tcp (travel by TCP), wait (for RDMA) (default tcp)")
 	p.StringVar(&f.opts.Warm, "warm", "", "what the destination may have of the memory: a `NAME` in its cache, or the path of a file there (default: what it kept of the machine)")
 	p.BoolVar(&f.opts.PreTransfer, "pre-transfer", false, "copy the memory before the switch-over, while the guest runs here; what it writes meanwhile is sent again after it")
@@ -91,6 +92,7 @@ unreachable, 130 interrupted.`,
 	c.RegisterFlagCompletionFunc("fault-source", cobra.FixedCompletions(relocate.FaultSources, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("transport", cobra.FixedCompletions(relocate.Transports, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("rdma-pin", cobra.FixedCompletions(relocate.RDMAPins, cobra.ShellCompDirectiveNoFileComp))
+	c.RegisterFlagCompletionFunc("rdma-precache", cobra.FixedCompletions(relocate.RDMAPrecaches, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("rdma-lost", cobra.FixedCompletions(relocate.RDMALosts, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
@@ -134,6 +136,9 @@ func (f *relocateFlags) request(cmd *cobra.Command) (api.RelocateRequest, error)
 	}
 	if f.opts.RDMAPin != "" && !slices.Contains(relocate.RDMAPins, f.opts.RDMAPin) {
 		return r, usagef("--rdma-pin %q: choose one of %s", f.opts.RDMAPin, strings.Join(relocate.RDMAPins, ", "))
+	}
+	if f.opts.RDMAPrecache != "" && !slices.Contains(relocate.RDMAPrecaches, f.opts.RDMAPrecache) {
+		return r, usagef("--rdma-precache %q: choose one of %s", f.opts.RDMAPrecache, strings.Join(relocate.RDMAPrecaches, ", "))
 	}
 	if f.opts.RDMALost != "" && !slices.Contains(relocate.RDMALosts, f.opts.RDMALost) {
 		return r, usagef("--rdma-lost %q: choose one of %s", f.opts.RDMALost, strings.Join(relocate.RDMALosts, ", "))

@@ -18,11 +18,12 @@ type Attachment struct {
 	e    *Export
 	ch   Channel
 	asks chan ask
-	met  chan struct{} // closed once ACCEPT is out
+	met  chan struct{} // closed once ACCEPT is out, for pages by READ
 
 	mu  sync.Mutex
-	q   *queue // guarded by mu; nil until CONNECT, and after OFF
-	was bool   // guarded by mu; there has been a CONNECT
+	q   *queue  // guarded by mu; nil until CONNECT, and after OFF
+	s   *sender // guarded by mu; likewise, where answers go by SEND
+	was bool    // guarded by mu; there has been a CONNECT
 
 	cancel context.CancelFunc
 	worker sync.WaitGroup
@@ -61,6 +62,23 @@ func (a *Attachment) off() {
 		a.q = nil
 		a.e.dev.drop()
 	}
+	if a.s != nil {
+		a.ch.(carried).Carry(nil)
+		if err := a.s.close(); err != nil {
+			a.e.report(err)
+		}
+		a.s = nil
+		a.e.dev.drop()
+	}
+}
+
+// carried is a [Channel] whose answers can go by messages.
+type carried interface{ Carry(transport.Carrier) }
+
+// messages says whether answers of the channel may go by SEND.
+func (a *Attachment) messages() bool {
+	_, ok := a.ch.(carried)
+	return ok && a.ch.Features()&transport.FeatureSend != 0
 }
 
 // side takes an RDMA frame of the channel.
@@ -88,7 +106,7 @@ func (a *Attachment) side(h transport.Header, body []byte) error {
 // connect answers CONNECT. That RDMA is impossible here is no error of the
 // channel.
 func (a *Attachment) connect(body []byte) error {
-	peer, err := parseEndpoint(body, false)
+	peer, err := parseEndpoint(body, false, a.messages())
 	if err != nil {
 		return err
 	}
@@ -99,14 +117,20 @@ func (a *Attachment) connect(body []byte) error {
 	if twice {
 		return fmt.Errorf("%w: a second CONNECT on one channel", transport.ErrMalformed)
 	}
-	mine, err := a.open(peer)
+	open := a.open
+	if peer.slots > 0 {
+		open = a.openSender
+	}
+	mine, err := open(peer)
 	if err != nil {
 		err = fmt.Errorf("set up RDMA with the destination: %w", err)
 		a.e.report(err)
 		return a.say(transport.Header{Aux: kindOff}, []byte(err.Error()))
 	}
 	err = a.say(transport.Header{Aux: kindAccept}, mine.append(nil))
-	close(a.met) // there is only one CONNECT
+	if peer.slots == 0 {
+		close(a.met) // there is only one CONNECT
+	}
 	return err
 }
 
@@ -135,6 +159,40 @@ func (a *Attachment) open(peer endpoint) (endpoint, error) {
 	a.mu.Lock()
 	a.q = q
 	a.mu.Unlock()
+	return mine, nil
+}
+
+// openSender has answers of the channel go by SEND from here on.
+func (a *Attachment) openSender(peer endpoint) (endpoint, error) {
+	d := a.e.dev
+	to, err := d.meet(peer, 1)
+	if err != nil {
+		return endpoint{}, err
+	}
+	if err := d.hold(); err != nil {
+		return endpoint{}, err
+	}
+	s, err := newSender(d, &peer, a.e.opt.DeadAfter, a.e.sent, func(err error) {
+		err = fmt.Errorf("answers by SEND through %s: %w", d, err)
+		a.e.report(err)
+		text := err.Error()
+		a.say(transport.Header{Aux: kindOff}, []byte(text[:min(len(text), transport.MaxText)])) // an error is the channel's
+	})
+	if err != nil {
+		d.drop()
+		return endpoint{}, err
+	}
+	mine := d.endpoint(s.q, 1)
+	mine.slots, mine.slotBytes = peer.slots, peer.slotBytes
+	if err := s.q.connect(&to, mine.psn, false); err != nil {
+		s.close()
+		d.drop()
+		return endpoint{}, err
+	}
+	a.mu.Lock()
+	a.s = s
+	a.mu.Unlock()
+	a.ch.(carried).Carry(s)
 	return mine, nil
 }
 

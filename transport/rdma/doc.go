@@ -9,6 +9,10 @@
 // Without the tag or without cgo the package builds, lists devices and says
 // [ErrNotBuilt] where one would be opened.
 //
+// A [BatchFetcher] has precache come by SEND instead: PAGES frames, which the source's
+// page server makes and may compress, each one message into a buffer that the
+// destination posted for it. It is for links that are slower than the CPUs.
+//
 // # Landing
 //
 // READs land in a staging buffer of the channel's own, and a page is copied from

@@ -31,6 +31,13 @@ const (
 	maxChunkBytes = 1 << 30
 )
 
+// Limits of what a peer may say of messages.
+const (
+	maxSlots     = 1024
+	minSlotBytes = transport.HeaderSize + 4096
+	maxSlotBytes = transport.HeaderSize + transport.MaxBodyLimit
+)
+
 // ErrNotBuilt says that this program was built without RDMA.
 var ErrNotBuilt = errors.New("this program was built without RDMA: install libibverbs-dev and run 'make build', which then makes pagewarpd-rdma as well")
 
@@ -65,6 +72,10 @@ type endpoint struct {
 	reads    uint8
 	gid      [16]byte
 	chunk    uint32 // bytes; ACCEPT only
+	// Messages: how many the destination has room for, and the most bytes of one. Both
+	// are zero for pages by READ.
+	slots     uint32
+	slotBytes uint32
 }
 
 func (e *endpoint) append(b []byte) []byte {
@@ -76,18 +87,21 @@ func (e *endpoint) append(b []byte) []byte {
 	p[10], p[11], p[12] = e.mtu, e.link, e.reads
 	copy(p[16:], e.gid[:])
 	le.PutUint32(p[32:], e.chunk)
+	le.PutUint32(p[36:], e.slots)
+	le.PutUint32(p[40:], e.slotBytes)
 	return append(b, p[:]...)
 }
 
-// parseEndpoint decodes the body of CONNECT, or of ACCEPT.
-func parseEndpoint(b []byte, accept bool) (endpoint, error) {
+// parseEndpoint decodes the body of CONNECT, or of ACCEPT; messages says whether they
+// may be asked for on the channel.
+func parseEndpoint(b []byte, accept, messages bool) (endpoint, error) {
 	var e endpoint
 	if len(b) != endpointSize {
 		return e, fmt.Errorf("%w: RDMA endpoint has %d bytes, want %d", transport.ErrMalformed, len(b), endpointSize)
 	}
 	le := binary.LittleEndian
 	e = endpoint{qpn: le.Uint32(b), psn: le.Uint32(b[4:]), lid: le.Uint16(b[8:]), mtu: b[10], link: b[11], reads: b[12],
-		gid: [16]byte(b[16:32]), chunk: le.Uint32(b[32:])}
+		gid: [16]byte(b[16:32]), chunk: le.Uint32(b[32:]), slots: le.Uint32(b[36:]), slotBytes: le.Uint32(b[40:])}
 	bad := func(format string, args ...any) (endpoint, error) {
 		return endpoint{}, fmt.Errorf("%w: RDMA endpoint has "+format, append([]any{transport.ErrMalformed}, args...)...)
 	}
@@ -96,7 +110,7 @@ func parseEndpoint(b []byte, accept bool) (endpoint, error) {
 			return bad("non-zero reserved bytes")
 		}
 	}
-	for _, c := range b[36:] {
+	for _, c := range b[44:] {
 		if c != 0 {
 			return bad("non-zero reserved bytes")
 		}
@@ -110,6 +124,13 @@ func parseEndpoint(b []byte, accept bool) (endpoint, error) {
 		return bad("link layer %d, want 1 or 2", e.link)
 	case e.reads == 0:
 		return bad("no outstanding READs")
+	case !messages && (e.slots != 0 || e.slotBytes != 0):
+		return bad("room for messages, which are not agreed on")
+	case (e.slots == 0) != (e.slotBytes == 0) || e.slots > maxSlots || e.slotBytes != 0 && (e.slotBytes < minSlotBytes || e.slotBytes > maxSlotBytes):
+		return bad("room for %d messages of %d bytes, want 1 to %d of %d to %d", e.slots, e.slotBytes, maxSlots, minSlotBytes, maxSlotBytes)
+	case e.slots != 0 && e.chunk != 0:
+		return bad("chunks for READs and room for messages")
+	case e.slots != 0:
 	case !accept && e.chunk != 0:
 		return bad("a chunk size in CONNECT")
 	case accept && (e.chunk < minChunkBytes || e.chunk > maxChunkBytes || bits.OnesCount32(e.chunk) != 1):
@@ -170,6 +191,13 @@ type read struct {
 type done struct {
 	id             uint64
 	status, vendor uint32
+	bytes, _       uint32 // of a message
+}
+
+// slot is memory for one message; it has the layout of struct pw_slot.
+type slot struct {
+	id, local    uint64
+	length, lkey uint32
 }
 
 // maxPost is the most work requests of one call of the shim, and completions.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/transport"
@@ -67,6 +68,8 @@ type ExportOptions struct {
 	Budget uint64
 	// Report, if not nil, is told once of each kind of trouble. It must not wait.
 	Report func(error)
+	// DeadAfter bounds the time of a SEND. Default 5 s.
+	DeadAfter time.Duration
 }
 
 // gapBytes is the longest hole that is registered together with the data around
@@ -82,7 +85,7 @@ type Export struct {
 	order   []*exported
 	used    atomic.Uint64 // registered bytes
 	once    sync.Once     // the first trouble
-
+	sent    *SendStats
 }
 
 // exported is one region. Its mutex is held through the registration of a chunk.
@@ -111,7 +114,10 @@ func NewExport(dev *Device, sources []Source, o ExportOptions) (*Export, error) 
 	if o.Pin == PinODP && !dev.caps.odp {
 		return nil, fmt.Errorf("RDMA device %s has no on-demand paging for READs (--rdma-pin odp): pin the image, by 'lazy' or 'all'", dev.port.Device)
 	}
-	e := &Export{dev: dev, opt: o, regions: make(map[uint32]*exported)}
+	if o.DeadAfter <= 0 {
+		o.DeadAfter = 5 * time.Second
+	}
+	e := &Export{dev: dev, opt: o, sent: new(SendStats), regions: make(map[uint32]*exported)}
 	if err := dev.hold(); err != nil {
 		return nil, err
 	}
@@ -164,6 +170,9 @@ func (e *Export) Close() error {
 
 // Registered returns the bytes that are registered now.
 func (e *Export) Registered() uint64 { return e.used.Load() }
+
+// Sent counts the answers by SEND of all channels.
+func (e *Export) Sent() *SendStats { return e.sent }
 
 func (e *Export) report(err error) {
 	if e.opt.Report != nil {

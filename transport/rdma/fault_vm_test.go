@@ -230,25 +230,7 @@ func TestLinkDown(t *testing.T) {
 	s.ready(t)
 	s.receive(s.post(0, 1024))
 	n := s.post(1024, 3072)
-	if err := netlink.LinkSetDown(link); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := netlink.LinkSetUp(link); err != nil {
-			t.Fatal(err)
-		}
-		await(t, "the port to be active again", func() bool {
-			ports, err := List()
-			return err == nil && len(ports) == 1 && ports[0].Problem == ""
-		})
-		await(t, "the device to be of use to new channels", func() bool {
-			cancel, err := s.f.dev.onFailure(func(error) {})
-			if err == nil {
-				cancel()
-			}
-			return err == nil
-		})
-	}()
+	defer linkDown(t, link, s.f.dev)()
 	s.receive(n)
 	await(t, "the end of RDMA", func() bool {
 		n := s.post(0, 64) // whole pages that are dropped; it has Receive look
@@ -257,6 +239,30 @@ func TestLinkDown(t *testing.T) {
 	})
 	s.fell("port error")
 	s.whole(4096)
+}
+
+// linkDown takes the link down; up waits until dev is of use again.
+func linkDown(t *testing.T, link netlink.Link, dev *Device) (up func()) {
+	t.Helper()
+	if err := netlink.LinkSetDown(link); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := netlink.LinkSetUp(link); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "the port to be active again", func() bool {
+			ports, err := List()
+			return err == nil && len(ports) == 1 && ports[0].Problem == ""
+		})
+		await(t, "the device to be of use to new channels", func() bool {
+			cancel, err := dev.onFailure(func(error) {})
+			if err == nil {
+				cancel()
+			}
+			return err == nil
+		})
+	}
 }
 
 func await(t *testing.T, what string, f func() bool) {

@@ -18,11 +18,11 @@ import (
 func TestEndpoint(t *testing.T) {
 	e := endpoint{qpn: 17, psn: 1<<24 - 1, lid: 3, mtu: 5, link: 2, reads: 16, gid: [16]byte{1, 15: 9}, chunk: chunkBytes}
 	b := e.append(nil)
-	got, err := parseEndpoint(b, true)
+	got, err := parseEndpoint(b, true, false)
 	if err != nil || got != e {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if _, err := parseEndpoint(b, false); !errors.Is(err, transport.ErrMalformed) {
+	if _, err := parseEndpoint(b, false, false); !errors.Is(err, transport.ErrMalformed) {
 		t.Errorf("a chunk size in CONNECT gave %v", err)
 	}
 	for _, at := range []int{3, 7, 10, 11, 12, 13, 15, 32, 36, 63} {
@@ -31,7 +31,7 @@ func TestEndpoint(t *testing.T) {
 		if at == 12 {
 			c[at] = 0
 		}
-		if _, err := parseEndpoint(c, true); !errors.Is(err, transport.ErrMalformed) {
+		if _, err := parseEndpoint(c, true, false); !errors.Is(err, transport.ErrMalformed) {
 			t.Errorf("byte %d changed: %v", at, err)
 		}
 	}
@@ -254,7 +254,10 @@ func TestLayout(t *testing.T) {
 	if n := reflect.TypeFor[read]().Size(); n != 40 {
 		t.Errorf("a read has %d bytes, struct pw_read 40", n)
 	}
-	if n := reflect.TypeFor[done]().Size(); n != 16 {
-		t.Errorf("a done has %d bytes, struct pw_done 16", n)
+	if n := reflect.TypeFor[done]().Size(); n != 24 {
+		t.Errorf("a done has %d bytes, struct pw_done 24", n)
+	}
+	if n := reflect.TypeFor[slot]().Size(); n != 24 {
+		t.Errorf("a slot has %d bytes, struct pw_slot 24", n)
 	}
 }

@@ -81,7 +81,7 @@ func (f *Fetcher) side(h transport.Header, body []byte) error {
 
 // accepted connects to the source's queue pair. mu is held.
 func (f *Fetcher) accepted(body []byte) error {
-	peer, err := parseEndpoint(body, true)
+	peer, err := parseEndpoint(body, true, false)
 	if err != nil {
 		return err
 	}

@@ -49,6 +49,7 @@ func testDevice(t testing.TB) *Device {
 type rig struct {
 	dst, src *tcp.Conn
 	f        *Fetcher
+	b        *BatchFetcher // in its place, where answers come by SEND
 	e        *Export
 	a        *Attachment
 	down     chan error // what the destination was told
@@ -67,6 +68,7 @@ type rigOptions struct {
 	codec   transport.CodecMode
 	srcDev  *Device // nil: one of its own
 	dstDev  *Device
+	batch   bool // answers by SEND
 }
 
 func newRig(t testing.TB, o rigOptions) *rig {
@@ -82,7 +84,7 @@ func newRig(t testing.TB, o rigOptions) *rig {
 	defer cancel()
 	tune := tcp.Tuning{DeadAfter: o.dead, Codec: o.codec, DemandCodec: o.codec}
 	l, err := tcp.Listen("127.0.0.1:0", tcp.ListenOptions{Tuning: tune, Admit: func(transport.Hello, string) (transport.Offer, *transport.RemoteError) {
-		return transport.Offer{Role: transport.Source, Features: transport.AllFeatures | transport.FeatureRDMA, MaxBody: o.hello.MaxBody, MaxCount: o.hello.MaxCount}, nil
+		return transport.Offer{Role: transport.Source, Features: transport.AllFeatures | transport.FeatureRDMA | transport.FeatureSend, MaxBody: o.hello.MaxBody, MaxCount: o.hello.MaxCount}, nil
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -97,6 +99,9 @@ func newRig(t testing.TB, o rigOptions) *rig {
 	h := o.hello
 	h.Kind, h.Role, h.Token = o.kind, transport.Destination, transport.NewToken()
 	h.Features |= transport.FeatureRDMA
+	if o.batch {
+		h.Features |= transport.FeatureSend
+	}
 	addr := l.Addr().String()
 	if o.faults != nil {
 		addr = transporttest.Relay(t, addr, o.faults)
@@ -122,11 +127,19 @@ func newRig(t testing.TB, o rigOptions) *rig {
 	if o.fetch.DeadAfter == 0 {
 		o.fetch.DeadAfter = o.dead
 	}
-	if r.f, err = NewFetcher(o.dstDev, base, r.dst, o.regions, o.fetch); err != nil {
+	var f transport.Fetcher
+	if o.batch {
+		r.b, err = NewBatchFetcher(o.dstDev, base, r.dst, o.regions, o.fetch)
+		f = r.b
+	} else {
+		r.f, err = NewFetcher(o.dstDev, base, r.dst, o.regions, o.fetch)
+		f = r.f
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		r.f.Close()
+		f.Close()
 		r.src.Close()
 		r.a.Close()
 		if err := r.e.Close(); err != nil {

@@ -12,6 +12,10 @@ package rdma
 // #cgo nocallback pw_post
 // #cgo noescape pw_poll
 // #cgo nocallback pw_poll
+// #cgo noescape pw_receive
+// #cgo nocallback pw_receive
+// #cgo noescape pw_send
+// #cgo nocallback pw_send
 import "C"
 
 import (
@@ -42,6 +46,8 @@ type queue struct {
 	c   *C.struct_pw_queue
 	qpn uint32
 	fd  int // readable when an armed completion has come
+
+	patient bool // as struct pw_peer says
 }
 
 func verbError(step string, ret C.int) error {
@@ -114,12 +120,17 @@ func addressOf(mem []byte) uint64 {
 	return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(mem))))
 }
 
-func (d *device) queue(depth int) (*queue, error) {
-	q := new(queue)
+func (d *device) queue(depth int) (*queue, error) { return d.open(depth, 1, false) }
+
+// messages is a queue pair for messages: as many sent, and as many to be received.
+func (d *device) messages(sends, receives int) (*queue, error) { return d.open(sends, receives, true) }
+
+func (d *device) open(sends, receives int, patient bool) (*queue, error) {
+	q := &queue{patient: patient}
 	var step *C.char
 	var qpn C.uint32_t
 	var fd C.int
-	if ret := C.pw_queue_open(d.c, C.int(depth), &q.c, &qpn, &fd, &step); ret != 0 {
+	if ret := C.pw_queue_open(d.c, C.int(sends), C.int(receives), &q.c, &qpn, &fd, &step); ret != 0 {
 		return nil, verbError(C.GoString(step), ret)
 	}
 	q.qpn, q.fd = uint32(qpn), int(fd)
@@ -130,6 +141,9 @@ func (q *queue) connect(p *endpoint, psn uint32, serve bool) error {
 	c := C.struct_pw_peer{qpn: C.uint32_t(p.qpn), psn: C.uint32_t(p.psn), lid: C.uint16_t(p.lid), mtu: C.uint8_t(p.mtu), reads: C.uint8_t(p.reads)}
 	for i := range p.gid {
 		c.gid[i] = C.uint8_t(p.gid[i])
+	}
+	if q.patient {
+		c.patient = 1
 	}
 	s := C.int(0)
 	if serve {
@@ -157,6 +171,25 @@ func (q *queue) post(reads []read) (posted int, err error) {
 		return int(n), verbError("ibv_post_send", ret)
 	}
 	return int(n), nil
+}
+
+// receive posts buffers for messages, at most maxPost, in one call.
+func (q *queue) receive(slots []slot) error {
+	// SAFETY: as in post, with struct pw_slot.
+	p := (*C.struct_pw_slot)(unsafe.Pointer(unsafe.SliceData(slots)))
+	if ret := C.pw_receive(q.c, p, C.int(len(slots))); ret != 0 {
+		return verbError("ibv_post_recv", ret)
+	}
+	return nil
+}
+
+// send sends one message.
+func (q *queue) send(s *slot) error {
+	// SAFETY: as in receive.
+	if ret := C.pw_send(q.c, (*C.struct_pw_slot)(unsafe.Pointer(s))); ret != 0 {
+		return verbError("ibv_post_send", ret)
+	}
+	return nil
 }
 
 // poll takes completions, in one call; it waits for up to spin by polling.

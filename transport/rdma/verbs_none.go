@@ -26,10 +26,13 @@ func (*device) asyncFD() int                             { return -1 }
 func (*device) event() (string, bool)                    { return "", false }
 func (*device) register([]byte, access) (*region, error) { return nil, ErrNotBuilt }
 func (*device) queue(int) (*queue, error)                { return nil, ErrNotBuilt }
+func (*device) messages(int, int) (*queue, error)        { return nil, ErrNotBuilt }
 func (*region) close() error                             { return nil }
 
 func (*queue) connect(*endpoint, uint32, bool) error   { return ErrNotBuilt }
 func (*queue) close()                                  {}
+func (*queue) receive([]slot) error                    { return ErrNotBuilt }
+func (*queue) send(*slot) error                        { return ErrNotBuilt }
 func (*queue) post([]read) (int, error)                { return 0, ErrNotBuilt }
 func (*queue) poll([]done, time.Duration) (int, error) { return 0, ErrNotBuilt }
 func (*queue) arm() error                              { return ErrNotBuilt }

@@ -174,7 +174,7 @@ int pw_deregister(struct ibv_mr *mr)
 	return ret ? failed(ret) : 0;
 }
 
-int pw_queue_open(struct pw_device *d, int depth, struct pw_queue **out, uint32_t *qpn, int *fd, const char **step)
+int pw_queue_open(struct pw_device *d, int sends, int receives, struct pw_queue **out, uint32_t *qpn, int *fd, const char **step)
 {
 	struct ibv_qp_init_attr init;
 	struct pw_queue *q;
@@ -197,15 +197,15 @@ int pw_queue_open(struct pw_device *d, int depth, struct pw_queue **out, uint32_
 	}
 	*step = "ibv_create_cq";
 	errno = 0;
-	q->cq = ibv_create_cq(d->ctx, depth, NULL, q->channel, 0);
+	q->cq = ibv_create_cq(d->ctx, sends + receives, NULL, q->channel, 0);
 	if (!q->cq)
 		goto fail;
 	memset(&init, 0, sizeof(init));
 	init.send_cq = q->cq;
 	init.recv_cq = q->cq;
 	init.qp_type = IBV_QPT_RC;
-	init.cap.max_send_wr = depth;
-	init.cap.max_recv_wr = 1;
+	init.cap.max_send_wr = sends;
+	init.cap.max_recv_wr = receives;
 	init.cap.max_send_sge = 1;
 	init.cap.max_recv_sge = 1;
 	*step = "ibv_create_qp";
@@ -259,10 +259,10 @@ int pw_queue_connect(struct pw_queue *q, const struct pw_peer *p, uint32_t psn, 
 
 	memset(&a, 0, sizeof(a));
 	a.qp_state = IBV_QPS_RTS;
-	/* 4.096 µs * 2^14 = 67 ms, 7 times: half a second until RETRY_EXC. */
-	a.timeout = 14;
+	/* 4.096 µs * 2^14 = 67 ms, 7 times: half a second until RETRY_EXC; 2^17: 3.8 s. */
+	a.timeout = p->patient ? 17 : 14;
 	a.retry_cnt = 7;
-	a.rnr_retry = 7;
+	a.rnr_retry = p->patient ? 0 : 7;
 	a.sq_psn = psn;
 	a.max_rd_atomic = serve ? 0 : p->reads;
 	*step = "ibv_modify_qp to RTS";
@@ -317,6 +317,46 @@ int pw_post(struct pw_queue *q, const struct pw_read *reads, int n, int *posted)
 	return failed(ret);
 }
 
+int pw_receive(struct pw_queue *q, const struct pw_slot *slots, int n)
+{
+	struct ibv_recv_wr wr[MAX_POST], *bad = NULL;
+	struct ibv_sge sge[MAX_POST];
+	int i, ret;
+
+	if (n < 1 || n > MAX_POST)
+		return -EINVAL;
+	memset(wr, 0, sizeof(wr[0]) * n);
+	for (i = 0; i < n; i++) {
+		sge[i].addr = slots[i].local;
+		sge[i].length = slots[i].len;
+		sge[i].lkey = slots[i].lkey;
+		wr[i].wr_id = slots[i].id;
+		wr[i].next = i + 1 < n ? &wr[i + 1] : NULL;
+		wr[i].sg_list = &sge[i];
+		wr[i].num_sge = 1;
+	}
+	errno = 0;
+	ret = ibv_post_recv(q->qp, wr, &bad);
+	return ret ? failed(ret) : 0;
+}
+
+int pw_send(struct pw_queue *q, const struct pw_slot *slot)
+{
+	struct ibv_sge sge = { .addr = slot->local, .length = slot->len, .lkey = slot->lkey };
+	struct ibv_send_wr wr, *bad = NULL;
+	int ret;
+
+	memset(&wr, 0, sizeof(wr));
+	wr.wr_id = slot->id;
+	wr.sg_list = &sge;
+	wr.num_sge = 1;
+	wr.opcode = IBV_WR_SEND;
+	wr.send_flags = IBV_SEND_SIGNALED;
+	errno = 0;
+	ret = ibv_post_send(q->qp, &wr, &bad);
+	return ret ? failed(ret) : 0;
+}
+
 static uint64_t now_ns(void)
 {
 	struct timespec t;
@@ -346,6 +386,8 @@ int pw_poll(struct pw_queue *q, struct pw_done *out, int max, uint64_t spin_ns)
 		out[i].id = wc[i].wr_id;
 		out[i].status = wc[i].status;
 		out[i].vendor = wc[i].vendor_err;
+		out[i].bytes = wc[i].status == IBV_WC_SUCCESS && wc[i].opcode == IBV_WC_RECV ? wc[i].byte_len : 0;
+		out[i].zero = 0;
 	}
 	return n;
 }
@@ -388,4 +430,5 @@ const char *pw_event(int event)
 
 /* What package rdma passes as arrays of its own types; its TestLayout has the same. */
 _Static_assert(sizeof(struct pw_read) == 40, "struct pw_read");
-_Static_assert(sizeof(struct pw_done) == 16, "struct pw_done");
+_Static_assert(sizeof(struct pw_done) == 24, "struct pw_done");
+_Static_assert(sizeof(struct pw_slot) == 24, "struct pw_slot");

@@ -29,6 +29,7 @@ struct pw_peer {
 	uint32_t qpn, psn;
 	uint16_t lid;
 	uint8_t mtu, reads;
+	uint8_t patient; /* for messages, see pw_queue_connect */
 };
 
 /* A READ of len bytes from the peer's memory into ours. */
@@ -41,6 +42,14 @@ struct pw_done {
 	uint64_t id;
 	uint32_t status; /* enum ibv_wc_status */
 	uint32_t vendor;
+	uint32_t bytes; /* of a message received */
+	uint32_t zero;
+};
+
+/* Registered memory of ours for one message: where one may land, or what is sent. */
+struct pw_slot {
+	uint64_t id, local;
+	uint32_t len, lkey;
 };
 
 int pw_device_open(const char *name, int port, int gid_index, struct pw_device **out, const char **step);
@@ -50,20 +59,25 @@ int pw_device_async_fd(struct pw_device *d);
 /* 1 and the event if there is one, else 0. */
 int pw_device_event(struct pw_device *d, int *event);
 
-/* What memory is registered for: READs of ours into it; READs of a peer from it, pinned
+/* What memory is registered for: READs of ours and messages into it; READs of a peer from it, pinned
  * or not. */
 enum { PW_LANDING, PW_READABLE, PW_READABLE_ODP };
 int pw_register(struct pw_device *d, uint64_t addr, uint64_t len, int how, struct ibv_mr **out, uint32_t *lkey, uint32_t *rkey);
 int pw_deregister(struct ibv_mr *mr);
 
-int pw_queue_open(struct pw_device *d, int depth, struct pw_queue **out, uint32_t *qpn, int *fd, const char **step);
-/* To RTR and RTS. serve says whether the peer may read from us. */
+int pw_queue_open(struct pw_device *d, int sends, int receives, struct pw_queue **out, uint32_t *qpn, int *fd, const char **step);
+/* To RTR and RTS. serve says whether the peer may read from us. A patient queue waits
+ * long for the peer's answers, since a slow link has them wait behind what was sent
+ * before, and not at all for a peer that has no buffer for a message. */
 int pw_queue_connect(struct pw_queue *q, const struct pw_peer *p, uint32_t psn, int serve, const char **step);
 /* Nothing is read or written through the queue any more once this returns. */
 void pw_queue_close(struct pw_queue *q);
 
 /* Posts n READs, in one chain. *posted is the number that were. */
 int pw_post(struct pw_queue *q, const struct pw_read *reads, int n, int *posted);
+/* Posts n buffers for messages, and sends one message. */
+int pw_receive(struct pw_queue *q, const struct pw_slot *slots, int n);
+int pw_send(struct pw_queue *q, const struct pw_slot *slot);
 /* Takes up to max completions; polls for up to spin_ns until there is one. */
 int pw_poll(struct pw_queue *q, struct pw_done *out, int max, uint64_t spin_ns);
 /* The next completion makes fd readable. */

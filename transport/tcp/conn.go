@@ -33,6 +33,8 @@ type Conn struct {
 	regions atomic.Pointer[[]transport.Region]
 	side    atomic.Pointer[transport.Side]
 
+	carried atomic.Int64
+
 	wlock chan struct{} // holds one element while somebody writes
 
 	mu     sync.Mutex
@@ -123,8 +125,11 @@ func (c *Conn) RemoteAddr() net.Addr { return c.w.base.RemoteAddr() }
 // LocalAddr returns this side's address.
 func (c *Conn) LocalAddr() net.Addr { return c.w.base.LocalAddr() }
 
-// Bytes returns the bytes of frames received and sent so far.
+// Bytes returns the bytes of frames received and sent so far, on the connection.
 func (c *Conn) Bytes() (in, out int64) { return c.w.in.Load(), c.w.out.Load() }
+
+// Carried returns the bytes of frames that went by messages beside the connection.
+func (c *Conn) Carried() int64 { return c.carried.Load() }
 
 // RTT returns the round trip of the last PING; 0 before the first.
 func (c *Conn) RTT() time.Duration { return time.Duration(c.rtt.Load()) }

@@ -11,7 +11,7 @@ const dropBuffer = maxReadCall
 
 // place decides where the bytes of each page go: what was reserved for it, or
 // nowhere. A page that is not wanted is kept aside if others repeat it.
-func (f *Fetcher) place(a *answer, ps int) error {
+func (f *assembly) place(a *answer, ps int) error {
 	f.land = f.dst
 	if a.again == 0 {
 		return nil
@@ -56,16 +56,16 @@ func (f *Fetcher) place(a *answer, ps int) error {
 }
 
 // lost says that e repeats a page that has no place to land.
-func (f *Fetcher) lost(e *transport.Extent) bool {
+func (f *assembly) lost(e *transport.Extent) bool {
 	return e.Kind == transport.Repeat && f.data[e.Word] == nil
 }
 
 // readPages reads raw data pages into place.
-func (f *Fetcher) readPages(ps int, crc uint32) (uint32, error) {
+func (f *assembly) readPages(ps int, crc uint32) (uint32, error) {
 	vec, total, dropped := f.vec[:0], 0, 0
 	flush := func() (err error) {
 		if total > 0 {
-			crc, err = f.c.w.readVec(vec, crc)
+			crc, err = f.in.readVec(vec, crc)
 			f.progress.Add(1)
 			vec, total, dropped = f.vec[:0], 0, 0
 		}
@@ -116,14 +116,17 @@ func (f *Fetcher) readPages(ps int, crc uint32) (uint32, error) {
 	return crc, flush()
 }
 
-func (f *Fetcher) readEncoded(n int, crc uint32) ([]byte, uint32, error) {
+func (f *assembly) readEncoded(n int, crc uint32) ([]byte, uint32, error) {
+	if body := f.in.here(n); body != nil {
+		return body, transport.UpdateCRC(crc, body), nil
+	}
 	body, err := f.encoded.get(n)
 	if err != nil {
 		return nil, crc, err
 	}
 	for off := 0; off < n; off += maxReadCall {
 		vec := append(f.vec[:0], body[off:min(n, off+maxReadCall)])
-		if crc, err = f.c.w.readVec(vec, crc); err != nil {
+		if crc, err = f.in.readVec(vec, crc); err != nil {
 			return nil, crc, err
 		}
 		f.progress.Add(1)
@@ -132,7 +135,7 @@ func (f *Fetcher) readEncoded(n int, crc uint32) ([]byte, uint32, error) {
 }
 
 // decode decodes body, which holds size bytes of data pages, into place.
-func (f *Fetcher) decode(codec transport.Codec, body []byte, size, ps int) error {
+func (f *assembly) decode(codec transport.Codec, body []byte, size, ps int) error {
 	whole := f.contiguous(ps)
 	if whole != nil {
 		return transport.Decode(codec, whole, body)
@@ -161,7 +164,7 @@ func (f *Fetcher) decode(codec transport.Codec, body []byte, size, ps int) error
 
 // contiguous returns the memory of all data pages, if all are wanted and follow
 // each other there.
-func (f *Fetcher) contiguous(ps int) []byte {
+func (f *assembly) contiguous(ps int) []byte {
 	var first, last []byte
 	n, i := 0, 0
 	for k := range f.ext {
@@ -185,7 +188,7 @@ func (f *Fetcher) contiguous(ps int) []byte {
 }
 
 // fill writes fill words, zero pages that were reserved, and repeats.
-func (f *Fetcher) fill(ps int) {
+func (f *assembly) fill(ps int) {
 	i := 0
 	for k := range f.ext {
 		e := &f.ext[k]

@@ -48,9 +48,15 @@ func (f *Fetcher) receive(sink transport.Sink, c *transport.Completion) error {
 		}
 		switch h.Type {
 		case transport.TypePages:
-			return f.pages(&h, crc, sink, c)
+			if told, err := f.pages(&f.conn, &h, crc, sink, c); told || err != nil {
+				return err
+			}
+			continue
 		case transport.TypeRefuse:
-			return f.refused(&h, crc, c)
+			if told, err := f.refused(&h, crc, c); told || err != nil {
+				return err
+			}
+			continue
 		}
 		if ok, err := f.c.common(&h, crc); err != nil {
 			return err
@@ -60,20 +66,20 @@ func (f *Fetcher) receive(sink transport.Sink, c *transport.Completion) error {
 	}
 }
 
-func (f *Fetcher) refused(h *transport.Header, crc uint32, c *transport.Completion) error {
+// refused takes a REFUSE; told says that c is to be reported.
+func (f *Fetcher) refused(h *transport.Header, crc uint32, c *transport.Completion) (told bool, err error) {
 	text, err := f.c.w.small(h, crc)
 	if err != nil {
-		return err
+		return false, err
 	}
 	p, ok := f.lookup(h.ID)
 	if !ok {
-		return fmt.Errorf("%w: REFUSE for fetch %d, which is not outstanding", transport.ErrMalformed, h.ID)
+		return false, fmt.Errorf("%w: REFUSE for fetch %d, which is not outstanding", transport.ErrMalformed, h.ID)
 	}
 	*c = transport.Completion{Fetch: p.Fetch, Sent: p.sent, Wire: time.Since(p.sent), WireBytes: transport.HeaderSize + len(text),
 		Refused: &transport.RemoteError{Code: transport.Code(h.Aux), Text: string(text)}}
 	f.progress.Add(1)
-	f.answered(h.ID)
-	return nil
+	return f.answered(h.ID, false), nil
 }
 
 // answer is one PAGES frame on its way in.
@@ -88,20 +94,33 @@ type answer struct {
 	plain bool
 }
 
-func (f *Fetcher) pages(h *transport.Header, crc uint32, sink transport.Sink, c *transport.Completion) error {
+// pages takes a PAGES frame that in reads; told says that c is to be reported.
+func (f *Fetcher) pages(in *assembly, h *transport.Header, crc uint32, sink transport.Sink, c *transport.Completion) (told bool, err error) {
 	p, ok := f.lookup(h.ID)
 	if !ok {
-		return fmt.Errorf("%w: PAGES for fetch %d, which is not outstanding", transport.ErrMalformed, h.ID)
+		return false, fmt.Errorf("%w: PAGES for fetch %d, which is not outstanding", transport.ErrMalformed, h.ID)
+	}
+	message := in == &f.message
+	if message && !p.invited {
+		return false, fmt.Errorf("%w: a message answers fetch %d, which did not ask for one", transport.ErrMalformed, h.ID)
 	}
 	want := p.Fetch
-	want.Plain = false
+	want.ID, want.Plain = p.wire, false
 	if h.Fetch() != want {
-		return fmt.Errorf("%w: PAGES answers fetch %+v with %+v", transport.ErrMalformed, p.Fetch, h.Fetch())
+		return false, fmt.Errorf("%w: PAGES answers fetch %+v with %+v", transport.ErrMalformed, want, h.Fetch())
 	}
 	reg, ok := f.c.region(h.Region)
 	if !ok {
-		return fmt.Errorf("receive pages of region %d: not in the table given to SetRegions", h.Region)
+		return false, fmt.Errorf("receive pages of region %d: not in the table given to SetRegions", h.Region)
 	}
+	if err := in.take(&p, reg, h, crc, sink, c); err != nil {
+		return false, err
+	}
+	return f.answered(h.ID, message), nil
+}
+
+// take brings the pages of an answer to the sink.
+func (f *assembly) take(p *pending, reg transport.Region, h *transport.Header, crc uint32, sink transport.Sink, c *transport.Completion) error {
 	a := answer{h: *h, reg: reg, plain: p.Plain}
 	crc, err := f.extents(&a, crc)
 	if err != nil {
@@ -134,15 +153,12 @@ func (f *Fetcher) pages(h *transport.Header, crc uint32, sink transport.Sink, c 
 	clear(f.own)
 	clear(f.data)
 	f.land = nil
-	if err == nil {
-		f.answered(h.ID)
-	}
 	return err
 }
 
 // extents reads and checks the extent table and everything else about the
 // answer that does not need its data. Afterwards ext covers the range.
-func (f *Fetcher) extents(a *answer, crc uint32) (uint32, error) {
+func (f *assembly) extents(a *answer, crc uint32) (uint32, error) {
 	h, feat := &a.h, f.c.Features()
 	bad := func(format string, args ...any) (uint32, error) {
 		return 0, fmt.Errorf("%w: PAGES id %d "+format, append([]any{transport.ErrMalformed, h.ID}, args...)...)
@@ -172,7 +188,7 @@ func (f *Fetcher) extents(a *answer, crc uint32) (uint32, error) {
 		if err != nil {
 			return 0, err
 		}
-		if err := f.c.w.readFull(table); err != nil {
+		if err := f.in.readFull(table); err != nil {
 			return 0, err
 		}
 		crc = transport.UpdateCRC(crc, table)
@@ -215,7 +231,7 @@ func (f *Fetcher) extents(a *answer, crc uint32) (uint32, error) {
 }
 
 // layout splits the range of count pages into runs, from ext.
-func (f *Fetcher) layout(count int) {
+func (f *assembly) layout(count int) {
 	f.runs = f.runs[:0]
 	add := func(r run) {
 		if n := len(f.runs); n > 0 && f.runs[n-1].zero == r.zero {
@@ -240,7 +256,7 @@ func (r run) of(whole transport.Range) transport.Range {
 	return transport.Range{Region: whole.Region, First: whole.First + uint64(r.at), Count: uint32(r.n)}
 }
 
-func (f *Fetcher) reserve(sink transport.Sink, whole transport.Range) {
+func (f *assembly) reserve(sink transport.Sink, whole transport.Range) {
 	if cap(f.dst) < int(whole.Count) {
 		f.dst = make([][]byte, whole.Count)
 	}
@@ -252,7 +268,7 @@ func (f *Fetcher) reserve(sink transport.Sink, whole transport.Range) {
 	}
 }
 
-func (f *Fetcher) abort(sink transport.Sink, whole transport.Range, done int) {
+func (f *assembly) abort(sink transport.Sink, whole transport.Range, done int) {
 	for _, r := range f.runs[done:] {
 		if !r.zero {
 			sink.Abort(r.of(whole), f.dst[r.at:r.at+r.n])
@@ -262,7 +278,7 @@ func (f *Fetcher) abort(sink transport.Sink, whole transport.Range, done int) {
 
 // deliver brings the data into place and commits it. It returns how many runs
 // are no longer the caller's to abort.
-func (f *Fetcher) deliver(a *answer, crc uint32, sink transport.Sink, c *transport.Completion) (int, error) {
+func (f *assembly) deliver(a *answer, crc uint32, sink transport.Sink, c *transport.Completion) (int, error) {
 	ps := int(a.reg.PageSize)
 	for i, m := range f.dst {
 		if m != nil && len(m) != ps {
@@ -287,7 +303,7 @@ func (f *Fetcher) deliver(a *answer, crc uint32, sink transport.Sink, c *transpo
 // write brings the data into the reserved memory and verifies it. That memory
 // may be a file's: if its file system is full the kernel answers a store by
 // SIGBUS, which becomes an error here.
-func (f *Fetcher) write(a *answer, crc uint32, c *transport.Completion) (err error) {
+func (f *assembly) write(a *answer, crc uint32, c *transport.Completion) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer onFault(&err)
 	ps := int(a.reg.PageSize)
@@ -320,7 +336,7 @@ func (f *Fetcher) write(a *answer, crc uint32, c *transport.Completion) (err err
 }
 
 // same has the sink look at the pages that it has already.
-func (f *Fetcher) same(sink transport.Sink, whole transport.Range) error {
+func (f *assembly) same(sink transport.Sink, whole transport.Range) error {
 	warm, ok := sink.(transport.WarmSink)
 	if !ok {
 		return fmt.Errorf("the warm feature is in force on a channel whose sink (%T) has no candidates", sink)
@@ -362,7 +378,7 @@ func onFault(err *error) {
 	*err = fmt.Errorf("write received pages at address %#x: %w: %w", fault.Addr(), transport.ErrNoMemory, fault)
 }
 
-func (f *Fetcher) commit(sink transport.Sink, whole transport.Range, ahead uint32) (int, error) {
+func (f *assembly) commit(sink transport.Sink, whole transport.Range, ahead uint32) (int, error) {
 	for i, r := range f.runs {
 		sub := r.of(whole)
 		if !r.zero {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pagewarp/pagewarp/transport"
@@ -24,6 +25,15 @@ type Responder struct {
 	encoded scratch
 	wrote   time.Time // when the last answer was with the socket
 	answers uint64
+	place   []byte // where an encoded answer goes; nil: encoded
+	beside  struct {
+		chooser *transport.Chooser // of answers by message, whose link is another one
+		wrote   time.Time
+	}
+
+	carrier atomic.Pointer[transport.Carrier]
+	mu      sync.Mutex
+	flagged []uint64 // ids that a message may answer; guarded by mu
 }
 
 // linkEvery is how many answers apart the link is looked at, and under a bound of the
@@ -44,8 +54,12 @@ func newResponder(c *Conn) *Responder {
 	if c.Kind() == transport.Demand {
 		mode = c.tune.DemandCodec
 	}
-	return &Responder{c: c, chooser: transport.NewChooser(mode, c.Features()),
+	r := &Responder{c: c, chooser: transport.NewChooser(mode, c.Features()),
 		head: make([]byte, 0, 4<<10), vec: make([][]byte, 0, maxIovecs)}
+	if c.Features()&transport.FeatureSend != 0 {
+		r.beside.chooser = transport.NewChooser(mode, c.Features())
+	}
+	return r
 }
 
 // Next waits for fetches, see [transport.Responder]. Ranges are for the caller
@@ -94,6 +108,11 @@ func (r *Responder) one(f *transport.Fetch) (bool, error) {
 	if err := h.CheckCRC(crc); err != nil {
 		return false, err
 	}
+	if h.Flags&transport.FetchMessage != 0 {
+		if err := r.allow(h.ID); err != nil {
+			return false, err
+		}
+	}
 	*f = h.Fetch()
 	if f.Count == 0 || f.Count > c.MaxCount() || f.First > math.MaxUint64-uint64(f.Count) {
 		return false, r.Refuse(f.ID, transport.CodeRange, fmt.Sprintf("%d pages at %d of region %d; max_count is %d", f.Count, f.First, f.Region, c.MaxCount()))
@@ -104,6 +123,7 @@ func (r *Responder) one(f *transport.Fetch) (bool, error) {
 // Refuse answers one fetch with an error, see [transport.Responder].
 func (r *Responder) Refuse(id uint64, code transport.Code, text string) error {
 	c := r.c
+	r.allowed(id)
 	if err := c.lock(); err != nil {
 		return err
 	}
@@ -120,15 +140,17 @@ func (r *Responder) Answer(a *transport.Answer) error {
 	r.amu.Lock()
 	defer r.amu.Unlock()
 	defer r.forget()
-	if err := r.build(a); err != nil {
+	if by := r.carrier.Load(); r.allowed(a.ID) && by != nil {
+		if done, err := r.carry(*by, a); done || err != nil {
+			return err
+		}
+	}
+	size, err := r.build(a)
+	if err != nil {
 		return err
 	}
-	size := 0
-	for _, p := range r.vec {
-		size += len(p)
-	}
 	if body := size - transport.HeaderSize; body > int(r.c.MaxBody()) {
-		return r.Refuse(a.ID, transport.CodeRange, fmt.Sprintf("%d pages make an answer of %d bytes; max_body is %d", a.Count, body, r.c.MaxBody()))
+		return r.tooLong(a, body)
 	}
 	if err := r.c.lock(); err != nil {
 		return err
@@ -150,11 +172,22 @@ func (r *Responder) Answer(a *transport.Answer) error {
 		r.chooser.Link(r.c.w.keepShort(end))
 	}
 	r.answers++
+	r.sent(size, start, end)
+	return nil
+}
+
+// tooLong refuses what an answer of that many bytes of body would answer.
+func (r *Responder) tooLong(a *transport.Answer, body int) error {
+	return r.Refuse(a.ID, transport.CodeRange, fmt.Sprintf("%d pages make an answer of %d bytes; max_body is %d", a.Count, body, r.c.MaxBody()))
+}
+
+// sent tells the chooser that size bytes went, for which it had to wait from start to
+// end.
+func (r *Responder) sent(size int, start, end time.Time) {
 	if !r.wrote.IsZero() {
 		r.chooser.Wrote(size, end.Sub(start), end.Sub(r.wrote))
 	}
 	r.wrote = end
-	return nil
 }
 
 // forget lets go of the caller's memory.
@@ -163,12 +196,13 @@ func (r *Responder) forget() { clear(r.vec[:cap(r.vec)]) }
 // movedFeatures are what Moved extents need.
 const movedFeatures = transport.FeatureWarm | transport.FeatureMoved
 
-// build puts the whole frame into vec: the head, then the data.
-func (r *Responder) build(a *transport.Answer) error {
+// build puts the whole frame into vec, the head, then the data, and returns its size
+// in bytes. One whose body is longer than max_body has no header yet.
+func (r *Responder) build(a *transport.Answer) (int, error) {
 	r.vec = r.vec[:0]
 	feat := r.c.Features()
 	if a.Count == 0 || len(a.Memory)%int(a.Count) != 0 {
-		return fmt.Errorf("answer fetch %d: %d bytes of memory for %d pages", a.ID, len(a.Memory), a.Count)
+		return 0, fmt.Errorf("answer fetch %d: %d bytes of memory for %d pages", a.ID, len(a.Memory), a.Count)
 	}
 	ps := len(a.Memory) / int(a.Count)
 	h := transport.Header{Type: transport.TypePages, ID: a.ID, Region: a.Region, Count: a.Count, First: a.First}
@@ -196,7 +230,7 @@ func (r *Responder) build(a *transport.Answer) error {
 		for i := range es {
 			n := int(es[i].Count) * ps
 			if n > len(a.Memory)-at {
-				return fmt.Errorf("answer fetch %d: extents reach past its %d pages", a.ID, a.Count)
+				return 0, fmt.Errorf("answer fetch %d: extents reach past its %d pages", a.ID, a.Count)
 			}
 			if es[i].Kind == transport.Data && n > 0 {
 				r.vec = append(r.vec, a.Memory[at:at+n])
@@ -205,13 +239,13 @@ func (r *Responder) build(a *transport.Answer) error {
 			at += n
 		}
 		if at != len(a.Memory) {
-			return fmt.Errorf("answer fetch %d: extents do not cover its %d pages", a.ID, a.Count)
+			return 0, fmt.Errorf("answer fetch %d: extents do not cover its %d pages", a.ID, a.Count)
 		}
 	}
 	if size > 0 && size <= transport.MaxBodyLimit {
 		codec, err := r.encode(size)
 		if err != nil {
-			return fmt.Errorf("answer fetch %d: %w", a.ID, err)
+			return 0, fmt.Errorf("answer fetch %d: %w", a.ID, err)
 		}
 		h.Flags = uint8(codec)
 	}
@@ -220,7 +254,7 @@ func (r *Responder) build(a *transport.Answer) error {
 		body += len(p)
 	}
 	if body > int(r.c.MaxBody()) {
-		return nil // refused by the caller
+		return transport.HeaderSize + body, nil // refused by the caller
 	}
 	h.Length = uint32(body)
 	h.Put(r.head)
@@ -229,7 +263,7 @@ func (r *Responder) build(a *transport.Answer) error {
 		crc = transport.UpdateCRC(crc, p)
 	}
 	transport.SetCRC(r.head, crc)
-	return nil
+	return transport.HeaderSize + body, nil
 }
 
 func has(es []transport.Extent, kind transport.ExtentKind) bool {
@@ -242,7 +276,7 @@ func has(es []transport.Extent, kind transport.ExtentKind) bool {
 }
 
 // encode replaces the data in vec, size bytes, by its encoded form if that pays.
-func (r *Responder) encode(size int) (transport.Codec, error) {
+func (r *Responder) encode(size int) (codec transport.Codec, err error) {
 	if r.chooser.Raw() {
 		return transport.CodecNone, nil
 	}
@@ -258,12 +292,15 @@ func (r *Responder) encode(size int) (transport.Codec, error) {
 		}
 		data = g
 	}
-	codec := r.chooser.Choose(data)
+	codec = r.chooser.Choose(data)
 	if codec == transport.CodecNone {
 		return codec, nil
 	}
-	out, err := r.encoded.get(transport.MaxEncoded(size))
-	if err != nil {
+	need := transport.MaxEncoded(size)
+	out := r.place
+	if len(r.head)+need <= len(out) {
+		out = out[len(r.head):]
+	} else if out, err = r.encoded.get(need); err != nil {
 		return 0, err
 	}
 	start := time.Now()

@@ -11,6 +11,16 @@ import (
 // asks is not answered. It is called before the channel is read.
 func (c *Conn) SetSide(s transport.Side) { c.side.Store(&s) }
 
+// Carry says what brings answers whose fetches allow it (nil: nothing any more), at the
+// source's end of a page channel with [transport.FeatureSend] in force.
+func (c *Conn) Carry(by transport.Carrier) {
+	if by == nil {
+		c.responder.carrier.Store(nil)
+		return
+	}
+	c.responder.carrier.Store(&by)
+}
+
 // SendSide sends an RDMA frame: Aux, Region, Count and First of h, and a body of
 // at most [transport.MaxRDMA] bytes.
 func (c *Conn) SendSide(h transport.Header, body []byte) error {

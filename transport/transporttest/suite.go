@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -46,8 +47,32 @@ func answered(h Harness) bool {
 	return !one
 }
 
+// PrecacheOnly is a [Harness] of a transport for precache alone, beside a connection
+// that has the suite of its own: what is about that, and about demand, is left out.
+type PrecacheOnly interface{ PrecacheOnly() }
+
+// kinds are the kinds of page channels of a transport.
+func kinds(h Harness) []transport.Kind {
+	if _, one := h.(PrecacheOnly); one {
+		return []transport.Kind{transport.Precache}
+	}
+	return []transport.Kind{transport.Demand, transport.Precache}
+}
+
+// beneath names the cases that are about demand channels, or about a connection's bytes.
+var beneath = []string{"WarmHostile", "Refuse", "RangeErrors", "Corrupt", "CutMidway", "Stall"}
+
 // Run runs the suite against the harness that open makes for each case.
 func Run(t *testing.T, open func(t *testing.T) Harness) {
+	run(t, open, nil)
+}
+
+// RunPrecache runs what of the suite concerns a [PrecacheOnly] harness.
+func RunPrecache(t *testing.T, open func(t *testing.T) Harness) {
+	run(t, open, beneath)
+}
+
+func run(t *testing.T, open func(t *testing.T) Harness, without []string) {
 	for _, c := range []struct {
 		name string
 		run  func(t *testing.T, h Harness)
@@ -75,6 +100,9 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		{"Stall", testStall},
 		{"Property", testProperty},
 	} {
+		if slices.Contains(without, c.name) {
+			continue
+		}
 		t.Run(c.name, func(t *testing.T) {
 			defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 			// The harness's own clean-up must have run before the check.
@@ -186,7 +214,7 @@ func bounded(t *testing.T, what string, f func() error) error {
 
 func testCodecs(t *testing.T, h Harness) {
 	im := mixed(t, 1)
-	for _, kind := range []transport.Kind{transport.Demand, transport.Precache} {
+	for _, kind := range kinds(h) {
 		for _, mode := range []transport.CodecMode{transport.ModeNone, transport.ModeS2, transport.ModeZstd, transport.ModeAuto} {
 			for _, elide := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%v-%v-elide=%v", kind, mode, elide), func(t *testing.T) {
@@ -288,7 +316,7 @@ func testConcurrent(t *testing.T, h Harness) {
 	im := mixed(t, 6)
 	var es []*ends
 	for i := range 4 {
-		kind := []transport.Kind{transport.Demand, transport.Precache}[i%2]
+		kind := kinds(h)[i%len(kinds(h))]
 		es = append(es, channel(t, h, Options{Kind: kind, Index: uint16(i / 2), Features: transport.AllFeatures, Codec: transport.ModeS2}, im, i < 2))
 	}
 	var wg sync.WaitGroup
@@ -374,7 +402,7 @@ func testOrderlyClose(t *testing.T, h Harness) {
 		t.Errorf("the source saw %v, want io.EOF", err)
 	}
 
-	f, r := h.Pair(t, Options{Kind: transport.Demand, Regions: im.Regions})
+	f, r := h.Pair(t, Options{Kind: kinds(h)[0], Regions: im.Regions})
 	defer f.Close()
 	if err := r.Close(); err != nil {
 		t.Fatal(err)

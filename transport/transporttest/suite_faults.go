@@ -117,7 +117,7 @@ func testOutstanding(t *testing.T, h Harness) {
 // testCloseUnblocks closes the side that waits, from another goroutine.
 func testCloseUnblocks(t *testing.T, h Harness) {
 	im := mixed(t, 11)
-	for _, kind := range []transport.Kind{transport.Demand, transport.Precache} {
+	for _, kind := range kinds(h) {
 		f, r := h.Pair(t, Options{Kind: kind, Regions: im.Regions})
 		sink := NewSink(t, im.Regions...)
 		in := make(chan error, 2)
@@ -225,7 +225,7 @@ func testProperty(t *testing.T, h Harness) {
 			}
 		}
 		o := Options{
-			Kind:     rapid.SampledFrom([]transport.Kind{transport.Demand, transport.Precache}).Draw(rt, "kind"),
+			Kind:     rapid.SampledFrom(kinds(h)).Draw(rt, "kind"),
 			Features: transport.Features(rapid.Uint32Range(0, uint32(transport.AllFeatures)).Draw(rt, "features")),
 			Codec:    transport.CodecMode(rapid.IntRange(0, int(transport.ModeAuto)).Draw(rt, "codec")),
 			Regions:  im.Regions,

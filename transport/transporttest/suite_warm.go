@@ -35,7 +35,7 @@ func warmed(t *testing.T, im *Image) (sink *Sink, has, damaged func(region uint3
 // pages of those fetched again plainly.
 func testWarm(t *testing.T, h Harness) {
 	im := mixed(t, 21)
-	for _, kind := range []transport.Kind{transport.Demand, transport.Precache} {
+	for _, kind := range kinds(h) {
 		for _, mode := range []transport.CodecMode{transport.ModeNone, transport.ModeS2} {
 			t.Run(fmt.Sprintf("%v-%v", kind, mode), func(t *testing.T) {
 				sink, has, damaged := warmed(t, im)

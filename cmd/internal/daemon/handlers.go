@@ -148,6 +148,9 @@ func checkRequest(cfg config.Config, q *api.RelocateRequest) error {
 	if o.RDMAPin != "" && !slices.Contains(relocate.RDMAPins, o.RDMAPin) {
 		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(relocate.RDMAPins, ", "), "rdma_pin %q is unknown", clip(o.RDMAPin))
 	}
+	if o.RDMAPrecache != "" && !slices.Contains(relocate.RDMAPrecaches, o.RDMAPrecache) {
+		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(relocate.RDMAPrecaches, ", "), "rdma_precache %q is unknown", clip(o.RDMAPrecache))
+	}
 	if o.RDMALost != "" && !slices.Contains(relocate.RDMALosts, o.RDMALost) {
 		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(relocate.RDMALosts, ", "), "rdma_lost %q is unknown", clip(o.RDMALost))
 	}

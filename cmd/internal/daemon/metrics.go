@@ -51,6 +51,9 @@ var (
 	descReconnects = desc("reconnects", "Times that a cut session was taken up again.")
 	descReads      = desc("rdma_reads", "RDMA READs: posted; completed; retried, which did not complete and whose pages were fetched again.", "device", "state")
 	descReadBytes  = desc("rdma_read_bytes", "Bytes that RDMA READs brought.", "device")
+	descMessages   = desc("rdma_messages", "Answers that came by RDMA SEND.", "device")
+	descMsgBytes   = desc("rdma_message_bytes", "Bytes of answers that came by RDMA SEND.", "device")
+	descSendTime   = desc("rdma_send_seconds", "The source's time for answers by RDMA SEND: build, to make them; wait, for the link. Shown at the source.", "device", "what")
 	descTCPFetches = desc("rdma_tcp_fetches", "Fetches that TCP answered on channels that have RDMA, too.", "device")
 	descFallbacks  = desc("rdma_fallbacks", "Times that a channel lost RDMA and went on by TCP.", "device")
 	descRDMAUp     = desc("rdma_channels", "Channels whose pages come by RDMA.", "device")
@@ -107,7 +110,7 @@ func (m *Metrics) request(route, method string, code int) {
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descPhase, descPages, descEarly, descSaved, descGuest, descWire, descRate, descFault, descStage, descPaced, descChannels, descReconnects, descConnected, descDowntime,
-		descReads, descReadBytes, descTCPFetches, descFallbacks, descRDMAUp, descRegistered} {
+		descReads, descReadBytes, descMessages, descMsgBytes, descSendTime, descTCPFetches, descFallbacks, descRDMAUp, descRegistered} {
 		ch <- d
 	}
 	m.outcomes.Describe(ch)
@@ -192,6 +195,10 @@ func collect(ch chan<- prometheus.Metric, k relocation, s relocate.Status) {
 		gauge(descReads, float64(r.ReadsCompleted), device, "completed")
 		gauge(descReads, float64(r.ReadsRetried), device, "retried")
 		gauge(descReadBytes, float64(r.ReadBytes), device)
+		gauge(descMessages, float64(r.Messages), device)
+		gauge(descMsgBytes, float64(r.MessageBytes), device)
+		gauge(descSendTime, r.SendBuildMS/1e3, device, "build")
+		gauge(descSendTime, r.SendWaitMS/1e3, device, "wait")
 		gauge(descTCPFetches, float64(r.TCPFetches), device)
 		gauge(descFallbacks, float64(r.Fallbacks), device)
 		gauge(descRDMAUp, float64(r.ChannelsUp), device)

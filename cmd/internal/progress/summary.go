@@ -56,6 +56,13 @@ func Summary(s relocate.Status) string {
 	}
 	if r := s.RDMA; r != nil {
 		row("rdma", "%s port %d: %s READs, %s; %s retried, %s fetches by TCP", r.Device, r.Port, count(r.ReadsCompleted), units.FormatSize(r.ReadBytes), count(r.ReadsRetried), count(r.TCPFetches))
+		if r.Messages > 0 {
+			made := ""
+			if r.SendBuildMS > 0 {
+				made = ", made in " + Seconds(r.SendBuildMS/1e3)
+			}
+			row("", "%s answers by SEND, %s%s", count(r.Messages), units.FormatSize(r.MessageBytes), made)
+		}
 		if !s.Phase.Final() {
 			row("", "%d channels up, %s registered at the source", r.ChannelsUp, units.FormatSize(r.Registered))
 		}

@@ -18,7 +18,8 @@ import (
 
 // modules are what soft-RoCE needs; without crc32_generic adding a link fails with
 // ENOENT, since nothing declares that rdma_rxe asks for it.
-var modules = []string{"dummy", "udp_tunnel", "ip6_udp_tunnel", "ib_core", "ib_uverbs", "crc32_generic", "rdma_rxe"}
+var modules = []string{"dummy", "udp_tunnel", "ip6_udp_tunnel", "ib_core", "ib_uverbs", "crc32_generic", "rdma_rxe",
+	"veth", "sch_tbf"} // a link of a limited rate, for BenchmarkSlowLink
 
 const provider = "/usr/lib/x86_64-linux-gnu/libibverbs/librxe-rdmav34.so"
 
@@ -37,8 +38,12 @@ func TestInVM(t *testing.T) {
 			Args: []string{"-test.v", "-test.timeout=6m", "-test.run=^TestRDMA"}},
 		// The shim under AddressSanitizer, whose leak check runs at the end.
 		kvmrig.Program{Name: "asan", Path: compile(t, ctx, &cfg, "rdma-asan.test", "./transport/rdma", "-asan"),
-			Args: []string{"-test.v", "-test.timeout=5m", "-test.run=^Test(WrongKey|ReadPastTheEnd|SourceGone|LinkDown|Budget|Memlock)$"}})
-	cfg.Programs = append(cfg.Programs, relocations(t, ctx, &cfg, "^TestRDMA"))
+			Args: []string{"-test.v", "-test.timeout=5m", "-test.run=^Test(WrongKey|ReadPastTheEnd|SourceGone|LinkDown|Budget|Memlock|BatchHostile|BatchTwice|BatchGone|BatchNotReady)$"}})
+	moves := "^TestRDMA"
+	if only == "relocate" {
+		moves = cmp.Or(os.Getenv("RDMA_RUN"), moves)
+	}
+	cfg.Programs = append(cfg.Programs, relocations(t, ctx, &cfg, moves))
 	if only != "" {
 		cfg.Programs = slices.DeleteFunc(cfg.Programs, func(p kvmrig.Program) bool { return p.Name != only })
 	}
@@ -75,7 +80,7 @@ func BenchmarkInVM(b *testing.B) {
 		add(b, ctx, &cfg, "/usr/bin/"+tool)
 	}
 	cfg.Programs = []kvmrig.Program{relocations(b, ctx, &cfg, "^TestMeasure"), {Name: "bench", Path: compile(b, ctx, &cfg, "rdma.test", "./transport/rdma"),
-		Args: []string{"-test.run=^$", "-test.bench=" + cmp.Or(os.Getenv("RDMA_RUN"), "."), "-test.benchtime=1x", "-test.timeout=150s"}},
+		Args: []string{"-test.run=^$", "-test.bench=" + cmp.Or(os.Getenv("RDMA_RUN"), "^Benchmark(Demand|Precache)$"), "-test.benchtime=1x", "-test.timeout=150s"}},
 		{Name: "fault", Path: compile(b, ctx, &cfg, "fault.test", "./bench/fault"), Args: []string{"-test.run=^$", "-test.bench=RDMA", "-test.benchtime=1x"}}}
 	if only := os.Getenv("RDMA_PROGRAM"); only != "" { // for work on one of them
 		cfg.Programs = slices.DeleteFunc(cfg.Programs, func(p kvmrig.Program) bool { return p.Name != only })
