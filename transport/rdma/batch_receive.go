@@ -97,7 +97,8 @@ func (f *BatchFetcher) receive(c *transport.Completion) error {
 		if f.closed.Load() {
 			return ErrClosed
 		}
-		if why := f.broken.Load(); why != nil {
+		// Taken, or it would keep the channel from sleeping for the rest of its life.
+		if why := f.broken.Swap(nil); why != nil {
 			if err := f.end(*why); err != nil {
 				return err
 			}
