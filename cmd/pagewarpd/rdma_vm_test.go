@@ -105,7 +105,7 @@ func TestRDMAThereAndBack(t *testing.T) {
 	m.begin("", "")
 	s := move(t, m.a, m.b, "--transport", "rdma")
 	r := s.RDMA
-	if r == nil || r.Device != softroce.Device || r.Port != 1 || r.ReadsCompleted == 0 || r.ReadsCompleted != r.ReadsPosted || r.ReadsRetried != 0 || r.Fallbacks != 0 || r.Registered == 0 {
+	if r == nil || r.Device != softroce.Device || r.Port != 1 || r.ReadsCompleted == 0 || r.ReadsCompleted != r.ReadsPosted || r.ReadsRetried != 0 || r.Fallbacks != 0 || r.Registered == 0 || r.PagesInPlace == 0 {
 		t.Errorf("READs: %+v", r)
 	}
 	m.arrived()
@@ -113,8 +113,8 @@ func TestRDMAThereAndBack(t *testing.T) {
 	pagewarp(t, m.b, "status", "web1").exits(0, "rdma      rxe0 port 1: ")
 
 	kept := filepath.Join(m.b.dir, "vm.mem")
-	s = move(t, m.b, m.a, "--transport", "rdma", "--rdma-pin", "all", "--paused", "--keep-source")
-	if r := s.RDMA; r == nil || r.ReadsCompleted == 0 || r.Fallbacks != 0 {
+	s = move(t, m.b, m.a, "--transport", "rdma", "--rdma-pin", "all", "--rdma-land", "staging", "--paused", "--keep-source")
+	if r := s.RDMA; r == nil || r.ReadsCompleted == 0 || r.Fallbacks != 0 || r.PagesInPlace != 0 {
 		t.Errorf("READs on the way back: %+v", r)
 	}
 	sameMemory(t, kept, filepath.Join(m.a.dir, "vm.mem"))

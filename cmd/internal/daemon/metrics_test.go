@@ -33,7 +33,7 @@ func TestMetrics(t *testing.T) {
 		BytesGuest: 204800, BytesWire: 65536, RateBytes: 1e6, ChannelsUp: 3, ChannelsTotal: 4, Reconnects: 2, DowntimeMS: 6.5,
 		FaultLatency: relocate.Latency{Mean: 200, P50: 150, P99: 900, P999: 1500, Max: 2000, Count: 3},
 		Stages:       map[string]relocate.Latency{"wire": {Mean: 100, P50: 100, P99: 200, P999: 300, Max: 400, Count: 3}},
-		RDMA:         &relocate.RDMAStatus{Device: "mlx5_0", Port: 1, ReadsPosted: 12, ReadsCompleted: 10, ReadsRetried: 2, ReadBytes: 40960, TCPFetches: 4, Fallbacks: 1, ChannelsUp: 3},
+		RDMA:         &relocate.RDMAStatus{Device: "mlx5_0", Port: 1, ReadsPosted: 12, ReadsCompleted: 10, ReadsRetried: 2, ReadBytes: 40960, PagesInPlace: 9, TCPFetches: 4, Fallbacks: 1, ChannelsUp: 3},
 	})
 	ended := relocate.Status{VM: "db1", Role: relocate.RoleDestination, Session: "1", Phase: relocate.PhaseDone}
 	h.Add(ended)
@@ -55,6 +55,7 @@ func TestMetrics(t *testing.T) {
 			`pagewarp_fault_stage_latency_seconds{role="source",session="0badcafe",stage="wire",vm="web1",quantile="1"} 0.0004`,
 			`pagewarp_rdma_reads{device="mlx5_0:1",role="source",session="0badcafe",state="retried",vm="web1"} 2`,
 			`pagewarp_rdma_read_bytes{device="mlx5_0:1",role="source",session="0badcafe",vm="web1"} 40960`,
+			`pagewarp_rdma_pages_in_place{device="mlx5_0:1",role="source",session="0badcafe",vm="web1"} 9`,
 			`pagewarp_rdma_fallbacks{device="mlx5_0:1",role="source",session="0badcafe",vm="web1"} 1`,
 			`pagewarp_relocations_total{outcome="done",role="destination"} 1`,
 			`pagewarp_relocations_total{outcome="lost",role="source"} 0`,
