@@ -332,7 +332,8 @@ func TestBudget(t *testing.T) {
 	}
 }
 
-// soft-RoCE of this kernel has no on-demand paging: who asks for it is told.
+// soft-RoCE of this kernel has no on-demand paging: who asks for it is told. That of
+// later ones has, and is known by its attribute.
 func TestNoOnDemandPaging(t *testing.T) {
 	d := testDevice(t)
 	e, err := NewExport(d, nil, ExportOptions{Pin: PinODP})
@@ -341,6 +342,9 @@ func TestNoOnDemandPaging(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), softroce.Device+" has no on-demand paging") {
 		t.Error(err)
+	}
+	if !softRoCE(softroce.Device) || softRoCE("mlx5_0") {
+		t.Error("soft-RoCE is not told from others")
 	}
 }
 

@@ -76,7 +76,7 @@ func BenchmarkInVM(b *testing.B) {
 	}
 	cfg.Programs = []kvmrig.Program{relocations(b, ctx, &cfg, "^TestMeasure"), {Name: "bench", Path: compile(b, ctx, &cfg, "rdma.test", "./transport/rdma"),
 		Args: []string{"-test.run=^$", "-test.bench=" + cmp.Or(os.Getenv("RDMA_RUN"), "."), "-test.benchtime=1x", "-test.timeout=150s"}},
-		{Name: "fault", Path: compile(b, ctx, &cfg, "fault.test", "./bench/fault"), Args: []string{"-test.run=^$", "-test.bench=RDMA", "-test.benchtime=1x"}}}
+		{Name: "fault", Path: compile(b, ctx, &cfg, "fault.test", "./bench/fault"), Args: []string{"-test.run=^$", "-test.bench=" + cmp.Or(os.Getenv("RDMA_RUN"), "RDMA"), "-test.benchtime=1x"}}}
 	if only := os.Getenv("RDMA_PROGRAM"); only != "" { // for work on one of them
 		cfg.Programs = slices.DeleteFunc(cfg.Programs, func(p kvmrig.Program) bool { return p.Name != only })
 	}
