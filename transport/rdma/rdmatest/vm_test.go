@@ -68,7 +68,7 @@ func relocations(t testing.TB, ctx context.Context, cfg *kvmrig.Config, run stri
 // BenchmarkInVM runs the benchmarks in the VM and prints what they print. It is
 // one run, whatever b.N.
 func BenchmarkInVM(b *testing.B) {
-	ctx, cancel := context.WithTimeoutCause(b.Context(), 280*time.Second, errors.New("the VM's deadline"))
+	ctx, cancel := context.WithTimeoutCause(b.Context(), 420*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(b, ctx)
 	for _, tool := range []string{"ib_read_lat", "ib_read_bw"} {
