@@ -164,7 +164,8 @@ var busyWays = []landWay{
 	{"staging, reserved", Options{Reserve: true}},
 	{"demand alone in place", Options{Land: "demand"}},
 	{"in place, at most 64 KiB", Options{Land: "all", LentBytes: 64 << 10}},
-	{"in place, at most 256 KiB", Options{Land: "all"}},
+	{"in place, at most 128 KiB", Options{Land: "all"}},
+	{"in place, at most 256 KiB", Options{Land: "all", LentBytes: 256 << 10}},
 	{"in place, at most 1 MiB", Options{Land: "all", LentBytes: 1 << 20}},
 }
 

@@ -43,7 +43,7 @@ type FetchOptions struct {
 	// and the sink lends ([transport.LendSink]), READs write to by themselves.
 	Landing *Landing
 	// LentBytes bounds what a precache channel has READs under way for in place, which
-	// is what a fault on such a page waits for. Default 256 KiB.
+	// is what a fault on such a page waits for. Default 128 KiB.
 	LentBytes int
 	// StageBytes bounds the staging buffer, which is registered and so pinned. It
 	// holds at least 4 READs. Default 16 MiB, of which precache uses half.
