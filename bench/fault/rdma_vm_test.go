@@ -177,7 +177,7 @@ func BenchmarkRDMABusy(b *testing.B) {
 	}
 	ctx, cancel := context.WithTimeout(b.Context(), 100*time.Second)
 	defer cancel()
-	o := RunOptions{Every: 5 * time.Millisecond}
+	o := RunOptions{Every: 3 * time.Millisecond}
 	o.fill()
 	im, err := NewImage(ImageOptions{Pages: 12288})
 	if err != nil {
