@@ -72,7 +72,7 @@ bench-kmod: guest ## the character device against userfaultfd, in a virtual mach
 	$(GO) test -timeout 700s -run '^$$' -bench InVM -benchtime 1x ./kmod/kmodtest
 
 bench-rdma: guest ## RDMA READs against ib_read_lat and ib_read_bw, in a virtual machine
-	$(GO) test -timeout 300s -run '^$$' -bench InVM -benchtime 1x ./transport/rdma/rdmatest
+	$(GO) test -timeout 460s -run '^$$' -bench InVM -benchtime 1x ./transport/rdma/rdmatest
 
 bench-peers: build peers guest ## moves by pagewarp, by QEMU's own engines, by CRIU and a Go peer, of Debian's newest QEMU and CRIU
 	[ -e $(BUILD)/qemu-root/usr ] || $(BIN)/pagewarp bench peers --make-root

@@ -90,7 +90,9 @@
 // A channel that fails is closed and opened again by [Config.Open]; its demand
 // fetches go back into the queue and out on another, its precache ranges back to
 // the planner. Claims are taken when an answer arrives, so nothing is installed
-// twice. While no demand channel is up, faulting threads wait and all others run.
+// twice; those of reserved pages that a device writes to by itself ([transport.LendSink])
+// when they are asked for, and are given up, and the pages emptied, once it writes no
+// more. While no demand channel is up, faulting threads wait and all others run.
 // Answers of a [transport.Poller] may be taken in by the fault reader that asked;
 // so nothing that a page in demand goes through waits for a changing layout.
 //

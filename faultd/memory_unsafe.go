@@ -17,9 +17,10 @@ func addressOf(b []byte) uint64 {
 // child then finds zeroes where pages were absent.
 func closeChild(fd int32) error { return unix.Close(int(fd)) }
 
-// joined returns the n bytes of pages that lie side by side in memory.
+// joined returns the n bytes of pages that lie side by side in memory; the first of them
+// is enough.
 func joined(pages [][]byte, n int) []byte {
-	// SAFETY: the caller's pages are consecutive parts of one staging buffer and
-	// have n bytes together.
+	// SAFETY: the caller's pages are consecutive parts of one mapping, a staging buffer or
+	// an alias, that has n bytes from the first of them on.
 	return unsafe.Slice(unsafe.SliceData(pages[0]), n)
 }

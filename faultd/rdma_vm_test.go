@@ -13,10 +13,12 @@ import (
 
 	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/internal/softroce"
+	"github.com/pagewarp/pagewarp/internal/touch"
 	"github.com/pagewarp/pagewarp/pageserver"
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/rdma"
 	"github.com/pagewarp/pagewarp/transport/tcp"
+	"golang.org/x/sys/unix"
 )
 
 // reader is a page server whose image can be read by RDMA, and the way to it.
@@ -24,6 +26,7 @@ type reader struct {
 	*server
 	export *rdma.Export
 	dst    *rdma.Device
+	land   *rdma.Landing // nil: READs land in staging buffers
 	downs  atomic.Int32
 	reads  rdma.Stats
 	batch  bool // precache comes by SEND
@@ -103,7 +106,7 @@ func (r *reader) open(t *testing.T, pages uint64) faultd.Opener {
 		if err != nil {
 			return nil, err
 		}
-		o := rdma.FetchOptions{StageBytes: 2 << 20, MaxCount: c.MaxCount(), Spin: rdma.DefaultSpin, Stats: &r.reads, Down: func(error) { r.downs.Add(1) }}
+		o := rdma.FetchOptions{StageBytes: 2 << 20, MaxCount: c.MaxCount(), Spin: rdma.DefaultSpin, Stats: &r.reads, Landing: r.land, Down: func(error) { r.downs.Add(1) }}
 		if r.batch && kind == transport.Precache {
 			f, err := rdma.NewBatchFetcher(r.dst, base, c, regions, o)
 			if err != nil {
@@ -136,30 +139,58 @@ func (r *reader) lose() {
 	}
 }
 
+// place has READs of e's land in its memory, of which a part is reserved. It comes before
+// the first channel.
+func (r *reader) place(t *testing.T, e *faultd.Engine, runs ...transport.Range) {
+	t.Helper()
+	for _, run := range runs {
+		if _, err := e.Reserve(run); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var to []rdma.Stretch
+	e.EachReserved(func(run transport.Range, mem []byte) { to = append(to, rdma.Stretch{Range: run, Memory: mem}) })
+	var err error
+	r.land, err = rdma.NewLanding(r.dst, to, rdma.LandingOptions{Report: func(err error) { t.Error(err) }})
+	must(t, err)
+	<-r.land.Done()
+	t.Cleanup(func() {
+		e.Close() // the channels, before their memory
+		must(t, r.land.Close())
+	})
+}
+
 // TestRDMADrain brings a process's memory over by READs while it touches all of
 // it, bit for bit; meanwhile the channels are left alone, cut, or lose RDMA.
 func TestRDMADrain(t *testing.T) {
 	const pages = 16384 // 64 MiB
 	img := newImage(t, pages, 3)
+	most := []transport.Range{{Region: 7, Count: 8192}, {Region: 7, First: 9000, Count: 4000}}
 	for _, c := range []struct {
 		name  string
 		pin   rdma.Pin
 		batch bool
 		hurt  func(*reader)
+		place []transport.Range // what is reserved, to land in place
 	}{
-		{"undisturbed", rdma.PinLazy, false, func(*reader) {}},
-		{"pinned at the freeze", rdma.PinAll, false, func(*reader) {}},
-		{"connections cut", rdma.PinLazy, false, (*reader).cutAll},
-		{"RDMA lost", rdma.PinLazy, false, (*reader).lose},
-		{"connections with SEND cut", rdma.PinLazy, true, (*reader).cutAll},
-		{"SEND lost", rdma.PinLazy, true, (*reader).lose},
+		{"undisturbed", rdma.PinLazy, false, func(*reader) {}, nil},
+		{"pinned at the freeze", rdma.PinAll, false, func(*reader) {}, most},
+		{"connections cut", rdma.PinLazy, false, (*reader).cutAll, most},
+		{"RDMA lost", rdma.PinLazy, false, (*reader).lose, most},
+		{"connections with SEND cut", rdma.PinLazy, true, (*reader).cutAll, nil},
+		{"SEND lost", rdma.PinLazy, true, (*reader).lose, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx := withDeadline(t, 60*time.Second)
 			m := newMachine(t, ctx, pages, false)
 			r := newReader(t, img, c.pin)
 			r.batch = c.batch
-			e := start(t, m.config(r.open(t, pages)))
+			begun := make(chan struct{})
+			e := start(t, m.config(heldOpen(begun, r.open(t, pages))))
+			if c.place != nil {
+				r.place(t, e, c.place...)
+			}
+			close(begun)
 			go func() {
 				for i, p := range shuffled(pages, 9) {
 					if i > 400 {
@@ -177,16 +208,56 @@ func TestRDMADrain(t *testing.T) {
 			s := drained(t, ctx, e)
 			m.verify(t, img.sums)
 			reads := r.reads.Completed.Load()
-			t.Logf("%d pages by demand, %d by precache, %d zero; %d READs of %d bytes, %d fetches beneath; the page server was asked %d times; RDMA ended %d times",
-				s.PagesDemand, s.PagesPrecache, s.PagesZero, reads, r.reads.Bytes.Load(), r.reads.Beneath.Load(), r.stats.Fetches.Load(), r.downs.Load())
+			t.Logf("%d pages by demand, %d by precache, %d zero; %d READs of %d bytes, %d pages in place, %d fetches beneath; the page server was asked %d times; RDMA ended %d times",
+				s.PagesDemand, s.PagesPrecache, s.PagesZero, reads, r.reads.Bytes.Load(), r.reads.InPlace.Load(), r.reads.Beneath.Load(), r.stats.Fetches.Load(), r.downs.Load())
 			messages := r.reads.Messages.Load()
 			t.Logf("%d answers by SEND of %d bytes, %d fetches sent again", messages, r.reads.MessageBytes.Load(), r.reads.Recalled.Load())
 			if reads == 0 || c.batch != (messages > 0) {
 				t.Errorf("%d READs, %d answers by SEND", reads, messages)
+			}
+			if (r.reads.InPlace.Load() > 0) != (c.place != nil) {
+				t.Errorf("%d pages were in place", r.reads.InPlace.Load())
 			}
 			if n, lost := r.reads.Posted.Load(), r.reads.Retried.Load(); reads > n || n > reads+lost {
 				t.Errorf("%d READs posted, %d completed, %d went by FETCH", n, reads, lost)
 			}
 		})
 	}
+}
+
+// TestRDMARemoved: the machine gives memory back, again and again, while READs land in
+// it. What it gave back reads as zero or, if it was installed at that moment, as it was;
+// nothing else does, and no page waits for ever.
+func TestRDMARemoved(t *testing.T) {
+	const pages = 4096
+	ctx := withDeadline(t, 60*time.Second)
+	img := makeImage(t, pages, func(i uint64, p []byte) bool { touch.Fill(p, i, 1); return true })
+	m := newMachineEvents(t, ctx, pages, false, true)
+	r := newReader(t, img, rdma.PinAll)
+	begun := make(chan struct{})
+	e := start(t, m.config(heldOpen(begun, r.open(t, pages))))
+	r.place(t, e, transport.Range{Region: 7, Count: pages})
+	close(begun)
+	gone := make(map[uint64]bool)
+	for p := uint64(pages - 32); p > 0 && e.Stats().PagesLeft > 0; p -= 32 { // towards precache
+		must(t, m.reg.Advise(p, 16, unix.MADV_REMOVE))
+		for i := range uint64(16) {
+			gone[p+i] = true
+		}
+	}
+	must(t, e.Wait(ctx))
+	got, err := m.reg.Sums(0, pages)
+	must(t, err)
+	zero, zeros := touch.Sum(make([]byte, pageSize)), 0
+	for i, sum := range got {
+		if gone[uint64(i)] && sum == zero {
+			zeros++
+		} else if sum != img.sums[i] {
+			t.Errorf("page %d is neither what it was nor, having been given back, zero", i)
+		}
+	}
+	if n := r.reads.InPlace.Load(); n == 0 || zeros == 0 {
+		t.Errorf("%d pages were in place, %d of those given back are zero", n, zeros)
+	}
+	t.Logf("%d pages given back, of which %d read as zero; %d in place", len(gone), zeros, r.reads.InPlace.Load())
 }

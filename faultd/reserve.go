@@ -26,9 +26,14 @@ type Reserver interface {
 // ErrNoReserver says that a kind of memory cannot be reserved.
 var ErrNoReserver = errors.New("this kind of guest memory is not reserved beforehand")
 
-// reservations are the granules of each region that have memory behind them: a bit
-// each, set before the first channel is opened.
-type reservations map[uint32][]uint64
+// reservations are those of each region.
+type reservations map[uint32]*reservedSet
+
+// reservedSet are the granules of a region that have memory behind them, a bit each.
+type reservedSet struct {
+	set     []uint64 // set before the first channel is opened
+	emptied []uint64 // atomic; of those, where a page was emptied and left absent
+}
 
 // Reserve allocates memory behind those absent pages of r that make whole granules,
 // while the machine still runs elsewhere, and returns how many they are. Precache then
@@ -58,17 +63,18 @@ func (e *Engine) Reserve(r transport.Range) (pages uint64, err error) {
 		all = &reservations{}
 		e.reserved.Store(all)
 	}
-	set := (*all)[r.Region]
-	if set == nil {
-		set = make([]uint64, (reg.Pages/ReserveGranule+63)/64)
-		(*all)[r.Region] = set
+	x := (*all)[r.Region]
+	if x == nil {
+		words := (reg.Pages/ReserveGranule + 63) / 64
+		x = &reservedSet{set: make([]uint64, words), emptied: make([]uint64, words)}
+		(*all)[r.Region] = x
 	}
 	r.First, r.Count = first*ReserveGranule, uint32((end-first)*ReserveGranule)
 	if err := m.Reserve.Reserve(r); err != nil {
 		return 0, errors.Join(fmt.Errorf("reserve memory: %w", err), m.Place.Discard(r))
 	}
 	for g := first; g < end; g++ {
-		set[g/64] |= 1 << (g % 64)
+		x.set[g/64] |= 1 << (g % 64)
 	}
 	return uint64(r.Count), nil
 }
@@ -79,13 +85,13 @@ func (e *Engine) isReserved(r transport.Range) bool {
 	if all == nil {
 		return false
 	}
-	set := (*all)[r.Region]
-	if set == nil {
+	x := (*all)[r.Region]
+	if x == nil {
 		return false
 	}
 	last := (r.First + uint64(r.Count) - 1) / ReserveGranule
 	for g := r.First / ReserveGranule; g <= last; g++ {
-		if g/64 >= uint64(len(set)) || set[g/64]>>(g%64)&1 == 0 {
+		if g/64 >= uint64(len(x.set)) || x.set[g/64]>>(g%64)&1 == 0 {
 			return false
 		}
 	}
@@ -120,9 +126,12 @@ func (e *Engine) emptyReserved(reg *Region, first, end uint64, maskFor func(uint
 	if all == nil {
 		return 0, nil
 	}
-	set := (*all)[reg.ID]
+	x := (*all)[reg.ID]
+	if x == nil {
+		return 0, nil
+	}
 	return e.emptyRuns(reg, first, end, func(from, end, limit uint64) (uint64, uint64, bool) {
-		return nextReserved(set, from, end, limit)
+		return nextReserved(x.set, from, end, limit)
 	}, maskFor)
 }
 

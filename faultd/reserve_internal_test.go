@@ -33,7 +33,7 @@ func TestNextReserved(t *testing.T) {
 		}
 		if count > 0 && gotCount > 0 {
 			e := &Engine{}
-			e.reserved.Store(&reservations{3: set})
+			e.reserved.Store(&reservations{3: {set: set}})
 			if !e.isReserved(transport.Range{Region: 3, First: first, Count: uint32(count)}) ||
 				e.isReserved(transport.Range{Region: 2, First: first, Count: uint32(count)}) ||
 				e.isReserved(transport.Range{Region: 3, First: first, Count: uint32(count) + 1}) != is(first+count) {

@@ -265,6 +265,7 @@ func (s *sink) write(run transport.Range, src [][]byte) error {
 	if err == nil {
 		return nil
 	}
+	s.e.emptied(run)
 	if derr := m.Place.Discard(run); derr != nil {
 		err = errors.Join(err, derr)
 	}
@@ -318,7 +319,9 @@ func (s *sink) Abort(r transport.Range, dst [][]byte) {
 			if dst[i] == nil {
 				continue
 			}
-			if err := p.Discard(transport.Range{Region: r.Region, First: r.First + uint64(i), Count: 1}); err != nil {
+			one := transport.Range{Region: r.Region, First: r.First + uint64(i), Count: 1}
+			s.e.emptied(one)
+			if err := p.Discard(one); err != nil {
 				s.e.fail(err)
 			}
 		}

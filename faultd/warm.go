@@ -328,19 +328,27 @@ func (e *Engine) empty(reg *Region, first, count uint64, mask pagecache.Mask) (n
 		for i+run < count && mask.Has(i+run) {
 			run++
 		}
-		r := transport.Range{Region: reg.ID, First: first + i, Count: uint32(run)}
-		if err := e.cfg.Memory.Place.Discard(r); err != nil {
+		done, err := e.emptyClaimed(reg, transport.Range{Region: reg.ID, First: first + i, Count: uint32(run)})
+		n += done
+		if err != nil {
 			return n, err
 		}
-		if err := reg.Residency.Commit(r.First, run, nil); err != nil {
-			return n, err
-		}
-		n += run
 		i += run
-		e.wake(r)
 	}
 	e.afterClaims()
 	return n, nil
+}
+
+// emptyClaimed does that for pages whose claims are the caller's.
+func (e *Engine) emptyClaimed(reg *Region, r transport.Range) (n uint64, err error) {
+	if err := e.cfg.Memory.Place.Discard(r); err != nil {
+		return 0, err
+	}
+	if err := reg.Residency.Commit(r.First, uint64(r.Count), nil); err != nil {
+		return 0, err
+	}
+	e.wake(r)
+	return uint64(r.Count), nil
 }
 
 var _ transport.WarmSink = (*sink)(nil)

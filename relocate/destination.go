@@ -29,15 +29,16 @@ type incoming struct {
 	mig        *qemu.Inbound
 	proc       *qemu.Process
 	memory     *guestMemory
-	adopted    bool                        // vm has gone over to Host.machines
-	relay      sync.WaitGroup              // carries the device state to QEMU
-	rdmaDev    atomic.Pointer[rdma.Device] // nil: pages come by TCP
-	reads      rdma.Stats                  // of all channels
-	rdmaLost   atomic.Pointer[string]      // why a channel last fell back
-	returns    chan *tcp.Conn              // control channels that the source dialled anew
-	warm       *faultd.Warm                // guarded by transfer.mu; nil without candidates
-	indexBytes atomic.Uint64               // of candidates, on the wire
-	early      earlyCopy                   // the pre-transfer
+	adopted    bool                         // vm has gone over to Host.machines
+	relay      sync.WaitGroup               // carries the device state to QEMU
+	rdmaDev    atomic.Pointer[rdma.Device]  // nil: pages come by TCP
+	landing    atomic.Pointer[rdma.Landing] // of its READs; nil: by the staging buffers
+	reads      rdma.Stats                   // of all channels
+	rdmaLost   atomic.Pointer[string]       // why a channel last fell back
+	returns    chan *tcp.Conn               // control channels that the source dialled anew
+	warm       *faultd.Warm                 // guarded by transfer.mu; nil without candidates
+	indexBytes atomic.Uint64                // of candidates, on the wire
+	early      earlyCopy                    // the pre-transfer
 }
 
 func newIncoming(h *Host, rec *record) *incoming {
@@ -152,6 +153,7 @@ func (in *incoming) prepare(ctl *control) error {
 	if err := in.reserve(ctx, &o); err != nil {
 		return err
 	}
+	in.landInPlace()
 	in.mig, err = in.vm.PrepareDestination(ctx)
 	return err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport"
+	"github.com/pagewarp/pagewarp/transport/rdma"
 )
 
 // guestMemory is the destination's hold on a VMM's memory: what catches its faults,
@@ -30,6 +31,7 @@ type guestMemory struct {
 	begun   chan struct{}    // closed when the source's image is frozen
 	faults  *faultLog        // nil: not kept
 	share   *pagecache.Share // of the host's cap
+	land    *rdma.Landing    // nil: READs land in staging buffers
 }
 
 // catchFaults has every touch of the RAM of a VMM that was just started fault into
@@ -275,7 +277,7 @@ func (g *guestMemory) close() {
 		g.engine.Detach()
 	}
 	g.share.Leave()
-	err := g.faults.close()
+	err := errors.Join(g.closeLanding(), g.faults.close())
 	if g.source != nil {
 		err = errors.Join(err, g.source.Close())
 	}

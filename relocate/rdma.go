@@ -63,7 +63,7 @@ type RDMAConfig struct {
 	// Device is "device", "device:port" or a network interface; empty: what is
 	// behind the address over which the peer is reached.
 	Device string
-	// Budget bounds the memory that a relocation registers at its source, in
+	// Budget bounds the memory that a relocation registers at each end, in
 	// bytes; 0: none but RLIMIT_MEMLOCK.
 	Budget uint64
 }
@@ -115,6 +115,9 @@ func checkRDMA(o *Options) error {
 	if o.RDMAPrecache != "" && !slices.Contains(RDMAPrecaches, o.RDMAPrecache) {
 		return fmt.Errorf("rdma_precache %q: choose one of %q", o.RDMAPrecache, RDMAPrecaches)
 	}
+	if o.RDMALand != "" && !slices.Contains(RDMALands, o.RDMALand) {
+		return fmt.Errorf("rdma_land %q: choose one of %q", o.RDMALand, RDMALands)
+	}
 	_, err := rdma.ParsePin(o.RDMAPin)
 	return err
 }
@@ -132,6 +135,9 @@ type RDMAStatus struct {
 	// fetched again.
 	ReadsRetried uint64 `json:"reads_retried"`
 	ReadBytes    uint64 `json:"read_bytes"`
+	// PagesInPlace landed in the guest's memory by themselves; the others were copied
+	// out of a staging buffer.
+	PagesInPlace uint64 `json:"pages_in_place"`
 	// Messages are answers that came by SEND, MessageBytes what they were on the wire;
 	// Recalled are fetches that might have had such an answer and were sent again by
 	// TCP, after RDMA was lost.
@@ -150,7 +156,8 @@ type RDMAStatus struct {
 	Fallbacks    uint64 `json:"fallbacks"`
 	LastFallback string `json:"last_fallback,omitempty"`
 	ChannelsUp   int    `json:"channels_up"` // whose pages come by RDMA
-	// Registered is the pinned memory of the source's image, in bytes; shown there.
+	// Registered is the pinned memory, in bytes, of the host that says it: at the source
+	// of the image, at the destination of what pages land in.
 	Registered uint64 `json:"registered_bytes"`
 }
 
@@ -183,8 +190,11 @@ func (in *incoming) fillRDMA(s *Status) {
 	own := *s.RDMA // others may be reading the last one
 	n := &in.reads
 	own.ReadsPosted, own.ReadsCompleted, own.ReadsRetried = n.Posted.Load(), n.Completed.Load(), n.Retried.Load()
-	own.ReadBytes, own.TCPFetches = n.Bytes.Load(), n.Beneath.Load()
+	own.ReadBytes, own.TCPFetches, own.PagesInPlace = n.Bytes.Load(), n.Beneath.Load(), n.InPlace.Load()
 	own.Messages, own.MessageBytes, own.Recalled = n.Messages.Load(), n.MessageBytes.Load(), n.Recalled.Load()
+	if land := in.landing.Load(); land != nil {
+		own.Registered = land.Registered()
+	}
 	own.Fallbacks, own.ChannelsUp = n.Fallbacks.Load(), int(n.Up.Load())
 	if why := in.rdmaLost.Load(); why != nil {
 		own.LastFallback = *why
@@ -369,7 +379,7 @@ func (in *incoming) overRDMA(conn *tcp.Conn, f transport.Fetcher) (transport.Fet
 		instead = "its pages wait for it"
 	}
 	o := rdma.FetchOptions{
-		Spin: cmp.Or(tune.Spin, rdma.DefaultSpin), DeadAfter: tune.DeadAfter, MaxCount: conn.MaxCount(), Stats: &in.reads, Only: wait,
+		Spin: cmp.Or(tune.Spin, rdma.DefaultSpin), DeadAfter: tune.DeadAfter, MaxCount: conn.MaxCount(), Stats: &in.reads, Only: wait, Landing: in.landing.Load(),
 		Down: func(err error) {
 			why := err.Error()
 			in.rdmaLost.Store(&why)

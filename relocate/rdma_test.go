@@ -30,6 +30,9 @@ func TestRDMAWithoutDevice(t *testing.T) {
 	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{RDMALost: "cry"}); err == nil || !strings.Contains(err.Error(), "cry") {
 		t.Errorf("an unknown answer to the loss of RDMA: %v", err)
 	}
+	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{RDMALand: "sea"}); err == nil || !strings.Contains(err.Error(), "sea") {
+		t.Errorf("an unknown place to land: %v", err)
+	}
 	if _, err := a.Relocate(t.Context(), "web1", off.addr, Options{Transport: TransportRDMA}); err != nil {
 		t.Fatal(err)
 	}

@@ -101,6 +101,9 @@ type Options struct {
 	// RDMALost says what a channel does that loses RDMA: "tcp" (the default), it goes
 	// on by TCP; "wait", it is closed and dialled until there is RDMA again.
 	RDMALost string `json:"rdma_lost,omitempty"`
+	// RDMALand says where READs put pages at the destination, one of RDMALands; empty is
+	// RDMALandAuto.
+	RDMALand string `json:"rdma_land,omitempty"`
 	// Warm names what the destination may have of the image: a machine in its
 	// cache, or a file there. Empty: what it has kept of the machine itself.
 	Warm string `json:"warm,omitempty"`

@@ -161,6 +161,37 @@ type TakeSink interface {
 	Take(r Range, src [][]byte) error
 }
 
+// Lending is what a [LendSink] says of a run of pages.
+type Lending uint8
+
+// The answers of a LendSink.
+const (
+	Lent     Lending = iota // claimed; a device may write to their memory
+	Staged                  // to be read elsewhere, and given to Take or Reserve then
+	Unwanted                // claimed before, or there: not to be read
+)
+
+// LendSink is a [Sink] some of whose absent pages have memory that a device may write
+// to by itself, so that they are in place when a READ completes. Which ones, and where,
+// the Fetcher has learnt beforehand (rdma.Landing): memory that was allocated before.
+//
+// A page that is lent is claimed like one that Reserve gave, but from the asking on, not
+// from the answer: whoever wants it waits for the READ. So what a Fetcher has lent at a
+// time must be short. Each page lent is ended once, by Landed or by Reclaim.
+type LendSink interface {
+	Sink
+	// Lend looks at the pages of r, which lie in memory that the Fetcher knows of, and
+	// returns how the first n of them, at least one, are to come. Those that are Lent are
+	// claimed. It never waits, and may be called concurrently with everything else.
+	Lend(r Range) (n uint32, how Lending)
+	// Landed says that lent pages are in place; their memory holds zeroes if zero, and
+	// is given back then. After an error the claims of r are settled.
+	Landed(r Range, zero bool) error
+	// Reclaim takes lent pages back whose READs failed. Nothing writes to their memory
+	// any more, which may hold anything: it is emptied, and they are not lent again.
+	Reclaim(r Range)
+}
+
 // Poller is a [Fetcher] whose answers the thread that asked can take as well, so that
 // no other has to be woken for what comes sooner than that.
 type Poller interface {

@@ -42,8 +42,12 @@ type task struct {
 	Precache int    // channels
 	Codec    string
 	RDMA     string // device; empty is TCP
-	Cert     []byte // PEM; empty is no TLS
-	Key      []byte
+	Reserve  bool
+	Land     string
+	// LentBytes is that of Options.
+	LentBytes int
+	Cert      []byte // PEM; empty is no TLS
+	Key       []byte
 }
 
 // request is one line to a process, reply one line from it.

@@ -26,6 +26,8 @@ type Stats struct {
 	Elapsed time.Duration
 	// Reads completed, TCPFetches were answered by TCP all the same; with RDMA only.
 	Reads, TCPFetches uint64
+	// InPlace are pages that were in place when their READ completed.
+	InPlace uint64
 	// Stages are in µs.
 	Stages map[string]summary
 	// Memory is the fault daemon's own, ServerMemory the page server's.
@@ -61,9 +63,11 @@ func (t *task) faultDaemon() error {
 	if err := say(reply{Addr: listener.Addr().String()}); err != nil {
 		return err
 	}
-	fetchers, err := t.accept(listener)
-	if err != nil {
-		return err
+	fetchers := make(map[key]chan transport.Fetcher)
+	for kind, n := range map[transport.Kind]int{transport.Demand: t.Demand, transport.Precache: t.Precache} {
+		for i := range n {
+			fetchers[key{kind, i}] = make(chan transport.Fetcher, 1)
+		}
 	}
 	engine, err := faultd.New(faultd.Config{
 		Regions: []faultd.Region{{Region: region, Residency: residency}}, Memory: shared.Memory(),
@@ -82,6 +86,13 @@ func (t *task) faultDaemon() error {
 		return err
 	}
 	if err := engine.Start(); err != nil {
+		return err
+	}
+	land, err := t.reserve(engine)
+	if err != nil {
+		return err
+	}
+	if err := t.accept(listener, land, fetchers); err != nil {
 		return err
 	}
 	if err := say(reply{}); err != nil {
@@ -120,7 +131,7 @@ func (t *task) stats(e *faultd.Engine, elapsed time.Duration) (reply, error) {
 	for name, h := range st.Stages {
 		s.Stages[string(name)] = h.Summary()
 	}
-	s.Reads, s.TCPFetches = reads.Completed.Load(), reads.Beneath.Load()
+	s.Reads, s.TCPFetches, s.InPlace = reads.Completed.Load(), reads.Beneath.Load(), reads.InPlace.Load()
 	var err error
 	s.Memory, err = usage()
 	return reply{Stats: s}, err
@@ -140,32 +151,25 @@ type key struct {
 }
 
 // accept takes the page server's channels.
-func (t *task) accept(l *tcp.Listener) (map[key]chan transport.Fetcher, error) {
+func (t *task) accept(l *tcp.Listener, land *landing, fetchers map[key]chan transport.Fetcher) error {
 	regions := []transport.Region{t.region()}
-	fetchers := make(map[key]chan transport.Fetcher)
-	over, err := t.overRDMA()
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for range t.Demand + t.Precache {
 		conn, err := l.Accept(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("wait for the page server: %w", err)
+			return fmt.Errorf("wait for the page server: %w", err)
 		}
 		base, err := conn.Fetcher()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		conn.SetRegions(regions)
-		f, err := over(conn, base, regions)
+		f, err := land.overRDMA(conn, base, regions)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		c := make(chan transport.Fetcher, 1)
-		c <- f
-		fetchers[key{conn.Kind(), conn.Index()}] = c
+		fetchers[key{conn.Kind(), conn.Index()}] <- f
 	}
-	return fetchers, nil
+	return nil
 }

@@ -27,6 +27,13 @@ type Options struct {
 	TLS bool
 	// RDMA names the device by which pages come; empty is TCP.
 	RDMA string
+	// Reserve has the destination's memory allocated before the first page comes.
+	Reserve bool
+	// Land has READs land in place: of "demand", of "all", of no channel if empty. It
+	// reserves, too.
+	Land string
+	// LentBytes is rdma.FetchOptions.LentBytes.
+	LentBytes int
 }
 
 // Memory is the memory that is served, at both ends; the files stay the
@@ -117,7 +124,8 @@ func (e *Engine) serve(ctx context.Context, m Memory, o Options) (err error) {
 	if o.Addr == "" {
 		o.Addr = "127.0.0.1:0"
 	}
-	t := task{Role: "daemon", Pages: m.Pages, PageSize: m.PageSize, Demand: o.Demand, Precache: o.Precache, Codec: o.Codec, Addr: o.Addr, RDMA: o.RDMA, Mapping: m.Mapping}
+	t := task{Role: "daemon", Pages: m.Pages, PageSize: m.PageSize, Demand: o.Demand, Precache: o.Precache, Codec: o.Codec, Addr: o.Addr, RDMA: o.RDMA, Mapping: m.Mapping,
+		Reserve: o.Reserve, Land: o.Land, LentBytes: o.LentBytes}
 	if o.TLS {
 		if t.Cert, t.Key, err = floor.Certificate(); err != nil {
 			return err

@@ -13,6 +13,56 @@ import (
 	"github.com/pagewarp/pagewarp/internal/softroce"
 )
 
+// way names how pages land in a run.
+type landWay struct {
+	name string
+	Options
+}
+
+// landWays are compared in alternation: the staging buffer with and without memory that
+// was reserved, and in place.
+var landWays = []landWay{
+	{"staging, nothing reserved", Options{}},
+	{"staging, reserved", Options{Reserve: true}},
+	{"in place", Options{Land: "all"}},
+}
+
+// engine starts an engine whose pages come by RDMA.
+func (w landWay) engine(b *testing.B, ctx context.Context, im *Image) *Engine {
+	b.Helper()
+	o := w.Options
+	o.Codec, o.RDMA = "none", softroce.Device
+	e, err := NewEngine(ctx, im, o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return e
+}
+
+// figures collects quantities by name, and prints their medians and ranges.
+type figures struct {
+	names  []string
+	values map[string][]float64
+}
+
+func (f *figures) add(name string, v float64) {
+	if f.values == nil {
+		f.values = make(map[string][]float64)
+	}
+	if f.values[name] == nil {
+		f.names = append(f.names, name)
+	}
+	f.values[name] = append(f.values[name], v)
+}
+
+func (f *figures) print(title string) {
+	fmt.Println(title)
+	for _, name := range f.names {
+		r := report.SpreadOf(f.values[name])
+		fmt.Printf("  %s: %.2f (%.2f to %.2f)\n", name, r.Median, r.Min, r.Max)
+	}
+}
+
 // BenchmarkRDMAFault times demand faults whose pages come by READ, beside the local
 // fault and the engine's own fetch: the goal is 1.15 times their sum. It is one run,
 // whatever b.N; `make bench-rdma` has it in its VM.
@@ -22,44 +72,48 @@ func BenchmarkRDMAFault(b *testing.B) {
 	}
 	ctx, cancel := context.WithTimeout(b.Context(), 100*time.Second)
 	defer cancel()
-	const rounds = 3
+	const rounds = 5
 	o := RunOptions{Count: 700}
 	o.fill()
-	im, err := NewImage(ImageOptions{Pages: 1000})
+	im, err := NewImage(ImageOptions{Pages: 1008})
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer im.Close()
-	var ratio []float64
+	all := make([]figures, len(landWays))
 	for range rounds {
 		ds, err := floor.LocalFault(ctx, o.CPUs, o.Count)
 		if err != nil {
 			b.Fatal(err)
 		}
 		local := report.Summarize(ds)
-		e, err := NewEngine(ctx, im, Options{Codec: "none", RDMA: softroce.Device})
-		if err != nil {
-			b.Fatal(err)
+		for i, way := range landWays {
+			e := way.engine(b, ctx, im)
+			ds, err = o.idle(ctx, e, nil)
+			var s Stats
+			if err == nil {
+				s, err = e.Stats()
+			}
+			e.Close()
+			if err != nil {
+				b.Fatal(err)
+			}
+			if s.Reads < uint64(o.Count) || way.Land != "" && s.InPlace < uint64(o.Count) {
+				b.Fatalf("%d READs, %d pages in place, %d fetches by TCP", s.Reads, s.InPlace, s.TCPFetches)
+			}
+			fault, wire, f := report.Summarize(ds), s.Stages["wire"].P50, &all[i]
+			f.add("fault, µs", fault.P50)
+			f.add("  local fault", local.P50)
+			f.add("  queue", s.Stages["queue"].P50)
+			f.add("  fetch", wire)
+			f.add("  copy", s.Stages["decode"].P50)
+			f.add("  install", s.Stages["install"].P50)
+			f.add("times (fetch + local fault)", fault.P50/(local.P50+wire))
 		}
-		ds, err = o.idle(ctx, e, nil)
-		var s Stats
-		if err == nil {
-			s, err = e.Stats()
-		}
-		e.Close()
-		if err != nil {
-			b.Fatal(err)
-		}
-		if s.Reads < uint64(o.Count) {
-			b.Fatalf("%d READs, %d fetches by TCP", s.Reads, s.TCPFetches)
-		}
-		fault, wire := report.Summarize(ds), s.Stages["wire"]
-		ratio = append(ratio, fault.P50/(local.P50+wire.P50))
-		fmt.Printf("fault by READ, p50: %.0f µs; local fault %.0f, fetch %.0f: %.2f times their sum; queue %.1f, copy %.1f, install %.1f\n",
-			fault.P50, local.P50, wire.P50, ratio[len(ratio)-1], s.Stages["queue"].P50, s.Stages["decode"].P50, s.Stages["install"].P50)
 	}
-	r := report.SpreadOf(ratio)
-	fmt.Printf("fault by READ: %.2f times (fetch + local fault), %.2f to %.2f\n", r.Median, r.Min, r.Max)
+	for i := range all {
+		all[i].print(fmt.Sprintf("fault by READ, %s, medians of %d rounds:", landWays[i].name, rounds))
+	}
 }
 
 // BenchmarkRDMAStream drains memory by READ through the whole engine; its floor is
@@ -68,40 +122,83 @@ func BenchmarkRDMAStream(b *testing.B) {
 	if err := softroce.Make(); err != nil {
 		b.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(b.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(b.Context(), 100*time.Second)
 	defer cancel()
-	im, err := NewImage(ImageOptions{Pages: 8192})
+	im, err := NewImage(ImageOptions{Pages: 6144})
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer im.Close()
-	var rate []float64
+	var f figures
 	for range 5 {
-		s, err := stream(ctx, im)
-		if err != nil {
-			b.Fatal(err)
+		for _, way := range landWays {
+			s := stream(b, way.engine(b, ctx, im))
+			if s.Reads == 0 || way.Land == "all" && s.InPlace == 0 {
+				b.Fatalf("%d READs, %d pages in place, %d fetches by TCP", s.Reads, s.InPlace, s.TCPFetches)
+			}
+			f.add(way.name, float64(im.Pages*pageSize)/(1<<20)/s.Elapsed.Seconds())
 		}
-		if s.Reads == 0 {
-			b.Fatalf("no READs, %d fetches by TCP", s.TCPFetches)
-		}
-		rate = append(rate, float64(im.Pages*pageSize)/(1<<20)/s.Elapsed.Seconds())
 	}
-	r := report.SpreadOf(rate)
-	fmt.Printf("drain by READ, all of the engine: %.1f MiB/s (%.1f to %.1f)\n", r.Median, r.Min, r.Max)
+	f.print("drain by READ, all of the engine, MiB/s:")
 }
 
-func stream(ctx context.Context, im *Image) (Stats, error) {
-	e, err := NewEngine(ctx, im, Options{Codec: "none", Precache: 1, RDMA: softroce.Device})
-	if err != nil {
-		return Stats{}, err
-	}
+func stream(b *testing.B, e *Engine) Stats {
+	b.Helper()
 	defer e.Close()
 	if err := e.Precache(); err != nil {
-		return Stats{}, err
+		b.Fatal(err)
 	}
 	s, err := e.Drain()
 	if err == nil {
 		err = e.Verify()
 	}
-	return s, err
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+// busyWays are compared where precache claims what it reads: the most under way is what
+// a fault on such a page waits for.
+var busyWays = []landWay{
+	{"staging, reserved", Options{Reserve: true}},
+	{"demand alone in place", Options{Land: "demand"}},
+	{"in place, at most 64 KiB", Options{Land: "all", LentBytes: 64 << 10}},
+	{"in place, at most 128 KiB", Options{Land: "all"}},
+	{"in place, at most 256 KiB", Options{Land: "all", LentBytes: 256 << 10}},
+	{"in place, at most 1 MiB", Options{Land: "all", LentBytes: 1 << 20}},
+}
+
+// BenchmarkRDMABusy times faults while precache runs: those on pages whose precache
+// READ is under way in place wait for it.
+func BenchmarkRDMABusy(b *testing.B) {
+	if err := softroce.Make(); err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(b.Context(), 100*time.Second)
+	defer cancel()
+	o := RunOptions{Every: 3 * time.Millisecond}
+	o.fill()
+	im, err := NewImage(ImageOptions{Pages: 12288})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer im.Close()
+	var f figures
+	for range 4 {
+		for _, way := range busyWays {
+			e := way.engine(b, ctx, im)
+			var p Pass
+			ds, err := o.busy(ctx, e, &p)
+			e.Close()
+			if err != nil {
+				b.Fatal(err)
+			}
+			s := report.Summarize(ds)
+			f.add(way.name+": p50, µs", s.P50)
+			f.add(way.name+": p99, µs", s.P99)
+			f.add(way.name+": stream, MiB/s", p.PrecacheBytesPerSec/(1<<20))
+		}
+	}
+	f.print("faults under precache:")
 }

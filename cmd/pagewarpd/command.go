@@ -60,7 +60,7 @@ Exit codes: 0 stopped by a signal, 1 failed, 2 usage.`,
 	p.StringVar(&f.source, "fault-source", "", "how faults are caught: auto, device (the kernel module) or userfaultfd (default auto)")
 	p.StringVar(&f.rdma, "rdma", "", "pages by RDMA: off, ask (where a relocation asks for it) or auto (default ask)")
 	p.StringVar(&f.rdmaDevice, "rdma-device", "", "`DEVICE`[:PORT] or interface for RDMA (default: what is behind the peers' address)")
-	p.Var(&f.rdmaBudget, "rdma-budget", "most memory that a relocation registers for RDMA at its source, e.g. 8G (default: no bound)")
+	p.Var(&f.rdmaBudget, "rdma-budget", "most memory that a relocation registers for RDMA at each end, e.g. 8G (default: no bound)")
 	addProfileFlags(root.Flags())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w; see `%s --help`", err, cmd.CommandPath())

@@ -107,7 +107,7 @@ func TestRDMAThereAndBack(t *testing.T) {
 	m.begin("", "")
 	s := move(t, m.a, m.b, "--transport", "rdma")
 	r := s.RDMA
-	if r == nil || r.Device != softroce.Device || r.Port != 1 || r.ReadsCompleted == 0 || r.ReadsCompleted != r.ReadsPosted || r.ReadsRetried != 0 || r.Messages != 0 || r.Fallbacks != 0 || r.Registered == 0 {
+	if r == nil || r.Device != softroce.Device || r.Port != 1 || r.ReadsCompleted == 0 || r.ReadsCompleted != r.ReadsPosted || r.ReadsRetried != 0 || r.Messages != 0 || r.Fallbacks != 0 || r.Registered == 0 || r.PagesInPlace == 0 {
 		t.Errorf("READs: %+v", r)
 	}
 	m.arrived()
@@ -116,9 +116,9 @@ func TestRDMAThereAndBack(t *testing.T) {
 
 	kept := filepath.Join(m.b.dir, "vm.mem")
 	twinOfSome(t, kept, twin)
-	s = move(t, m.b, m.a, "--transport", "rdma", "--rdma-pin", "all", "--paused", "--keep-source", "--codec", "zstd", "--warm", twin)
+	s = move(t, m.b, m.a, "--transport", "rdma", "--rdma-pin", "all", "--rdma-land", "staging", "--paused", "--keep-source", "--codec", "zstd", "--warm", twin)
 	r = s.RDMA
-	if r == nil || r.Messages == 0 || r.MessageBytes == 0 || r.SendBuildMS == 0 || r.Recalled != 0 || r.Fallbacks != 0 {
+	if r == nil || r.Messages == 0 || r.MessageBytes == 0 || r.SendBuildMS == 0 || r.Recalled != 0 || r.PagesInPlace != 0 || r.Fallbacks != 0 {
 		t.Fatalf("SENDs on the way back: %+v", r)
 	}
 	// Half of the pages with data are random, the others shrink; a part of all was there.

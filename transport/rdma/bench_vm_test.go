@@ -32,6 +32,11 @@ func (*blind) Commit(transport.Range, [][]byte) error { return nil }
 func (*blind) Abort(transport.Range, [][]byte)        {}
 func (*blind) Zero(transport.Range) error             { return nil }
 
+// Lend implements [transport.LendSink].
+func (*blind) Lend(r transport.Range) (uint32, transport.Lending) { return r.Count, transport.Lent }
+func (*blind) Landed(transport.Range, bool) error                 { return nil }
+func (*blind) Reclaim(transport.Range)                            {}
+
 // perftest runs a tool of perftest against itself and returns the columns of its
 // last line of figures.
 func perftest(b *testing.B, tool string, args ...string) []float64 {
@@ -85,13 +90,26 @@ func median(xs []float64) (mid, low, high float64) {
 	return xs[len(xs)/2], xs[0], xs[len(xs)-1]
 }
 
-func benchStream(b *testing.B, kind transport.Kind, pages uint64, spin time.Duration) (*rig, *blind) {
+// benchStream is a channel over an image of one registered chunk at most, whose pages
+// land in place or in the staging buffer.
+func benchStream(b *testing.B, kind transport.Kind, pages uint64, spin time.Duration, place bool) (*rig, *blind) {
 	reg := transport.Region{ID: 1, Name: "ram", Pages: pages, PageSize: pageSize}
 	im := transporttest.NewImage(b, reg)
 	for p := range pages {
 		im.Put(1, p, transporttest.Random, 1)
 	}
-	r := newRig(b, rigOptions{kind: kind, regions: im.Regions, sources: imageFiles(b, im), fetch: FetchOptions{Spin: spin},
+	sink, dev := &blind{mem: transporttest.Memory(b, int(pages)*pageSize)}, testDevice(b)
+	fetch := FetchOptions{Spin: spin}
+	if place {
+		var err error
+		fetch.Landing, err = NewLanding(dev, []Stretch{{transport.Range{Region: 1, Count: uint32(pages)}, sink.mem}}, LandingOptions{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { fetch.Landing.Close() })
+		<-fetch.Landing.Done()
+	}
+	r := newRig(b, rigOptions{kind: kind, regions: im.Regions, sources: imageFiles(b, im), dstDev: dev, fetch: fetch,
 		hello: transport.Hello{Features: transport.AllFeatures &^ transport.FeatureWarm}})
 	resp, err := r.src.Responder()
 	if err != nil {
@@ -99,7 +117,8 @@ func benchStream(b *testing.B, kind transport.Kind, pages uint64, spin time.Dura
 	}
 	go im.Serve(resp, true) // ends with the channel
 	r.ready(b)
-	return r, &blind{mem: transporttest.Memory(b, int(pages)*pageSize)}
+	r.f.sink.bind(sink)
+	return r, sink
 }
 
 // bare READs by the shim alone, window of them in flight, of size bytes each, until
@@ -148,87 +167,125 @@ func (f *figure) String() string {
 	return fmt.Sprintf("%.1f (%.1f to %.1f), %.2f times (%.2f to %.2f)", v, vl, vh, r, rl, rh)
 }
 
+// benchWay is a channel whose pages land in one way, and its figures.
+type benchWay struct {
+	name                string
+	r                   *rig
+	sink                *blind
+	id                  uint64
+	ours, posting, rest figure
+}
+
+// benchWays are channels of both ways.
+func benchWays(b *testing.B, kind transport.Kind, pages uint64, spin time.Duration) (ws []*benchWay) {
+	for _, place := range []bool{false, true} {
+		w := &benchWay{name: "by the staging buffer"}
+		if place {
+			w.name = "in place"
+		}
+		w.r, w.sink = benchStream(b, kind, pages, spin, place)
+		ws = append(ws, w)
+	}
+	return ws
+}
+
+// counted checks that all came by READ.
+func (w *benchWay) counted(b *testing.B, least uint64) {
+	b.Helper()
+	reads, _, beneath := counts(w.r.f)
+	if reads < least || beneath != 0 || (w.r.f.Stats().InPlace.Load() > 0) != (w.r.f.opt.Landing != nil) {
+		b.Fatalf("%s: %d READs, %d pages in place, %d fetches beneath", w.name, reads, w.r.f.Stats().InPlace.Load(), beneath)
+	}
+}
+
 // BenchmarkDemand alternates 4 KiB fetches with ib_read_lat: the goal is 1.25 times
-// its typical time. A ratio is that of one round, whose two sides are a second apart.
+// its typical time. A ratio is that of one round, whose sides are seconds apart. The
+// thread that fetches polls for the page, as a fault reader does.
 func BenchmarkDemand(b *testing.B) {
 	runtime.LockOSThread()
 	const rounds, fetches, pages = 9, 500, 512
-	r, sink := benchStream(b, transport.Demand, pages, time.Millisecond)
-	var ours, floor, shim, posting figure
+	ways := benchWays(b, transport.Demand, pages, time.Millisecond)
+	var floor, shim figure
 	var c transport.Completion
-	id := uint64(0)
-	var took, fetched [fetches]float64
+	var took, fetched, landing [fetches]float64
 	for range rounds {
 		lat := perftest(b, "ib_read_lat", "-s", "4096", "-n", strconv.Itoa(fetches))[4]
 		floor.add(lat, lat)
 		for i := range took {
-			took[i] = float64(bare(b, r.f, 1, pageSize, pageSize)) / 1e3
+			took[i] = float64(bare(b, ways[0].r.f, 1, pageSize, pageSize)) / 1e3
 		}
 		mid, _, _ := median(took[:])
 		shim.add(mid, lat)
-		for i := range took {
-			id++
-			begin := time.Now()
-			if err := r.f.Fetch([]transport.Fetch{{ID: id, Range: transport.Range{Region: 1, First: id % pages, Count: 1}}}); err != nil {
-				b.Fatal(err)
+		for _, w := range ways {
+			for i := range took {
+				w.id++
+				begin := time.Now()
+				if err := w.r.f.FetchAndPoll([]transport.Fetch{{ID: w.id, Range: transport.Range{Region: 1, First: w.id % pages, Count: 1}}}); err != nil {
+					b.Fatal(err)
+				}
+				fetched[i] = float64(time.Since(begin)) / 1e3
+				if !w.r.f.Poll(&c) {
+					if err := w.r.f.Receive(w.sink, &c); err != nil {
+						b.Fatal(err)
+					}
+				}
+				took[i], landing[i] = float64(time.Since(begin))/1e3, float64(c.Decode+c.Commit)/1e3
 			}
-			fetched[i] = float64(time.Since(begin)) / 1e3
-			if err := r.f.Receive(sink, &c); err != nil {
-				b.Fatal(err)
-			}
-			took[i] = float64(time.Since(begin)) / 1e3
+			mid, _, _ = median(took[:])
+			w.ours.add(mid, lat)
+			mid, _, _ = median(fetched[:])
+			w.posting.add(mid, lat)
+			mid, _, _ = median(landing[:])
+			w.rest.add(mid, lat)
 		}
-		mid, _, _ = median(took[:])
-		ours.add(mid, lat)
-		mid, _, _ = median(fetched[:])
-		posting.add(mid, lat)
 	}
-	if reads, _, beneath := counts(r.f); reads != rounds*fetches || beneath != 0 {
-		b.Fatalf("%d READs, %d fetches beneath", reads, beneath)
+	fmt.Printf("ib_read_lat, 4 KiB, typical: %v µs\n  by the shim alone: %v\n", &floor, &shim)
+	for _, w := range ways {
+		w.counted(b, rounds*fetches)
+		fmt.Printf("  demand fetch, %s: %v\n    of which the posting: %v; copying and committing: %v\n", w.name, &w.ours, &w.posting, &w.rest)
 	}
-	fmt.Printf("ib_read_lat, 4 KiB, typical: %v µs\n  by the shim alone: %v\n  demand fetch: %v\n    of which Fetch, the posting: %v; copying %.1f µs, installing %.1f µs (the last one)\n  the source answered 0 of %d\n",
-		&floor, &shim, &ours, &posting, float64(c.Decode)/1e3, float64(c.Commit)/1e3, rounds*fetches)
 }
 
 // BenchmarkPrecache alternates a stream with ib_read_bw at its best message size:
 // the goal is 0.9 times its rate.
 func BenchmarkPrecache(b *testing.B) {
 	runtime.LockOSThread()
-	const rounds, pages, run, window = 7, 8192, 64, 16
-	r, sink := benchStream(b, transport.Precache, pages, 100*time.Microsecond)
-	var ours, floor, shim figure
-	var landing time.Duration
-	id := uint64(0)
+	const rounds, pages, run, window = 7, 6144, 32, 32
+	ways := benchWays(b, transport.Precache, pages, 100*time.Microsecond)
+	var floor, shim figure
 	for range rounds {
 		best := 0.0
 		for _, size := range []string{"262144", "1048576"} {
 			best = max(best, perftest(b, "ib_read_bw", "-s", size, "-n", "48")[3]) // MiB/s, average
 		}
 		floor.add(best, best)
-		shim.add(16/bare(b, r.f, precacheSlots, readBytes, 16<<20).Seconds(), best)
-		begin := time.Now()
-		posted, got := uint64(0), uint64(0)
-		var c transport.Completion
-		for got < pages/run {
-			for posted < pages/run && posted-got < window {
-				id++
-				if err := r.f.Fetch([]transport.Fetch{{ID: id, Range: transport.Range{Region: 1, First: posted * run, Count: run}}}); err != nil {
+		shim.add(16/bare(b, ways[0].r.f, precacheSlots, readBytes, 16<<20).Seconds(), best)
+		for _, w := range ways {
+			begin, landing := time.Now(), time.Duration(0)
+			posted, got := uint64(0), uint64(0)
+			var c transport.Completion
+			for got < pages/run {
+				for posted < pages/run && posted-got < window {
+					w.id++
+					if err := w.r.f.Fetch([]transport.Fetch{{ID: w.id, Range: transport.Range{Region: 1, First: posted * run, Count: run}}}); err != nil {
+						b.Fatal(err)
+					}
+					posted++
+				}
+				if err := w.r.f.Receive(w.sink, &c); err != nil {
 					b.Fatal(err)
 				}
-				posted++
+				landing += c.Decode + c.Commit
+				got++
 			}
-			if err := r.f.Receive(sink, &c); err != nil {
-				b.Fatal(err)
-			}
-			landing += c.Decode + c.Commit
-			got++
+			w.ours.add(float64(pages*pageSize)/(1<<20)/time.Since(begin).Seconds(), best)
+			w.rest.add(float64(landing)/1e3/pages, 1)
 		}
-		ours.add(float64(pages*pageSize)/(1<<20)/time.Since(begin).Seconds(), best)
 	}
-	reads, _, beneath := counts(r.f)
-	if beneath != 0 {
-		b.Fatalf("%d fetches beneath", beneath)
+	fmt.Printf("ib_read_bw at its best size: %v MiB/s\n  by the shim alone, 1 MiB READs: %v\n", &floor, &shim)
+	for _, w := range ways {
+		w.counted(b, rounds)
+		reads, bytes, _ := counts(w.r.f)
+		fmt.Printf("  precache %s, %d fetches of 128 KiB in flight: %v\n    landing, µs a page: %v; %d READs of %d KiB\n", w.name, window, &w.ours, &w.rest, reads, bytes/reads>>10)
 	}
-	fmt.Printf("ib_read_bw at its best size: %v MiB/s\n  by the shim alone, 1 MiB READs: %v\n  precache, %d fetches of 256 KiB in flight: %v; landing %.1f µs a page; %d READs\n  the source answered 0 of %d fetches\n",
-		&floor, &shim, window, &ours, float64(landing.Microseconds())/(rounds*pages), reads, rounds*pages/run)
 }

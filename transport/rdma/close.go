@@ -23,27 +23,15 @@ func (f *Fetcher) Close() error {
 	return err
 }
 
-// releaseAll frees what the device and the system gave.
+// releaseAll frees what the device and the system gave. pollMu is held, or nobody else
+// has the Fetcher.
 func (f *Fetcher) releaseAll() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.stop != nil {
 		f.stop()
 	}
-	if f.q != nil {
-		f.stats.Up.Add(-1)
-		for i := range f.ops {
-			if f.ops[i].busy {
-				f.stats.Retried.Add(1) // the engine fetches it by another channel
-			}
-		}
-	}
-	for _, q := range []*queue{f.q, f.pending} {
-		if q != nil {
-			q.close()
-		}
-	}
-	f.q, f.pending = nil, nil
+	f.takeDown()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.stageMR != nil {
 		f.stageMR.close()
 		f.stageMR = nil

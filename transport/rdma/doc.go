@@ -15,13 +15,18 @@
 //
 // # Landing
 //
-// READs land in a staging buffer of the channel's own, and a page is copied from
+// READs land in the guest's memory itself where that is registered ([Landing]) and the
+// sink lends the page ([transport.LendSink]): it is claimed when the READ is posted, and
+// in place when it completes. What a precache channel has lent at a time is bounded, since
+// whoever wants such a page waits for it. If the READ fails, the queue pair is destroyed
+// before the page is given back, to be emptied.
+//
+// All others land in a staging buffer of the channel's own, and a page is copied from
 // there (or, where the sink can, written by a system call: [transport.TakeSink])
 // once its READ has completed, under a claim taken then. So a READ that
 // fails half-way has touched nothing of the guest's; a demand fetch overtakes a
-// precache READ of the same page; zero pages are noticed on the way and stay
-// holes; no memory of the guest is pinned at the destination. The copy finds the
-// page in the CPU's cache where the NIC put it (SPECIFICATION has what it costs).
+// precache READ of the same page; and nothing of the guest's is pinned. Either way zero
+// pages are noticed and stay, or become, holes.
 //
 // # Locks
 //

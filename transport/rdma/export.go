@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -114,6 +115,9 @@ func NewExport(dev *Device, sources []Source, o ExportOptions) (*Export, error) 
 	if o.Pin == PinODP && !dev.caps.odp {
 		return nil, fmt.Errorf("RDMA device %s has no on-demand paging for READs (--rdma-pin odp): pin the image, by 'lazy' or 'all'", dev.port.Device)
 	}
+	if o.Pin == PinODP && softRoCE(dev.port.Device) {
+		return nil, fmt.Errorf("RDMA device %s is soft-RoCE, whose READs of memory that is paged on demand bring wrong bytes where the path MTU is below the page's size (seen on Linux 6.18, --rdma-pin odp): pin the image, by 'lazy' or 'all'", dev.port.Device)
+	}
 	if o.DeadAfter <= 0 {
 		o.DeadAfter = 5 * time.Second
 	}
@@ -131,6 +135,12 @@ func NewExport(dev *Device, sources []Source, o ExportOptions) (*Export, error) 
 		e.order = append(e.order, x)
 	}
 	return e, nil
+}
+
+// softRoCE says whether a device is one of rdma_rxe's, which alone have this attribute.
+func softRoCE(device string) bool {
+	_, err := os.Stat(filepath.Join(sysfs, device, "parent"))
+	return err == nil
 }
 
 func openExported(s Source) (*exported, error) {

@@ -45,7 +45,15 @@ func newStream(t *testing.T, pages uint64, o rigOptions) *stream {
 	o.sources = imageFiles(t, im)
 	o.fetch.StageBytes = 2 << 20
 	o.hello.Features = transport.AllFeatures &^ transport.FeatureWarm
-	s := &stream{rig: newRig(t, o), t: t, im: im, sink: transporttest.NewSink(t, o.regions...), served: make(chan error, 1)}
+	s := &stream{t: t, im: im, sink: transporttest.NewSink(t, o.regions...), served: make(chan error, 1)}
+	if o.place {
+		o.dstDev = testDevice(t)
+		o.fetch.Landing = landingOf(t, o.dstDev, s.sink)
+	}
+	s.rig = newRig(t, o)
+	if o.place {
+		s.f.sink.bind(s.sink)
+	}
 	resp, err := s.src.Responder()
 	if err != nil {
 		t.Fatal(err)
@@ -138,34 +146,52 @@ func (s *stream) fell(words string) {
 	}
 }
 
+// eachWay runs a test with pages that land in the staging buffer, and in place.
+func eachWay(t *testing.T, f func(t *testing.T, o rigOptions)) {
+	t.Run("staging", func(t *testing.T) { f(t, rigOptions{}) })
+	t.Run("in place", func(t *testing.T) { f(t, rigOptions{place: true}) })
+}
+
+// spoil has the READs from now on be refused: their key is not the source's.
+func (s *stream) spoil() {
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	for _, w := range s.f.table.regions[1].windows {
+		for i := range w {
+			w[i].rkey ^= 0x5500
+		}
+	}
+}
+
 // A key that is not the source's: the READ is refused, nothing of it is installed,
 // and the pages come by FETCH.
-func TestWrongKey(t *testing.T) {
-	s := newStream(t, 2048, rigOptions{})
+func TestWrongKey(t *testing.T) { eachWay(t, testWrongKey) }
+
+func testWrongKey(t *testing.T, o rigOptions) {
+	s := newStream(t, 2048, o)
 	s.ready(t)
 	s.receive(s.post(0, 1024))
 	reads, _, _ := counts(s.f)
 	if reads == 0 {
 		t.Fatal("nothing came by READ")
 	}
-	s.f.mu.Lock()
-	for _, w := range s.f.table.regions[1].windows {
-		for i := range w {
-			w[i].rkey ^= 0x5500
-		}
-	}
-	s.f.mu.Unlock()
+	s.spoil()
 	s.receive(s.post(1024, 1024))
 	s.fell("remote access error")
 	s.whole(2048)
+	if lent, back := s.sink.Lending(); (lent > 0) != o.place || (back > 0) != o.place {
+		t.Errorf("%d pages were lent, %d taken back", lent, back)
+	}
 	if after, _, _ := counts(s.f); after != reads {
 		t.Errorf("%d READs completed with a wrong key", after-reads)
 	}
 }
 
 // A READ that reaches past the registered memory is refused as a whole.
-func TestReadPastTheEnd(t *testing.T) {
-	s := newStream(t, 1024, rigOptions{})
+func TestReadPastTheEnd(t *testing.T) { eachWay(t, testReadPastTheEnd) }
+
+func testReadPastTheEnd(t *testing.T, o rigOptions) {
+	s := newStream(t, 1024, o)
 	s.ready(t)
 	s.f.mu.Lock()
 	ws := s.f.table.regions[1].windows[0]
@@ -208,8 +234,11 @@ func TestRegionSizeLie(t *testing.T) {
 // The source's queue pair goes away in mid-stream: the READs under way end by their
 // retries or, where the device does not count them (soft-RoCE), by our deadline, and
 // all comes by FETCH.
-func TestSourceGone(t *testing.T) {
-	s := newStream(t, 4096, rigOptions{fetch: FetchOptions{DeadAfter: 2 * time.Second}})
+func TestSourceGone(t *testing.T) { eachWay(t, testSourceGone) }
+
+func testSourceGone(t *testing.T, o rigOptions) {
+	o.fetch.DeadAfter = time.Second
+	s := newStream(t, 4096, o)
 	s.ready(t)
 	s.receive(s.post(0, 1024))
 	n := s.post(1024, 3072)
@@ -220,13 +249,53 @@ func TestSourceGone(t *testing.T) {
 	s.sleeps()
 }
 
+// Where nothing goes on by FETCH, a page whose READ in place failed, was cut off or was
+// still under way is absent and empty, claimed by nobody and written to by nobody.
+func TestInPlaceFailed(t *testing.T) {
+	for name, hurt := range map[string]func(*stream){
+		"wrong key":      (*stream).spoil,
+		"source gone":    func(s *stream) { s.a.off() },
+		"channel closed": func(s *stream) { time.AfterFunc(5*time.Millisecond, func() { s.f.Close() }) },
+		"connection cut": func(s *stream) { s.src.CloseWith(0, "") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStream(t, 4096, rigOptions{place: true, fetch: FetchOptions{Only: true, DeadAfter: time.Second}})
+			s.ready(t)
+			s.receive(s.post(0, 1024))
+			hurt(s)
+			var fs []transport.Fetch
+			for p := uint64(1024); p < 4096; p += 64 {
+				s.id++
+				fs = append(fs, transport.Fetch{ID: s.id, Range: transport.Range{Region: 1, First: p, Count: 64}})
+			}
+			err := s.f.Fetch(fs) // which the end may be seen by
+			var c transport.Completion
+			for err == nil {
+				err = s.f.Receive(s.sink, &c)
+			}
+			there, held := s.sink.Counts()
+			lent, back := s.sink.Lending()
+			if held != 0 || there < 1024 || lent == 0 {
+				t.Errorf("%d pages are there, %d claimed; %d were lent, %d taken back (%v)", there, held, lent, back, err)
+			}
+			if name == "wrong key" && back == 0 {
+				t.Error("no page was taken back")
+			}
+			s.f.Close()
+			s.sink.CheckUntouched(t)
+			s.sink.Check(t, s.im, transport.Range{Region: 1, Count: 1024})
+			t.Logf("%d pages there, %d lent, %d taken back: %v", there, lent, back, err)
+		})
+	}
+}
+
 // The link goes down in mid-stream.
 func TestLinkDown(t *testing.T) {
 	link, err := netlink.LinkByName(softroce.Netdev)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newStream(t, 4096, rigOptions{})
+	s := newStream(t, 4096, rigOptions{place: true})
 	s.ready(t)
 	s.receive(s.post(0, 1024))
 	n := s.post(1024, 3072)
@@ -297,7 +366,8 @@ func TestBudget(t *testing.T) {
 	}
 }
 
-// soft-RoCE of this kernel has no on-demand paging: who asks for it is told.
+// soft-RoCE of this kernel has no on-demand paging: who asks for it is told. That of
+// later ones has, and is known by its attribute.
 func TestNoOnDemandPaging(t *testing.T) {
 	d := testDevice(t)
 	e, err := NewExport(d, nil, ExportOptions{Pin: PinODP})
@@ -306,6 +376,9 @@ func TestNoOnDemandPaging(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), softroce.Device+" has no on-demand paging") {
 		t.Error(err)
+	}
+	if !softRoCE(softroce.Device) || softRoCE("mlx5_0") {
+		t.Error("soft-RoCE is not told from others")
 	}
 }
 

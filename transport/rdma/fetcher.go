@@ -39,6 +39,12 @@ type FetchOptions struct {
 	Spin time.Duration
 	// DeadAfter bounds the time of a READ. Default 5 s.
 	DeadAfter time.Duration
+	// Landing, if not nil, is the memory in place of the pages: what of it is registered,
+	// and the sink lends ([transport.LendSink]), READs write to by themselves.
+	Landing *Landing
+	// LentBytes bounds what a precache channel has READs under way for in place, which
+	// is what a fault on such a page waits for. Default 128 KiB.
+	LentBytes int
 	// StageBytes bounds the staging buffer, which is registered and so pinned. It
 	// holds at least 4 READs. Default 16 MiB, of which precache uses half.
 	StageBytes int
@@ -70,10 +76,12 @@ type Fetcher struct {
 
 	stage    []byte
 	slotSize int
-	stageMR  *region
-	wakeFD   int // an eventfd
-	sleeping atomic.Bool
-	broken   atomic.Pointer[error] // why RDMA must end; Receive acts on it
+	// The ops from here on have no slot of the stage: they are in place.
+	stageSlots int
+	stageMR    *region
+	wakeFD     int // an eventfd
+	sleeping   atomic.Bool
+	broken     atomic.Pointer[error] // why RDMA must end; Receive acts on it
 
 	stats *Stats
 
@@ -88,6 +96,7 @@ type Fetcher struct {
 	pollMu sync.Mutex
 	dones  [maxPost]done
 	dst    [][]byte
+	blank  []bool
 
 	mu      sync.Mutex
 	q       *queue                     // guarded by mu; nil before ACCEPT and after the end of RDMA
@@ -96,8 +105,11 @@ type Fetcher struct {
 	table   *table                     // guarded by mu
 	flights map[uint64]*flight         // guarded by mu; all that is outstanding
 	idle    []*flight                  // guarded by mu; to be used again
-	ops     []op                       // guarded by mu; by slot
-	free    []int                      // guarded by mu; slots
+	ops     []op                       // guarded by mu; by slot, those in place last
+	free    []int                      // guarded by mu; slots of the stage
+	vacant  []int                      // guarded by mu; slots in place
+	under   int                        // guarded by mu; slots in use
+	lent    int                        // guarded by mu; bytes
 	reads   fifo[part]                 // guarded by mu; READs that wait for a slot
 	zeros   fifo[part]                 // guarded by mu; holes to be reported
 	ready   fifo[*flight]              // guarded by mu; all parts have come
@@ -132,12 +144,15 @@ type part struct {
 	count uint32
 	rkey  uint32
 	addr  uint64
+	lkey  uint32 // of mem
+	mem   []byte // its place, to be asked for; nil: it goes by the stage
 }
 
 // op is one READ under way.
 type op struct {
 	posted time.Time
 	busy   bool
+	placed bool   // its one part is lent
 	parts  []part // adjacent at the source, in order
 }
 
@@ -158,6 +173,9 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	}
 	if o.StageBytes <= 0 {
 		o.StageBytes = stageBytes
+	}
+	if o.LentBytes <= 0 {
+		o.LentBytes = lentBytes
 	}
 	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), flights: make(map[uint64]*flight), wakeFD: -1, sink: newLateSink(), stats: o.Stats}
 	if f.stats == nil {
@@ -184,10 +202,15 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 		dev.drop()
 		return nil, fmt.Errorf("its messages have at most %d bytes, %d are needed", dev.caps.maxMessage, f.slotSize)
 	}
-	f.ops = make([]op, slots)
-	for i := range slots {
-		f.free = append(f.free, i)
+	places := 0
+	if o.Landing != nil {
+		places = min(slots, dev.caps.depth-1-slots)
+		if ch.Kind() == transport.Precache {
+			places = min(lentSlots, dev.caps.depth-1-slots)
+		}
 	}
+	f.stageSlots, f.ops = slots, make([]op, slots+max(0, places))
+	f.allFree()
 	var err error
 	if f.stage, err = sysmem.MapAnonymous(int64(slots * f.slotSize)); err != nil {
 		dev.drop()
@@ -197,7 +220,7 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 		f.stageMR, err = dev.register(f.stage, landing)
 	}
 	if err == nil {
-		f.pending, err = dev.dev.queue(slots)
+		f.pending, err = dev.dev.queue(len(f.ops))
 	}
 	if err == nil {
 		f.stop, err = dev.onFailure(f.breakDown)
@@ -348,9 +371,13 @@ func (f *Fetcher) route(fl *flight) {
 			continue
 		}
 		for p.count > 0 {
-			n := min(p.count, most)
+			n, lkey, mem := f.opt.Landing.at(fl.Region, p.first, min(p.count, most))
+			if mem != nil && f.ch.Kind() == transport.Precache { // two are under way at least
+				n = min(n, max(1, uint32(f.opt.LentBytes/2/int(r.PageSize))))
+				mem = mem[:int(n)*int(r.PageSize)]
+			}
 			fl.parts++
-			f.reads.push(part{fl: fl, first: p.first, count: n, rkey: p.rkey, addr: p.addr})
+			f.reads.push(part{fl: fl, first: p.first, count: n, rkey: p.rkey, addr: p.addr, lkey: lkey, mem: mem})
 			p.first, p.count, p.addr = p.first+uint64(n), p.count-n, p.addr+uint64(n)*uint64(r.PageSize)
 		}
 	}
@@ -367,41 +394,6 @@ func (f *Fetcher) route(fl *flight) {
 func (f *Fetcher) below(fl *flight) {
 	fl.below, fl.parts = true, 0
 	f.byFetch.push(fl.Fetch)
-}
-
-// post posts waiting READs while there are slots, parts that are adjacent at the
-// source as one. mu is held.
-func (f *Fetcher) post(now time.Time) {
-	for f.q != nil && f.reads.len() > 0 && len(f.free) > 0 {
-		n := 0
-		for n < maxPost && f.reads.len() > 0 && len(f.free) > 0 {
-			slot := f.free[len(f.free)-1]
-			f.free = f.free[:len(f.free)-1]
-			o := &f.ops[slot]
-			o.parts, o.posted, o.busy = o.parts[:0], now, true
-			p := f.reads.pop()
-			ps := f.table.regions[p.fl.Region].PageSize
-			addr, size := p.addr, int(p.count)*int(ps)
-			for o.parts = append(o.parts, p); f.reads.len() > 0; {
-				next := f.reads.peek()
-				bytes := int(next.count) * int(ps)
-				if next.fl.Region != p.fl.Region || next.rkey != p.rkey || next.addr != addr+uint64(size) || size+bytes > f.slotSize {
-					break
-				}
-				o.parts = append(o.parts, f.reads.pop())
-				size += bytes
-			}
-			f.wrs[n] = read{id: uint64(slot), local: addressOf(f.stage) + uint64(slot*f.slotSize), remote: addr,
-				length: uint32(size), lkey: f.stageMR.lkey, rkey: p.rkey}
-			n++
-		}
-		posted, err := f.q.post(f.wrs[:n])
-		f.stats.Posted.Add(uint64(posted))
-		if err != nil {
-			f.breakDown(err) // Receive ends RDMA; what was posted and what was not goes by FETCH
-			return
-		}
-	}
 }
 
 // send sends what mu kept from being sent.

@@ -25,30 +25,104 @@ func (f *Fetcher) land(dones []done) error {
 		}
 		// The op is ours until its slot is free: nobody else touches it.
 		o := &f.ops[d.id]
-		mem := f.stage[int(d.id)*f.slotSize:]
 		f.stats.Completed.Add(1)
-		at := time.Now()
-		for _, p := range o.parts {
-			ps := int(f.table.regions[p.fl.Region].PageSize)
-			size := int(p.count) * ps
-			var err error
-			if at, err = f.deliver(p, mem[:size], ps, at); err != nil {
-				return err
-			}
-			mem = mem[size:]
+		at, err := time.Now(), error(nil)
+		if o.placed {
+			at, err = f.landed(&o.parts[0], at)
+		} else {
+			at, err = f.unload(o, f.stage[int(d.id)*f.slotSize:], at)
+		}
+		if err != nil {
+			return err
 		}
 		f.mu.Lock()
 		for _, p := range o.parts {
 			f.came(p.fl)
 		}
-		o.busy = false
-		clear(o.parts)
-		o.parts = o.parts[:0]
-		f.free = append(f.free, int(d.id))
+		f.freed(int(d.id))
 		f.post(at)
 		f.mu.Unlock()
 	}
 	return nil
+}
+
+// unload brings the parts of an op out of the stage. It begins at a time and returns
+// that of its end.
+func (f *Fetcher) unload(o *op, mem []byte, at time.Time) (time.Time, error) {
+	for _, p := range o.parts {
+		ps := int(f.table.regions[p.fl.Region].PageSize)
+		size := int(p.count) * ps
+		var err error
+		if at, err = f.deliver(p, mem[:size], ps, at); err != nil {
+			return at, err
+		}
+		mem = mem[size:]
+	}
+	return at, nil
+}
+
+// landed ends the claims of a part that is in place, run by run: pages that read as zero
+// are given back. What is left of the part on an error is to be reclaimed.
+func (f *Fetcher) landed(p *part, begin time.Time) (end time.Time, err error) {
+	fl, mem := p.fl, p.mem
+	ps := int(f.table.regions[fl.Region].PageSize)
+	fl.wire = begin.Sub(fl.sent)
+	fl.bytes += len(mem)
+	f.stats.Bytes.Add(uint64(len(mem)))
+	f.stats.InPlace.Add(uint64(p.count))
+	f.blank = lookForZero(f.blank[:0], mem, ps)
+	for at := 0; at < len(f.blank); {
+		zero, n := f.blank[at], 1
+		for at+n < len(f.blank) && f.blank[at+n] == zero {
+			n++
+		}
+		r := transport.Range{Region: fl.Region, First: p.first, Count: uint32(n)}
+		p.first, p.count = p.first+uint64(n), p.count-uint32(n)
+		if err := f.sink.landed(r, zero); err != nil {
+			return begin, fmt.Errorf("install %d pages at %d of region %d: %w", n, r.First, r.Region, err)
+		}
+		if zero {
+			fl.zero += r.Count
+		} else {
+			fl.data += r.Count
+		}
+		at += n
+	}
+	end = time.Now()
+	fl.commit += end.Sub(begin)
+	return end, nil
+}
+
+// lookForZero appends, for each page of mem, whether it reads as zero. A page that the
+// guest has given back meanwhile, and that there is no memory for, counts as zero.
+func lookForZero(blank []bool, mem []byte, ps int) []bool {
+	for len(mem) > 0 {
+		whole := len(blank) + len(mem)/ps
+		if blank = looked(blank, mem, ps); len(blank) == whole {
+			break
+		}
+		mem = mem[len(mem)-(whole-len(blank))*ps:][ps:]
+		blank = append(blank, true)
+	}
+	return blank
+}
+
+// looked is lookForZero as far as the first page that has no memory.
+func looked(in []bool, mem []byte, ps int) (blank []bool) {
+	blank = in
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			if _, fault := p.(interface{ Addr() uintptr }); !fault {
+				panic(p)
+			}
+		}
+	}()
+	for len(mem) > 0 {
+		blank = append(blank, isZero(mem[:ps]))
+		mem = mem[ps:]
+	}
+	return blank
 }
 
 // deliver gives the pages of one part to the sink, run by run: those that read as

@@ -26,6 +26,9 @@ func (f *Fetcher) Receive(sink transport.Sink, c *transport.Completion) error {
 		// The channel is of no use any more; and the sink is the caller's again.
 		f.base.Close()
 		f.pump.Wait()
+		f.pollMu.Lock()
+		f.takeDown()
+		f.pollMu.Unlock()
 	}
 	return err
 }
@@ -240,7 +243,7 @@ func (f *Fetcher) poll(spin time.Duration) (int, error) {
 // take does the work of poll. pollMu is held.
 func (f *Fetcher) take(spin time.Duration) (int, error) {
 	f.mu.Lock()
-	q, busy := f.q, len(f.free) < len(f.ops)
+	q, busy := f.q, f.under > 0
 	f.mu.Unlock()
 	if q == nil || !busy {
 		return 0, nil
@@ -292,7 +295,7 @@ func (f *Fetcher) Poll(c *transport.Completion) bool {
 // what came before that. pollMu is held.
 func (f *Fetcher) armed() (int, error) {
 	f.mu.Lock()
-	q, busy := f.q, len(f.free) < len(f.ops)
+	q, busy := f.q, f.under > 0
 	f.mu.Unlock()
 	if q == nil || !busy {
 		return 0, nil
@@ -310,7 +313,7 @@ func (f *Fetcher) sleep() error {
 	f.sleeping.Store(true)
 	defer f.sleeping.Store(false)
 	f.mu.Lock()
-	q, busy := f.q, len(f.free) < len(f.ops)
+	q, busy := f.q, f.under > 0
 	// Whoever comes later sees that we sleep, and wakes us, or polls and then arms.
 	work := f.answers.len()+f.ready.len()+f.zeros.len()+f.byFetch.len()+f.asks.len() > 0 || f.err != nil
 	f.mu.Unlock()
@@ -386,29 +389,14 @@ func (f *Fetcher) end(why error) error {
 	why = f.dev.reason(why)
 	f.pollMu.Lock() // nobody is landing what is given up here
 	defer f.pollMu.Unlock()
-	f.mu.Lock()
-	q, pending := f.q, f.pending
-	f.q, f.pending = nil, nil
-	if q == nil && pending == nil {
-		f.mu.Unlock()
+	if !f.takeDown() {
 		return nil // it has ended before
 	}
-	if q != nil {
-		f.stats.Up.Add(-1)
-	}
+	f.mu.Lock()
 	f.reads.clear()
 	f.zeros.clear()
 	f.asks.clear()
 	f.waiting = nil
-	f.free = f.free[:0]
-	retried := uint64(0)
-	for i := range f.ops {
-		if f.ops[i].busy {
-			retried++
-		}
-		f.ops[i] = op{}
-		f.free = append(f.free, i)
-	}
 	done := make(map[*flight]bool)
 	for f.ready.len() > 0 {
 		done[f.ready.pop()] = true
@@ -426,12 +414,6 @@ func (f *Fetcher) end(why error) error {
 		}
 	}
 	f.mu.Unlock()
-	for _, q := range []*queue{q, pending} {
-		if q != nil {
-			q.close() // from here on nothing is written into the stage
-		}
-	}
-	f.stats.Retried.Add(retried)
 	f.stats.Fallbacks.Add(1)
 	err := fmt.Errorf("RDMA by %s: %w", f.dev, why)
 	if f.opt.Down != nil {

@@ -73,6 +73,28 @@ func (l *lateSink) take(r transport.Range, src [][]byte) error {
 	return l.s.(transport.TakeSink).Take(r, src)
 }
 
+// lender is the sink if it lends pages and is known, else nil.
+func (l *lateSink) lender() transport.LendSink {
+	if !l.known() {
+		return nil
+	}
+	s, _ := l.s.(transport.LendSink)
+	return s
+}
+
+// landed and reclaim end what the lender has lent.
+func (l *lateSink) landed(r transport.Range, zero bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.s.(transport.LendSink).Landed(r, zero)
+}
+
+func (l *lateSink) reclaim(r transport.Range) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.s.(transport.LendSink).Reclaim(r)
+}
+
 func (l *lateSink) Abort(r transport.Range, dst [][]byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

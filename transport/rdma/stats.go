@@ -7,6 +7,7 @@ type Stats struct {
 	Posted    atomic.Uint64 // READs given to the device
 	Completed atomic.Uint64 // of those, without an error
 	Bytes     atomic.Uint64 // that they brought
+	InPlace   atomic.Uint64 // pages that were in place when their READ completed
 	Retried   atomic.Uint64 // of those posted, the ones that did not: their pages are fetched again
 	Beneath   atomic.Uint64 // fetches that the channel beneath answered
 	// Answers by SEND, and the bytes of their frames; and fetches that might have had

@@ -69,6 +69,7 @@ type rigOptions struct {
 	srcDev  *Device // nil: one of its own
 	dstDev  *Device
 	batch   bool // answers by SEND
+	place   bool // pages land in the sink's memory
 }
 
 func newRig(t testing.TB, o rigOptions) *rig {
@@ -187,6 +188,7 @@ func counts(f *Fetcher) (reads, bytes, beneath uint64) {
 type harness struct {
 	spin     time.Duration
 	pin      Pin
+	alias    bool    // pages land in place
 	src, dst *Device // of all channels of a case
 }
 
@@ -197,17 +199,27 @@ func (h *harness) Pair(t testing.TB, o transporttest.Options) (transport.Fetcher
 	if o.Image != nil {
 		sources = imageFiles(t, o.Image)
 	}
+	fetch := FetchOptions{Spin: h.spin, StageBytes: 2 << 20}
+	if h.alias && o.Sink != nil && o.Image != nil {
+		fetch.Landing = landingOf(t, h.dst, o.Sink)
+	}
 	r := newRig(t, rigOptions{kind: o.Kind, srcDev: h.src, dstDev: h.dst, regions: o.Regions, sources: sources, export: ExportOptions{Pin: h.pin},
-		fetch: FetchOptions{Spin: h.spin, StageBytes: 2 << 20}, dead: o.DeadAfter, faults: o.Faults, codec: o.Codec,
+		fetch: fetch, dead: o.DeadAfter, faults: o.Faults, codec: o.Codec,
 		hello: transport.Hello{Features: o.Features, MaxBody: o.MaxBody, MaxCount: o.MaxCount, Index: o.Index}})
 	resp, err := r.src.Responder()
 	if err != nil {
 		t.Fatal(err)
 	}
+	if fetch.Landing != nil {
+		r.f.sink.bind(o.Sink) // or the first READs would be posted before it is known
+	}
 	if o.Image == nil {
 		return r.f, resp
 	}
 	t.Cleanup(func() {
+		if _, _, beneath := counts(r.f); fetch.Landing != nil && beneath == 0 && r.f.Stats().InPlace.Load() == 0 && r.f.Stats().Bytes.Load() >= minPlot {
+			t.Error("nothing was in place")
+		}
 		if _, _, beneath := counts(r.f); beneath != 0 {
 			t.Errorf("%d fetches were answered by the channel beneath", beneath)
 		}
@@ -269,8 +281,27 @@ func TestSuiteLazy(t *testing.T) {
 	})
 }
 
-func TestSuiteAllSpin(t *testing.T) {
+// landingOf has the memory of a sink ready for READs in place.
+func landingOf(t testing.TB, d *Device, s *transporttest.Sink) *Landing {
+	t.Helper()
+	var to []Stretch
+	s.EachRegion(func(r transport.Range, mem []byte) { to = append(to, Stretch{r, mem}) })
+	l, err := NewLanding(d, to, LandingOptions{Report: func(err error) { t.Error(err) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	<-l.Done()
+	return l
+}
+
+// TestSuiteInPlace has pages land in the sink's memory, from an image that is all pinned.
+func TestSuiteInPlace(t *testing.T) {
 	transporttest.Run(t, func(t *testing.T) transporttest.Harness {
-		return &harness{spin: 50 * time.Microsecond, pin: PinAll, src: testDevice(t), dst: testDevice(t)}
+		return &harness{alias: true, spin: 50 * time.Microsecond, pin: PinAll, src: testDevice(t), dst: testDevice(t)}
 	})
 }

@@ -30,6 +30,9 @@ type Sink struct {
 	commits  int                    // calls; guarded by mu
 	zeros    int                    // calls; guarded by mu
 
+	lent      int         // pages; guarded by mu
+	reclaimed map[at]bool // guarded by mu
+
 	same    int // pages taken from the candidates; guarded by mu
 	moved   int // pages copied from the candidates of others; guarded by mu
 	refused int // candidates found damaged; guarded by mu
@@ -48,7 +51,7 @@ func NewSink(t testing.TB, regions ...transport.Region) *Sink {
 	for _, r := range regions {
 		s.states[r.ID] = make([]pageState, r.Pages)
 		mem := s.im.mem[r.ID]
-		mem[0] = 0xa5 // what nobody wrote must be told from zero
+		mem[0] = litter // what nobody wrote must be told from zero
 		for n := 1; n < len(mem); n *= 2 {
 			copy(mem[n:], mem[:n])
 		}

@@ -26,6 +26,9 @@ type Options struct {
 	DeadAfter time.Duration // 0: the default
 	Regions   []transport.Region
 	Faults    *Faults // to be put between the ends, the destination's side wrapped
+	// Sink is where pages will be received, for a transport that brings them into place
+	// by itself; nil where that is not known beforehand.
+	Sink *Sink
 	// Image is what the source has, for a transport that reads it without asking;
 	// nil where the case is about the source's answers.
 	Image *Image
@@ -141,7 +144,10 @@ func answeredChannel(t *testing.T, h Harness, o Options, im *Image, elide bool) 
 	if o.Kind == 0 {
 		o.Kind = transport.Precache
 	}
-	e := &ends{t: t, im: im, sink: NewSink(t, im.Regions...), serve: make(chan error, 1)}
+	if o.Sink == nil {
+		o.Sink = NewSink(t, im.Regions...)
+	}
+	e := &ends{t: t, im: im, sink: o.Sink, serve: make(chan error, 1)}
 	e.f, e.r = h.Pair(t, o)
 	go func() { e.serve <- im.Serve(e.r, elide) }()
 	t.Cleanup(func() {
@@ -315,9 +321,10 @@ func testHugePages(t *testing.T, h Harness) {
 func testConcurrent(t *testing.T, h Harness) {
 	im := mixed(t, 6)
 	var es []*ends
+	sink := NewSink(t, im.Regions...)
 	for i := range 4 {
 		kind := kinds(h)[i%len(kinds(h))]
-		es = append(es, channel(t, h, Options{Kind: kind, Index: uint16(i / 2), Features: transport.AllFeatures, Codec: transport.ModeS2}, im, i < 2))
+		es = append(es, channel(t, h, Options{Kind: kind, Index: uint16(i / 2), Features: transport.AllFeatures, Codec: transport.ModeS2, Sink: sink}, im, i < 2))
 	}
 	var wg sync.WaitGroup
 	for i, e := range es {
@@ -335,7 +342,7 @@ func testConcurrent(t *testing.T, h Harness) {
 			go func() { sent <- e.f.Fetch(fs[len(fs)/2:]) }()
 			var c transport.Completion
 			for range fs {
-				if err := e.f.Receive(es[0].sink, &c); err != nil {
+				if err := e.f.Receive(sink, &c); err != nil {
 					t.Error(err)
 					break
 				}
@@ -346,7 +353,7 @@ func testConcurrent(t *testing.T, h Harness) {
 		})
 	}
 	wg.Wait()
-	es[0].sink.Check(t, im, span(1, 0, 2048))
+	sink.Check(t, im, span(1, 0, 2048))
 }
 
 func testRefuse(t *testing.T, h Harness) {

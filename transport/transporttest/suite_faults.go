@@ -231,12 +231,13 @@ func testProperty(t *testing.T, h Harness) {
 			Regions:  im.Regions,
 			Image:    im,
 		}
+		sink := NewSink(t, im.Regions...)
+		o.Sink = sink
 		elide := rapid.Bool().Draw(rt, "elide")
 		f, r := h.Pair(t, o)
 		served := make(chan error, 1)
 		go func() { served <- im.Serve(r, elide) }()
 		defer func() { f.Close(); r.Close() }()
-		sink := NewSink(t, im.Regions...)
 		var fs []transport.Fetch
 		for p, id := uint64(0), uint64(0); p < pages; id++ {
 			n := min(rapid.Uint64Range(1, 64).Draw(rt, "count"), pages-p)

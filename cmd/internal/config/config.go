@@ -90,7 +90,7 @@ type Relocate struct {
 type RDMA struct {
 	Policy string     `toml:"policy"` // one of relocate.RDMAPolicies
 	Device string     `toml:"device"` // "": what is behind the peers' address
-	Budget units.Size `toml:"budget"` // registered memory of a relocation; 0: no bound
+	Budget units.Size `toml:"budget"` // registered memory of a relocation at each end; 0: no bound
 }
 
 // Engine tunes the data path; zeroes leave the choice to the engine.

@@ -154,6 +154,9 @@ func checkRequest(cfg config.Config, q *api.RelocateRequest) error {
 	if o.RDMALost != "" && !slices.Contains(relocate.RDMALosts, o.RDMALost) {
 		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(relocate.RDMALosts, ", "), "rdma_lost %q is unknown", clip(o.RDMALost))
 	}
+	if o.RDMALand != "" && !slices.Contains(relocate.RDMALands, o.RDMALand) {
+		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(relocate.RDMALands, ", "), "rdma_land %q is unknown", clip(o.RDMALand))
+	}
 	if o.Warm != "" && !filepath.IsAbs(o.Warm) && !config.ValidName(o.Warm) {
 		return api.Errorf(api.CodeBadRequest, "write the name of a machine, or the absolute path of a file at the destination", "warm %q", clip(o.Warm))
 	}

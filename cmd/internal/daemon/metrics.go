@@ -51,13 +51,14 @@ var (
 	descReconnects = desc("reconnects", "Times that a cut session was taken up again.")
 	descReads      = desc("rdma_reads", "RDMA READs: posted; completed; retried, which did not complete and whose pages were fetched again.", "device", "state")
 	descReadBytes  = desc("rdma_read_bytes", "Bytes that RDMA READs brought.", "device")
+	descInPlace    = desc("rdma_pages_in_place", "Pages that RDMA READs brought into the guest's memory itself, without a copy.", "device")
 	descMessages   = desc("rdma_messages", "Answers that came by RDMA SEND.", "device")
 	descMsgBytes   = desc("rdma_message_bytes", "Bytes of answers that came by RDMA SEND.", "device")
 	descSendTime   = desc("rdma_send_seconds", "The source's time for answers by RDMA SEND: build, to make them; wait, for the link. Shown at the source.", "device", "what")
 	descTCPFetches = desc("rdma_tcp_fetches", "Fetches that TCP answered on channels that have RDMA, too.", "device")
 	descFallbacks  = desc("rdma_fallbacks", "Times that a channel lost RDMA and went on by TCP.", "device")
 	descRDMAUp     = desc("rdma_channels", "Channels whose pages come by RDMA.", "device")
-	descRegistered = desc("rdma_registered_bytes", "Memory of the source's image that is registered for RDMA; shown at the source.", "device")
+	descRegistered = desc("rdma_registered_bytes", "Memory that this host has registered for RDMA: of the image, or for pages to land in.", "device")
 	descConnected  = desc("connected", "1 while the control channel is up.")
 	descDowntime   = desc("downtime_seconds", "From the guest's stop at the source to its resumption at the destination.")
 )
@@ -110,7 +111,7 @@ func (m *Metrics) request(route, method string, code int) {
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descPhase, descPages, descEarly, descSaved, descGuest, descWire, descRate, descFault, descStage, descPaced, descChannels, descReconnects, descConnected, descDowntime,
-		descReads, descReadBytes, descMessages, descMsgBytes, descSendTime, descTCPFetches, descFallbacks, descRDMAUp, descRegistered} {
+		descReads, descReadBytes, descInPlace, descMessages, descMsgBytes, descSendTime, descTCPFetches, descFallbacks, descRDMAUp, descRegistered} {
 		ch <- d
 	}
 	m.outcomes.Describe(ch)
@@ -199,6 +200,7 @@ func collect(ch chan<- prometheus.Metric, k relocation, s relocate.Status) {
 		gauge(descMsgBytes, float64(r.MessageBytes), device)
 		gauge(descSendTime, r.SendBuildMS/1e3, device, "build")
 		gauge(descSendTime, r.SendWaitMS/1e3, device, "wait")
+		gauge(descInPlace, float64(r.PagesInPlace), device)
 		gauge(descTCPFetches, float64(r.TCPFetches), device)
 		gauge(descFallbacks, float64(r.Fallbacks), device)
 		gauge(descRDMAUp, float64(r.ChannelsUp), device)

@@ -33,7 +33,7 @@ func TestMetrics(t *testing.T) {
 		BytesGuest: 204800, BytesWire: 65536, RateBytes: 1e6, ChannelsUp: 3, ChannelsTotal: 4, Reconnects: 2, DowntimeMS: 6.5,
 		FaultLatency: relocate.Latency{Mean: 200, P50: 150, P99: 900, P999: 1500, Max: 2000, Count: 3},
 		Stages:       map[string]relocate.Latency{"wire": {Mean: 100, P50: 100, P99: 200, P999: 300, Max: 400, Count: 3}},
-		RDMA:         &relocate.RDMAStatus{Device: "mlx5_0", Port: 1, ReadsPosted: 12, ReadsCompleted: 10, ReadsRetried: 2, ReadBytes: 40960, Messages: 7, MessageBytes: 9000, SendBuildMS: 250, TCPFetches: 4, Fallbacks: 1, ChannelsUp: 3},
+		RDMA:         &relocate.RDMAStatus{Device: "mlx5_0", Port: 1, ReadsPosted: 12, ReadsCompleted: 10, ReadsRetried: 2, ReadBytes: 40960, PagesInPlace: 9, Messages: 7, MessageBytes: 9000, SendBuildMS: 250, TCPFetches: 4, Fallbacks: 1, ChannelsUp: 3},
 	})
 	ended := relocate.Status{VM: "db1", Role: relocate.RoleDestination, Session: "1", Phase: relocate.PhaseDone}
 	h.Add(ended)
@@ -58,6 +58,7 @@ func TestMetrics(t *testing.T) {
 			`pagewarp_rdma_messages{device="mlx5_0:1",role="source",session="0badcafe",vm="web1"} 7`,
 			`pagewarp_rdma_message_bytes{device="mlx5_0:1",role="source",session="0badcafe",vm="web1"} 9000`,
 			`pagewarp_rdma_send_seconds{device="mlx5_0:1",role="source",session="0badcafe",vm="web1",what="build"} 0.25`,
+			`pagewarp_rdma_pages_in_place{device="mlx5_0:1",role="source",session="0badcafe",vm="web1"} 9`,
 			`pagewarp_rdma_fallbacks{device="mlx5_0:1",role="source",session="0badcafe",vm="web1"} 1`,
 			`pagewarp_relocations_total{outcome="done",role="destination"} 1`,
 			`pagewarp_relocations_total{outcome="lost",role="source"} 0`,

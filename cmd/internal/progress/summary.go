@@ -55,7 +55,7 @@ func Summary(s relocate.Status) string {
 		row("wire", "%s for %s of guest memory (ratio %.2f)", units.FormatSize(s.BytesWire), units.FormatSize(s.BytesGuest), float64(s.BytesGuest)/float64(s.BytesWire))
 	}
 	if r := s.RDMA; r != nil {
-		row("rdma", "%s port %d: %s READs, %s; %s retried, %s fetches by TCP", r.Device, r.Port, count(r.ReadsCompleted), units.FormatSize(r.ReadBytes), count(r.ReadsRetried), count(r.TCPFetches))
+		row("rdma", "%s port %d: %s READs, %s, %s pages in place; %s retried, %s fetches by TCP", r.Device, r.Port, count(r.ReadsCompleted), units.FormatSize(r.ReadBytes), count(r.PagesInPlace), count(r.ReadsRetried), count(r.TCPFetches))
 		if r.Messages > 0 {
 			made := ""
 			if r.SendBuildMS > 0 {
@@ -64,7 +64,7 @@ func Summary(s relocate.Status) string {
 			row("", "%s answers by SEND, %s%s", count(r.Messages), units.FormatSize(r.MessageBytes), made)
 		}
 		if !s.Phase.Final() {
-			row("", "%d channels up, %s registered at the source", r.ChannelsUp, units.FormatSize(r.Registered))
+			row("", "%d channels up, %s registered here", r.ChannelsUp, units.FormatSize(r.Registered))
 		}
 		if r.Fallbacks > 0 {
 			row("", "%d times a channel lost RDMA, last because of %s", r.Fallbacks, r.LastFallback)

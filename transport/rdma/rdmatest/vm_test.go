@@ -73,7 +73,7 @@ func relocations(t testing.TB, ctx context.Context, cfg *kvmrig.Config, run stri
 // BenchmarkInVM runs the benchmarks in the VM and prints what they print. It is
 // one run, whatever b.N.
 func BenchmarkInVM(b *testing.B) {
-	ctx, cancel := context.WithTimeoutCause(b.Context(), 280*time.Second, errors.New("the VM's deadline"))
+	ctx, cancel := context.WithTimeoutCause(b.Context(), 420*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(b, ctx)
 	for _, tool := range []string{"ib_read_lat", "ib_read_bw"} {
@@ -81,7 +81,7 @@ func BenchmarkInVM(b *testing.B) {
 	}
 	cfg.Programs = []kvmrig.Program{relocations(b, ctx, &cfg, "^TestMeasure"), {Name: "bench", Path: compile(b, ctx, &cfg, "rdma.test", "./transport/rdma"),
 		Args: []string{"-test.run=^$", "-test.bench=" + cmp.Or(os.Getenv("RDMA_RUN"), "^Benchmark(Demand|Precache)$"), "-test.benchtime=1x", "-test.timeout=150s"}},
-		{Name: "fault", Path: compile(b, ctx, &cfg, "fault.test", "./bench/fault"), Args: []string{"-test.run=^$", "-test.bench=RDMA", "-test.benchtime=1x"}}}
+		{Name: "fault", Path: compile(b, ctx, &cfg, "fault.test", "./bench/fault"), Args: []string{"-test.run=^$", "-test.bench=" + cmp.Or(os.Getenv("RDMA_RUN"), "RDMA"), "-test.benchtime=1x"}}}
 	if only := os.Getenv("RDMA_PROGRAM"); only != "" { // for work on one of them
 		cfg.Programs = slices.DeleteFunc(cfg.Programs, func(p kvmrig.Program) bool { return p.Name != only })
 	}
