@@ -153,11 +153,11 @@ func TestWarmMoved(t *testing.T) {
 	src, err := sysmem.MapShared(img.fd, 0, int64(img.pages)*pageSize, false)
 	must(t, err)
 	defer sysmem.Unmap(src)
-	e := candidatesFor(t, s, img, m, func(p uint64, now, was []byte) bool {
+	e := candidatesFor(t, s, img, m, func(p uint64, _, was []byte) bool {
 		if p%2 == 0 {
 			return false // was not used
 		}
-		now = src[(p+img.pages/2)%img.pages*pageSize:][:pageSize]
+		now := src[(p+img.pages/2)%img.pages*pageSize:][:pageSize]
 		if word, fill := sysmem.SameFill(now); fill && word == 0 {
 			return false
 		}
