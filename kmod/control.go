@@ -147,9 +147,12 @@ func setName(dst *[nameLen]byte, name string) error {
 // Create makes an object and returns the path of its node. EOPNOTSUPP: this kernel has
 // no huge pages of shared memory.
 func (c *Control) Create(cfg Config) (path string, err error) {
-	r := rawCreate{bytes: cfg.Bytes, pageSize: uint32(min(max(cfg.PageSize, 0), 1<<31)), mode: uint32(cfg.Mode), uid: uint32(cfg.UID), gid: uint32(cfg.GID)}
+	r := rawCreate{bytes: cfg.Bytes, mode: uint32(cfg.Mode), uid: uint32(cfg.UID), gid: uint32(cfg.GID)}
 	if err := setName(&r.name, cfg.Name); err != nil {
 		return "", err
+	}
+	if cfg.PageSize != pageBytes { // else 0, which a module without page sizes takes as well
+		r.pageSize = uint32(min(max(cfg.PageSize, 0), 1<<31))
 	}
 	if cfg.Plain {
 		r.flags |= createPlain

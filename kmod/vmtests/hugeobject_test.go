@@ -15,6 +15,12 @@ import (
 // an object of huge pages has.
 const perHuge = hugeSize / pageSize
 
+// kernelHasHuge tells whether the kernel was built with transparent huge pages.
+func kernelHasHuge() bool {
+	_, err := os.Stat("/sys/kernel/mm/transparent_hugepage")
+	return err == nil
+}
+
 // newHugeObject makes an object of so many pages of 2 MiB, which goes with the test.
 func newHugeObject(t testing.TB, pages uint64, change func(*kmod.Config)) *object {
 	t.Helper()
