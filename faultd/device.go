@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DeviceRegion is a region whose memory is an object of the character device.
+// DeviceRegion is a region whose memory is an object of the character device, with
+// pages of the same size.
 type DeviceRegion struct {
 	transport.Region
 	// Daemon is the daemon's end of the object, which the region fills from its
@@ -68,14 +69,14 @@ func NewDevice(cfg DeviceConfig) (*Device, error) {
 }
 
 func (m *deviceRegion) open() (err error) {
-	if m.PageSize != 4096 || m.Pages == 0 || m.Pages > m.Daemon.Pages() {
-		return fmt.Errorf("%d pages of %d bytes do not fit into an object of %d pages of 4096", m.Pages, m.PageSize, m.Daemon.Pages())
+	if int(m.PageSize) != m.Daemon.PageSize() || m.Pages == 0 || m.Pages > m.Daemon.Pages() {
+		return fmt.Errorf("%d pages of %d bytes do not fit into an object of %d pages of %d", m.Pages, m.PageSize, m.Daemon.Pages(), m.Daemon.PageSize())
 	}
 	if m.fd, err = m.Daemon.Alias(); err != nil {
 		m.fd = -1
 		return err
 	}
-	m.alias, err = sysmem.MapShared(m.fd, 0, int64(m.Pages)*4096, true)
+	m.alias, err = sysmem.MapShared(m.fd, 0, int64(m.Pages)*int64(m.PageSize), true)
 	return err
 }
 
@@ -93,8 +94,17 @@ func (d *Device) unmap() error {
 	return err
 }
 
-// Memory returns what [Config] wants.
-func (d *Device) Memory() Memory { return Memory{Faults: d, Install: d, Place: d, Write: d} }
+// Memory returns what [Config] wants. Huge pages have no Write: they are stored in place,
+// as a store to a fresh one is one page fault for all of it.
+func (d *Device) Memory() Memory {
+	m := Memory{Faults: d, Install: d, Place: d, Write: d}
+	for i := range d.list {
+		if int(d.list[i].PageSize) > sysmem.PageSize {
+			m.Write = nil
+		}
+	}
+	return m
+}
 
 // Close unmaps the memory and closes the daemons' ends. Where the object has not
 // been released, threads that wait go on waiting for the next daemon, which gets
@@ -166,9 +176,10 @@ func (d *Device) Place(r transport.Range, dst [][]byte) {
 	if err != nil {
 		return // dst stays empty, as it does for a region that is not there
 	}
-	mem := m.alias[r.First*4096 : (r.First+uint64(r.Count))*4096]
+	size := uint64(m.PageSize)
+	mem := m.alias[r.First*size : (r.First+uint64(r.Count))*size]
 	for i := range dst {
-		dst[i], mem = mem[:4096:4096], mem[4096:]
+		dst[i], mem = mem[:size:size], mem[size:]
 	}
 }
 
@@ -178,7 +189,7 @@ func (d *Device) Write(r transport.Range, src [][]byte) error {
 	if err != nil {
 		return err
 	}
-	return writePages(m.fd, m.Region, int64(r.First)*4096, r, src)
+	return writePages(m.fd, m.Region, int64(r.First)*int64(m.PageSize), r, src)
 }
 
 // Discard implements [Placer].
@@ -187,7 +198,7 @@ func (d *Device) Discard(r transport.Range) error {
 	if err != nil {
 		return err
 	}
-	return sysmem.PunchHole(m.fd, int64(r.First)*4096, int64(r.Count)*4096)
+	return sysmem.PunchHole(m.fd, int64(r.First)*int64(m.PageSize), int64(r.Count)*int64(m.PageSize))
 }
 
 // NextData implements [Placer].
@@ -196,15 +207,16 @@ func (d *Device) NextData(region uint32, from uint64) (first, count uint64, ok b
 	if err != nil {
 		return 0, 0, false, nil // beyond the end
 	}
-	start, end, err := sysmem.NextData(m.fd, int64(from)*4096)
+	size := int64(m.PageSize)
+	start, end, err := sysmem.NextData(m.fd, int64(from)*size)
 	if errors.Is(err, io.EOF) {
 		return 0, 0, false, nil
 	}
 	if err != nil {
 		return 0, 0, false, err
 	}
-	first = uint64(start) / 4096
-	last := min((uint64(end)+4095)/4096, m.Pages)
+	first = uint64(start / size)
+	last := min(uint64((end+size-1)/size), m.Pages)
 	return first, last - min(first, last), first < last, nil
 }
 

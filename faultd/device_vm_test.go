@@ -20,29 +20,29 @@ import (
 // does nothing else for its pages to be served.
 func newDeviceMachine(t testing.TB, ctx context.Context, pages uint64, spin time.Duration) *machine {
 	t.Helper()
-	m, _, _ := newDeviceMachineAgain(t, ctx, pages, spin)
+	m, _, _ := newDeviceMachineAgain(t, ctx, pages, pageSize, spin)
 	return m
 }
 
 // newDeviceMachineAgain returns as well what detaches from the object and
 // attaches again.
-func newDeviceMachineAgain(t testing.TB, ctx context.Context, pages uint64, spin time.Duration) (m *machine, detach, attach func()) {
+func newDeviceMachineAgain(t testing.TB, ctx context.Context, pages, size uint64, spin time.Duration) (m *machine, detach, attach func()) {
 	t.Helper()
 	c, err := kmod.Open()
 	must(t, err)
-	path, err := c.Create(kmod.Config{Name: "faultd", Bytes: pages * pageSize, Mode: 0o600})
+	path, err := c.Create(kmod.Config{Name: "faultd", Bytes: pages * size, PageSize: int(size), Mode: 0o600})
 	must(t, err)
 	t.Cleanup(func() {
 		must(t, c.Destroy("faultd"))
 		must(t, c.Close())
 	})
-	m = &machine{file: -1}
+	m = &machine{file: -1, pageSize: uint32(size)}
 	m.proc, err = touch.Start(ctx)
 	must(t, err)
 	t.Cleanup(m.proc.Kill)
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	must(t, err)
-	m.reg, err = m.proc.MapShared(fd, int64(pages*pageSize))
+	m.reg, err = m.proc.MapShared(fd, int64(pages*size))
 	must(t, err)
 	must(t, unix.Close(fd))
 	var d *faultd.Device
@@ -50,7 +50,9 @@ func newDeviceMachineAgain(t testing.TB, ctx context.Context, pages uint64, spin
 	attach = func() {
 		end, err := c.Attach("faultd", 256)
 		must(t, err)
-		d, err = faultd.NewDevice(faultd.DeviceConfig{Regions: []faultd.DeviceRegion{{Region: region(pages), Daemon: end}}, Spin: spin})
+		reg := region(pages)
+		reg.PageSize = uint32(size)
+		d, err = faultd.NewDevice(faultd.DeviceConfig{Regions: []faultd.DeviceRegion{{Region: reg, Daemon: end}}, Spin: spin})
 		must(t, err)
 		m.mem = d.Memory()
 	}
@@ -130,7 +132,7 @@ func TestDeviceTakeover(t *testing.T) {
 	img := newImage(t, pages, 3)
 	ctx := withDeadline(t, 60*time.Second)
 	srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
-	m, detach, attach := newDeviceMachineAgain(t, ctx, pages, 0)
+	m, detach, attach := newDeviceMachineAgain(t, ctx, pages, pageSize, 0)
 	cfg := m.config(srv.open(pages))
 	cfg.PrecacheOff = true
 	first, err := faultd.New(cfg)
@@ -161,4 +163,35 @@ func TestDeviceTakeover(t *testing.T) {
 		t.Errorf("%d pages by the first engine and %d by the second, want %d together", brought, got-brought, pages)
 	}
 	m.verify(t, img.sums)
+}
+
+// The same with pages of 2 MiB: each comes as a whole, and once.
+func TestDeviceHugeDrain(t *testing.T) {
+	const pages, size, per = 12, 2 << 20, 512
+	img := newImage(t, pages*per, 5)
+	for name, precache := range map[string]bool{"with precache": true, "on demand only": false} {
+		t.Run(name, func(t *testing.T) {
+			ctx := withDeadline(t, 60*time.Second)
+			reg := region(pages)
+			reg.PageSize = size
+			srv := newServerOf(t, reg, img.fd, "127.0.0.1:0", tcp.Tuning{})
+			m, _, _ := newDeviceMachineAgain(t, ctx, pages, size, 0)
+			cfg := m.config(srv.open(pages))
+			cfg.PrecacheOff = !precache
+			e := start(t, cfg)
+			if _, err := m.reg.Touch([]uint64{per + 7, 9 * per, 3*per - 1, 3 * per, per}, true, 4); err != nil {
+				t.Fatalf("%v\n%+v", err, e.Stats())
+			}
+			if !precache {
+				if _, err := m.reg.TouchAll(0, pages*per, false, 2); err != nil {
+					t.Fatalf("%v\n%+v", err, e.Stats())
+				}
+			}
+			s := drained(t, ctx, e)
+			m.verify(t, img.sums)
+			if got := s.PagesDemand + s.PagesPrecache + s.PagesZero; got != pages || !precache && s.PagesPrecache != 0 {
+				t.Errorf("%d pages on demand, %d by precache, %d zero: want %d together", s.PagesDemand, s.PagesPrecache, s.PagesZero, pages)
+			}
+		})
+	}
 }

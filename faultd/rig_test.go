@@ -1,6 +1,7 @@
 package faultd_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -95,14 +96,15 @@ func must(t testing.TB, err error) {
 
 // server is a page server behind a listener, and the way to it.
 type server struct {
-	im    *pageserver.Image
-	stats pageserver.Stats
-	ln    *tcp.Listener
-	addr  string
-	wg    sync.WaitGroup
-	token transport.Token
-	tune  tcp.Tuning
-	warm  atomic.Pointer[pageserver.Warm] // what the destination has
+	pageSize uint32 // of its region
+	im       *pageserver.Image
+	stats    pageserver.Stats
+	ln       *tcp.Listener
+	addr     string
+	wg       sync.WaitGroup
+	token    transport.Token
+	tune     tcp.Tuning
+	warm     atomic.Pointer[pageserver.Warm] // what the destination has
 
 	mu    sync.Mutex
 	conns map[*tcp.Conn]bool // guarded by mu
@@ -110,9 +112,15 @@ type server struct {
 
 func newServer(t testing.TB, img *image, addr string, tune tcp.Tuning) *server {
 	t.Helper()
-	im, err := pageserver.Open([]pageserver.Source{{Region: region(img.pages), FD: img.fd}})
+	return newServerOf(t, region(img.pages), img.fd, addr, tune)
+}
+
+// newServerOf serves a file as a region.
+func newServerOf(t testing.TB, reg transport.Region, fd int, addr string, tune tcp.Tuning) *server {
+	t.Helper()
+	im, err := pageserver.Open([]pageserver.Source{{Region: reg, FD: fd}})
 	must(t, err)
-	s := &server{im: im, token: transport.NewToken(), conns: make(map[*tcp.Conn]bool), tune: tune}
+	s := &server{im: im, pageSize: reg.PageSize, token: transport.NewToken(), conns: make(map[*tcp.Conn]bool), tune: tune}
 	s.ln, err = tcp.Listen(addr, tcp.ListenOptions{Tuning: tune, Admit: func(h transport.Hello, _ string) (transport.Offer, *transport.RemoteError) {
 		if h.Token != s.token {
 			return transport.Offer{}, &transport.RemoteError{Code: transport.CodeToken, Text: "no such session"}
@@ -180,7 +188,9 @@ func (s *server) open(pages uint64) faultd.Opener {
 			c, err := tcp.Dial(ctx, s.addr, tcp.Options{Tuning: s.tune, Hello: transport.Hello{
 				Kind: kind, Role: transport.Destination, Index: uint16(index), Token: s.token, Features: transport.AllFeatures}})
 			if err == nil {
-				c.SetRegions([]transport.Region{region(pages)})
+				reg := region(pages)
+				reg.PageSize = s.pageSize
+				c.SetRegions([]transport.Region{reg})
 				return c.Fetcher()
 			}
 			quiet().Debug("dial", "err", err)
@@ -199,11 +209,12 @@ func region(pages uint64) transport.Region {
 
 // machine is a touch process with registered memory.
 type machine struct {
-	proc *touch.Proc
-	reg  *touch.Region
-	mem  faultd.Memory
-	file int // -1 for private memory
-	res  *pagecache.Residency
+	pageSize uint32 // of the region; 0 is 4096
+	proc     *touch.Proc
+	reg      *touch.Region
+	mem      faultd.Memory
+	file     int // -1 for private memory
+	res      *pagecache.Residency
 }
 
 func newMachine(t testing.TB, ctx context.Context, pages uint64, private bool) *machine {
@@ -268,8 +279,10 @@ func newMachineOf(t testing.TB, ctx context.Context, pages uint64, private, even
 }
 
 func (m *machine) config(open faultd.Opener) faultd.Config {
+	reg := region(m.res.Pages())
+	reg.PageSize = cmp.Or(m.pageSize, reg.PageSize)
 	return faultd.Config{
-		Regions: []faultd.Region{{Region: region(m.res.Pages()), Residency: m.res}},
+		Regions: []faultd.Region{{Region: reg, Residency: m.res}},
 		Memory:  m.mem, Open: open, Log: quiet(),
 	}
 }

@@ -20,7 +20,8 @@ type rawInfo struct {
 	abi, pageSize                          uint32
 	_, maxBytes                            uint64 // features
 	maxObjects, maxRing, entrySize, object uint32
-	_                                      [3]uint64
+	hugePageSize, _                        uint32
+	_                                      [2]uint64
 }
 
 type rawCreate struct {
@@ -29,7 +30,8 @@ type rawCreate struct {
 	mode, uid, gid, flags uint32
 	policy, deadlineMS    uint32
 	_, _                  uint32 // id, minor: out
-	_                     [4]uint64
+	pageSize, _           uint32
+	_                     [3]uint64
 }
 
 type rawName struct {
@@ -57,7 +59,8 @@ type rawStat struct {
 	_, deadlineMS                          uint32 // policy
 	faults, posted, overflows, redelivered uint64
 	wakes, killed, spun                    uint64
-	_                                      [3]uint64
+	pageSize, _                            uint32
+	_                                      [2]uint64
 }
 
 type rawAttach struct {
@@ -76,7 +79,8 @@ type rawLayout struct {
 	consumerOff, consumerLen uint64
 	residentOff, residentLen uint64
 	waitersOff, waitersLen   uint64
-	_                        [4]uint64
+	pageSize, _              uint32
+	_                        [3]uint64
 }
 
 type rawAlias struct {

@@ -13,7 +13,11 @@ var (
 	_ [unsafe.Sizeof(rawInfo{}) - 64]byte
 	_ [136 - unsafe.Sizeof(rawCreate{})]byte
 	_ [unsafe.Sizeof(rawCreate{}) - 136]byte
+	_ [40 - unsafe.Offsetof(rawInfo{}.hugePageSize)]byte
+	_ [unsafe.Offsetof(rawInfo{}.hugePageSize) - 40]byte
 	_ [64 - unsafe.Offsetof(rawCreate{}.bytes)]byte
+	_ [104 - unsafe.Offsetof(rawCreate{}.pageSize)]byte
+	_ [unsafe.Offsetof(rawCreate{}.pageSize) - 104]byte
 	_ [unsafe.Offsetof(rawCreate{}.deadlineMS) - 92]byte
 	_ [92 - unsafe.Offsetof(rawCreate{}.deadlineMS)]byte
 	_ [80 - unsafe.Sizeof(rawName{})]byte
@@ -26,12 +30,16 @@ var (
 	_ [unsafe.Sizeof(rawStat{}) - 168]byte
 	_ [88 - unsafe.Offsetof(rawStat{}.faults)]byte
 	_ [unsafe.Offsetof(rawStat{}.faults) - 88]byte
+	_ [144 - unsafe.Offsetof(rawStat{}.pageSize)]byte
+	_ [unsafe.Offsetof(rawStat{}.pageSize) - 144]byte
 	_ [104 - unsafe.Sizeof(rawAttach{})]byte
 	_ [unsafe.Sizeof(rawAttach{}) - 104]byte
 	_ [72 - unsafe.Offsetof(rawAttach{}.fd)]byte
 	_ [112 - unsafe.Sizeof(rawLayout{})]byte
 	_ [unsafe.Sizeof(rawLayout{}) - 112]byte
 	_ [unsafe.Offsetof(rawLayout{}.waitersOff) - 64]byte
+	_ [80 - unsafe.Offsetof(rawLayout{}.pageSize)]byte
+	_ [unsafe.Offsetof(rawLayout{}.pageSize) - 80]byte
 	_ [16 - unsafe.Sizeof(rawAlias{})]byte
 	_ [unsafe.Sizeof(rawAlias{}) - 16]byte
 	_ [32 - unsafe.Sizeof(rawWake{})]byte

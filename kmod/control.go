@@ -52,11 +52,14 @@ func (s State) String() string {
 
 // Config describes an object to be made.
 type Config struct {
-	Name  string      // 1 to 63 of A-Z a-z 0-9 . _ -, a letter or digit first
-	Bytes uint64      // whole pages
-	Mode  os.FileMode // permission bits of the node
-	UID   int         // owner of the node
-	GID   int
+	Name  string // 1 to 63 of A-Z a-z 0-9 . _ -, a letter or digit first
+	Bytes uint64 // whole pages
+	// PageSize is that of the object, in bytes: Info's PageSize, which 0 stands for, or
+	// its HugePageSize.
+	PageSize int
+	Mode     os.FileMode // permission bits of the node
+	UID      int         // owner of the node
+	GID      int
 	// Plain makes ordinary memory, with no page missing: for a source.
 	Plain bool
 	// Deadline, if not 0, is how long threads wait once the daemon is gone before
@@ -66,11 +69,14 @@ type Config struct {
 
 // Info is what the module says of itself.
 type Info struct {
-	PageSize   int
-	MaxBytes   uint64 // of one object
-	MaxObjects int
-	MaxRing    int
-	Objects    int // that there are
+	PageSize int // bytes of a page of an object that asks for no other
+	// HugePageSize is what else an object's page can be: 2 MiB, or 0 where the kernel
+	// or the module has none.
+	HugePageSize int
+	MaxBytes     uint64 // of one object
+	MaxObjects   int
+	MaxRing      int
+	Objects      int // that there are
 }
 
 // Stat is an object's state and counters, which begin at its creation.
@@ -79,6 +85,7 @@ type Stat struct {
 	ID          uint32
 	State       State
 	Bytes       uint64
+	PageSize    int           // bytes
 	Deadline    time.Duration // 0: none
 	Faults      uint64        // touches of missing pages
 	Posted      uint64        // entries put into rings
@@ -125,7 +132,7 @@ func (c *Control) Info() (Info, error) {
 		return Info{}, fmt.Errorf("%w: version %d with pages of %d bytes, want %d and %d; install the one that came with this program",
 			ErrABI, r.abi, r.pageSize, abiVersion, pageBytes)
 	}
-	return Info{PageSize: int(r.pageSize), MaxBytes: r.maxBytes, MaxObjects: int(r.maxObjects),
+	return Info{PageSize: int(r.pageSize), HugePageSize: int(r.hugePageSize), MaxBytes: r.maxBytes, MaxObjects: int(r.maxObjects),
 		MaxRing: int(r.maxRing), Objects: int(r.object)}, nil
 }
 
@@ -137,11 +144,15 @@ func setName(dst *[nameLen]byte, name string) error {
 	return nil
 }
 
-// Create makes an object and returns the path of its node.
+// Create makes an object and returns the path of its node. EOPNOTSUPP: this kernel has
+// no huge pages of shared memory.
 func (c *Control) Create(cfg Config) (path string, err error) {
 	r := rawCreate{bytes: cfg.Bytes, mode: uint32(cfg.Mode), uid: uint32(cfg.UID), gid: uint32(cfg.GID)}
 	if err := setName(&r.name, cfg.Name); err != nil {
 		return "", err
+	}
+	if cfg.PageSize != pageBytes { // else 0, which a module without page sizes takes as well
+		r.pageSize = uint32(min(max(cfg.PageSize, 0), 1<<31))
 	}
 	if cfg.Plain {
 		r.flags |= createPlain
@@ -158,7 +169,9 @@ func (c *Control) Create(cfg Config) (path string, err error) {
 func adviseCreate(err error) string {
 	switch err {
 	case unix.EINVAL:
-		return " (see docs/UAPI.md for names, sizes and deadlines)"
+		return " (see docs/UAPI.md for names, sizes, page sizes and deadlines)"
+	case unix.EOPNOTSUPP:
+		return " (this kernel has no huge pages of shared memory: leave the page size out, or boot one with CONFIG_TRANSPARENT_HUGEPAGE)"
 	case unix.EEXIST:
 		return " (destroy the old one, or choose another name)"
 	}
@@ -265,7 +278,7 @@ func (c *Control) List() ([]Stat, error) {
 }
 
 func (r *rawStat) decode() Stat {
-	return Stat{Name: unix.ByteSliceToString(r.name[:]), ID: r.id, State: State(r.state), Bytes: r.bytes,
+	return Stat{Name: unix.ByteSliceToString(r.name[:]), ID: r.id, State: State(r.state), Bytes: r.bytes, PageSize: int(r.pageSize),
 		Deadline: time.Duration(r.deadlineMS) * time.Millisecond,
 		Faults:   r.faults, Posted: r.posted, Overflows: r.overflows, Redelivered: r.redelivered,
 		Wakes: r.wakes, Killed: r.killed, Spun: r.spun}

@@ -1,6 +1,7 @@
 package kmod
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -17,6 +18,7 @@ type Daemon struct {
 	fd    int
 	id    uint32
 	pages uint64
+	size  int // bytes of a page
 	ring  *Ring
 
 	producer, consumer      []byte
@@ -31,7 +33,8 @@ func NewDaemon(fd int) (*Daemon, error) {
 	if err := ioctl(fd, ioLayout, &l); err != nil {
 		return nil, fmt.Errorf("ask for the layout of the daemon's end: %w", notDestroyed(err))
 	}
-	d := &Daemon{fd: fd, id: l.id, pages: l.pages}
+	// A module that was built before there were others has pages of this size.
+	d := &Daemon{fd: fd, id: l.id, pages: l.pages, size: cmp.Or(int(l.pageSize), pageBytes)}
 	if err := d.mapAll(&l); err != nil {
 		return nil, errors.Join(err, d.unmap())
 	}
@@ -79,6 +82,10 @@ func (d *Daemon) FD() int { return d.fd }
 
 // Pages is the number of pages when it was attached.
 func (d *Daemon) Pages() uint64 { return d.pages }
+
+// PageSize is the size of a page, in bytes: the page with number n begins at byte
+// n*PageSize of the memory.
+func (d *Daemon) PageSize() int { return d.size }
 
 // Ring is the fault ring.
 func (d *Daemon) Ring() *Ring { return d.ring }

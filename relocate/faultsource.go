@@ -30,13 +30,14 @@ type memorySource interface {
 	Close() error
 }
 
-// deviceState is nil where the character device can be used here.
-func deviceState() error {
+// deviceInfo says what the character device is; the error is why it cannot be used here.
+func deviceInfo() (kmod.Info, error) {
 	c, err := kmod.Open()
 	if err != nil {
-		return err
+		return kmod.Info{}, err
 	}
-	return c.Close()
+	defer c.Close()
+	return c.Info()
 }
 
 // FaultSource says how faults of a machine that arrived now would be caught, and
@@ -45,7 +46,7 @@ func (h *Host) FaultSource() (source, reason string, err error) {
 	if h.cfg.FaultSource == FaultUserfaultfd {
 		return FaultUserfaultfd, "as configured", nil
 	}
-	switch err := deviceState(); {
+	switch _, err := deviceInfo(); {
 	case err == nil:
 		return FaultDevice, "", nil
 	case h.cfg.FaultSource == FaultDevice:
@@ -77,7 +78,7 @@ func (in *incoming) chooseSource(o *offer, t *qemu.Template) error {
 	}
 	source := FaultUserfaultfd
 	if want != FaultUserfaultfd {
-		with, err := in.onDevice(o, *t)
+		with, err := in.onDevice(o, *t, want == FaultDevice)
 		switch {
 		case err == nil:
 			source, *t = FaultDevice, with
@@ -94,6 +95,9 @@ func (in *incoming) chooseSource(o *offer, t *qemu.Template) error {
 		path := qemu.RewritePath(t.Rewrite, b.Path)
 		if b.Object != "" && path == b.Path {
 			// It was on the source's device, and no rewrite says where else.
+			if size := o.Regions[i].PageSize; size != 4096 {
+				return fmt.Errorf("backend %s is on the source's device in pages of %d bytes, which no file on /dev/shm has: load the pagewarp module here, or map %s to hugetlbfs with a `rewrite` in the template", b.ID, size, b.Path)
+			}
 			path = "/dev/shm/" + b.Object
 			*t = t.WithMemory(b.ID, path)
 		}
@@ -113,22 +117,30 @@ func (in *incoming) faultSource() string {
 	return FaultUserfaultfd
 }
 
-// onDevice plans the machine's memory as objects, and returns the template for it.
-func (in *incoming) onDevice(o *offer, t qemu.Template) (qemu.Template, error) {
-	if err := deviceState(); err != nil {
+// onDevice plans the machine's memory as objects, and returns the template for it. What
+// is on hugetlbfs stays there unless the device is asked for: there its huge pages are
+// reserved, here they are had if there are some.
+func (in *incoming) onDevice(o *offer, t qemu.Template, asked bool) (qemu.Template, error) {
+	info, err := deviceInfo()
+	if err != nil {
 		return t, err
 	}
 	var memory []memoryRecord
 	for i, b := range o.Description.Backends {
-		if o.Regions[i].PageSize != 4096 {
-			return t, fmt.Errorf("backend %s has pages of %d bytes, the device's have 4096", b.ID, o.Regions[i].PageSize)
+		size := int(o.Regions[i].PageSize)
+		switch {
+		case size == info.PageSize:
+		case size != info.HugePageSize:
+			return t, fmt.Errorf("backend %s has pages of %d bytes, the device's can have %d and, where this kernel has huge pages of shared memory, %d", b.ID, size, info.PageSize, info.HugePageSize)
+		case b.Object == "" && !asked:
+			return t, fmt.Errorf("backend %s is on hugetlbfs, where it stays; ask for the device to have it there", b.ID)
 		}
 		// Its own name: the source's object may be in the same kernel.
 		name := fmt.Sprintf("%.40s-%s", o.VM, in.session)
 		if i > 0 {
 			name += fmt.Sprintf("-%d", i)
 		}
-		m := memoryRecord{ID: o.Regions[i].Name, Path: kmod.NodeDir + name, Size: b.Size, Object: name}
+		m := memoryRecord{ID: o.Regions[i].Name, Path: kmod.NodeDir + name, Size: b.Size, Object: name, PageSize: size}
 		memory, t = append(memory, m), t.WithMemory(b.ID, m.Path)
 	}
 	// A backend that is not on the command line (-readconfig) cannot be moved.
@@ -143,7 +155,7 @@ func (in *incoming) onDevice(o *offer, t qemu.Template) (qemu.Template, error) {
 // memory until it waits for its state, since QEMU writes into it as it starts.
 func (in *incoming) createObjects() error {
 	return eachObject(in.rec.Memory, func(c *kmod.Control, m memoryRecord) error {
-		_, err := c.Create(kmod.Config{Name: m.Object, Bytes: uint64(m.Size), Mode: 0o600, Plain: true})
+		_, err := c.Create(kmod.Config{Name: m.Object, Bytes: uint64(m.Size), PageSize: m.PageSize, Mode: 0o600, Plain: true})
 		return err
 	})
 }

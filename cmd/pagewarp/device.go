@@ -29,11 +29,12 @@ to start on the device, and for what was left. They need root.`,
 
 // object is an object as the list shows it.
 type object struct {
-	Name   string `json:"name"`
-	State  string `json:"state"`
-	Bytes  uint64 `json:"bytes"`
-	PID    int    `json:"pid,omitempty"` // a process that maps it
-	Faults uint64 `json:"faults"`
+	Name     string `json:"name"`
+	State    string `json:"state"`
+	Bytes    uint64 `json:"bytes"`
+	PID      int    `json:"pid,omitempty"` // a process that maps it
+	Faults   uint64 `json:"faults"`
+	PageSize int    `json:"page_size"` // bytes
 }
 
 func newDeviceList(a *app) *cobra.Command {
@@ -55,7 +56,7 @@ func newDeviceList(a *app) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				objects = append(objects, object{s.Name, s.State.String(), s.Bytes, pid, s.Faults})
+				objects = append(objects, object{s.Name, s.State.String(), s.Bytes, pid, s.Faults, s.PageSize})
 			}
 			return a.print(objects, func(w io.Writer) {
 				if len(objects) == 0 {
@@ -63,13 +64,13 @@ func newDeviceList(a *app) *cobra.Command {
 					return
 				}
 				t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-				fmt.Fprintln(t, "NAME\tSTATE\tSIZE\tFAULTS\tMAPPED BY")
+				fmt.Fprintln(t, "NAME\tSTATE\tSIZE\tPAGES OF\tFAULTS\tMAPPED BY")
 				for _, o := range objects {
 					by := "-"
 					if o.PID != 0 {
 						by = fmt.Sprintf("pid %d", o.PID)
 					}
-					fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\n", o.Name, o.State, units.FormatSize(o.Bytes), o.Faults, by)
+					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\n", o.Name, o.State, units.FormatSize(o.Bytes), units.FormatSize(uint64(o.PageSize)), o.Faults, by)
 				}
 				t.Flush()
 			})
@@ -79,8 +80,8 @@ func newDeviceList(a *app) *cobra.Command {
 
 func newDeviceCreate(a *app) *cobra.Command {
 	var (
-		size, mode string
-		uid, gid   int
+		size, page, mode string
+		uid, gid         int
 	)
 	c := &cobra.Command{
 		Use: "create NAME --size SIZE", Short: "Make memory for a machine to start on",
@@ -97,6 +98,10 @@ func newDeviceCreate(a *app) *cobra.Command {
 			if err != nil {
 				return usagef("--size: %w", err)
 			}
+			pageBytes, err := units.ParseSize(page)
+			if err != nil {
+				return usagef("--page-size: %w", err)
+			}
 			perm, err := strconv.ParseUint(mode, 8, 32)
 			if err != nil || perm > 0o777 {
 				return usagef("--mode %s: permission bits are 0 to 0777", mode)
@@ -106,7 +111,7 @@ func newDeviceCreate(a *app) *cobra.Command {
 				return err
 			}
 			defer k.Close()
-			path, err := k.Create(kmod.Config{Name: n[0], Bytes: uint64(bytes), Mode: os.FileMode(perm), UID: uid, GID: gid, Plain: true})
+			path, err := k.Create(kmod.Config{Name: n[0], Bytes: uint64(bytes), PageSize: int(pageBytes), Mode: os.FileMode(perm), UID: uid, GID: gid, Plain: true})
 			if err != nil {
 				return err
 			}
@@ -114,6 +119,7 @@ func newDeviceCreate(a *app) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&size, "size", "", "`SIZE` of the memory, e.g. 4G")
+	c.Flags().StringVar(&page, "page-size", "4K", "`SIZE` of the object's pages: 4K, or 2M where the kernel has huge pages of\nshared memory")
 	c.Flags().IntVar(&uid, "uid", 0, "owner of the node")
 	c.Flags().IntVar(&gid, "gid", 0, "group of the node")
 	c.Flags().StringVar(&mode, "mode", "0600", "permissions of the node, octal")

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pagewarp/pagewarp/internal/hugetest"
 	"github.com/pagewarp/pagewarp/internal/vmtest"
 	"github.com/pagewarp/pagewarp/kmod"
 	"github.com/pagewarp/pagewarp/relocate"
@@ -214,6 +216,55 @@ func TestDeviceRolledBack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A machine on hugetlbfs whose operator asks for the device moves to an object of pages
+// of 2 MiB, and from that to another.
+func TestDeviceHugePages(t *testing.T) {
+	const hugePage = 2 << 20
+	sweep(t)
+	root := vmtest.Dir(t)
+	huge := filepath.Join(root, "huge")
+	hugetest.Reserve(t, vmtest.RAMBytes/hugePage)
+	if err := errors.Join(os.Mkdir(huge, 0o700), unix.Mount("hugetlbfs", huge, "hugetlbfs", 0, "pagesize=2M")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		os.Remove(filepath.Join(huge, "vm.mem")) // where the test failed
+		if err := unix.Unmount(huge, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	m := makeMatrixOn(t, root, filepath.Join(huge, "vm.mem"), place{}, place{})
+	m.begin("", "")
+	onObject := func(n *node, s relocate.Status, ignore ...string) (node string) {
+		t.Helper()
+		node = theObject(t, ignore...)
+		t.Logf("to %s: downtime %.0f ms, %d pages on demand, faults %+v", node, s.DowntimeMS, s.PagesDemand, s.FaultLatency)
+		if got := objects(t)[filepath.Base(node)]; got.PageSize != hugePage || got.State != kmod.Plain || got.Faults == 0 {
+			t.Errorf("%+v, want a plain object of pages of %d bytes", got, hugePage)
+		}
+		// The regions beside the RAM have none.
+		if s.FaultSource != relocate.FaultDevice || s.PagesTotal != vmtest.RAMBytes/hugePage || s.PagesRemaining != 0 {
+			t.Errorf("final status: %+v", s)
+		}
+		if got := n.state(); got != "running" {
+			t.Errorf("the machine is %q", got)
+		}
+		t.Run("memory", func(t *testing.T) { // whose mapping goes with it
+			vmtest.CheckPattern(t, node, m.want)
+		})
+		return node
+	}
+	first := onObject(m.b, move(t, m.a, m.b, "--fault-source", "device"))
+	<-m.vm.Done
+	os.Remove(filepath.Join(m.a.dir, "vm.qmp"))
+	second := onObject(m.a, move(t, m.b, m.a), filepath.Base(first)) // "auto", the default
+	if first == second {
+		t.Errorf("both objects are %s", first)
+	}
+	m.killIncoming()
+	noObjects(t)
 }
 
 // createObject makes memory for a machine to start on, which goes with the test.

@@ -17,12 +17,14 @@ long pw_get_info(void __user *arg)
 		.abi = PAGEWARP_ABI,
 		.page_size = PAGE_SIZE,
 		.features = PAGEWARP_FEATURE_FREEZE | PAGEWARP_FEATURE_DEADLINE |
-			    PAGEWARP_FEATURE_SPIN | PAGEWARP_FEATURE_POLL_SPIN,
+			    PAGEWARP_FEATURE_SPIN | PAGEWARP_FEATURE_POLL_SPIN |
+			    PAGEWARP_FEATURE_PAGE_SIZE,
 		.max_bytes = PAGEWARP_MAX_BYTES,
 		.max_objects = PAGEWARP_MAX_OBJECTS,
 		.max_ring = PAGEWARP_MAX_RING,
 		.entry_size = sizeof(struct pagewarp_fault),
 		.objects = pw_objects(),
+		.huge_page_size = pw_huge_page_size(),
 	};
 
 	return copy_to_user(arg, &info, sizeof(info)) ? -EFAULT : 0;
@@ -81,7 +83,8 @@ static long pw_do_stat(void __user *arg, bool list)
 
 	if (copy_from_user(&s, arg, sizeof(s)))
 		return -EFAULT;
-	if (memchr_inv(s.reserved, 0, sizeof(s.reserved)) ||
+	if (s.page_size || s.reserved0 ||
+	    memchr_inv(s.reserved, 0, sizeof(s.reserved)) ||
 	    (list ? s.name[0] : s.id))
 		return -EINVAL;
 	o = list ? pw_find_id(s.id) : pw_find(s.name);

@@ -182,6 +182,7 @@ static long pw_layout(struct pw_daemon *d, void __user *arg)
 		.resident_len = pw_bitmap_bytes(d->obj),
 		.waiters_off = PW_OFF_WAITERS,
 		.waiters_len = pw_bitmap_bytes(d->obj),
+		.page_size = 1U << pw_shift(d->obj),
 	};
 
 	return copy_to_user(arg, &l, sizeof(l)) ? -EFAULT : 0;

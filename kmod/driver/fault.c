@@ -202,15 +202,16 @@ static int pw_nothing(pte_t *pte, unsigned long addr, void *data)
 	return 0;
 }
 
-/* The first page of a folio that is missing, or is not of the object; or its end. */
+/* The first index of a folio that is missing, or is not of the object; or its end. */
 static u64 pw_first_missing(struct pw_object *o, struct folio *folio)
 {
-	u64 page = folio->index;
-	u64 end = page + folio_nr_pages(folio);
+	u64 index = folio->index;
+	u64 end = index + folio_nr_pages(folio);
 
-	while (page < end && page < READ_ONCE(o->pages) && pw_present(o, page))
-		page++;
-	return page;
+	while (index < end && pw_page(o, index) < READ_ONCE(o->pages) &&
+	       pw_present(o, pw_page(o, index)))
+		index++;
+	return index;
 }
 
 /*
@@ -221,11 +222,11 @@ static bool pw_mappable(struct pw_object *o, struct folio *folio, u64 *missing)
 {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
 	u64 end = min_t(u64, folio->index + folio_nr_pages(folio),
-			READ_ONCE(o->pages));
-	u64 page = pw_first_missing(o, folio);
+			READ_ONCE(o->pages) << o->order);
+	u64 index = pw_first_missing(o, folio);
 
-	if (page < end) {
-		*missing = page;
+	if (index < end) {
+		*missing = pw_page(o, index);
 		return false;
 	}
 #endif
@@ -244,13 +245,13 @@ static vm_fault_t pw_map(struct pw_object *o, struct vm_fault *vmf, u64 *missing
 	if (!(ret & VM_FAULT_LOCKED))
 		return ret;
 	/* A shrink that comes later finds the page mapped, and unmaps it. */
-	if (unlikely(vmf->pgoff >= READ_ONCE(o->pages))) {
+	if (unlikely(pw_page(o, vmf->pgoff) >= READ_ONCE(o->pages))) {
 		unlock_page(vmf->page);
 		put_page(vmf->page);
 		return VM_FAULT_SIGBUS;
 	}
 	/* A reset that comes later finds the page locked, and frees it. */
-	if (unlikely(!pw_present(o, vmf->pgoff))) {
+	if (unlikely(!pw_present(o, pw_page(o, vmf->pgoff)))) {
 		unlock_page(vmf->page);
 		put_page(vmf->page);
 		return VM_FAULT_NOPAGE; /* and is taken again */
@@ -333,15 +334,15 @@ static vm_fault_t pw_fault(struct vm_fault *vmf)
 {
 	struct file *node = vmf->vma->vm_private_data;
 	struct pw_object *o = node->private_data;
-	u64 page = vmf->pgoff;
+	u64 page = pw_page(o, vmf->pgoff);
 	vm_fault_t ret = 0;
 
-	if (unlikely(vmf->pgoff >= READ_ONCE(o->pages)))
+	if (unlikely(page >= READ_ONCE(o->pages)))
 		return VM_FAULT_SIGBUS;
 	while (!ret) {
 		if (!pw_present(o, page))
 			ret = pw_absent(o, node, vmf, page);
-		page = vmf->pgoff;
+		page = pw_page(o, vmf->pgoff);
 		if (!ret && likely(pw_present(o, page)))
 			ret = pw_map(o, vmf, &page);
 	}
@@ -353,7 +354,7 @@ static vm_fault_t pw_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t end)
 {
 	struct file *node = vmf->vma->vm_private_data;
 	struct pw_object *o = node->private_data;
-	u64 pages = READ_ONCE(o->pages);
+	u64 pages = READ_ONCE(o->pages) << o->order;
 	vm_fault_t ret;
 	pgoff_t lo, hi;
 
@@ -373,11 +374,11 @@ static vm_fault_t pw_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t end)
 	 * Where there is no page table yet a huge page would be mapped as a
 	 * whole; the fault proper makes one.
 	 */
-	if (pmd_none(*vmf->pmd) || !pw_present(o, vmf->pgoff))
+	if (pmd_none(*vmf->pmd) || !pw_present(o, pw_page(o, vmf->pgoff)))
 		return 0;
-	for (lo = vmf->pgoff; lo > start && pw_present(o, lo - 1); lo--)
+	for (lo = vmf->pgoff; lo > start && pw_present(o, pw_page(o, lo - 1)); lo--)
 		;
-	for (hi = vmf->pgoff; hi < end && pw_present(o, hi + 1); hi++)
+	for (hi = vmf->pgoff; hi < end && pw_present(o, pw_page(o, hi + 1)); hi++)
 		;
 	return pw_shmem_ops->map_pages(vmf, lo, hi);
 }

@@ -12,17 +12,21 @@ dev_t pw_devt;
 /* The layouts that docs/UAPI.md promises; the Go client asserts the same. */
 static_assert(sizeof(struct pagewarp_info) == 64);
 static_assert(sizeof(struct pagewarp_create) == 136);
+static_assert(offsetof(struct pagewarp_info, huge_page_size) == 40);
 static_assert(offsetof(struct pagewarp_create, bytes) == 64);
 static_assert(offsetof(struct pagewarp_create, id) == 96);
+static_assert(offsetof(struct pagewarp_create, page_size) == 104);
 static_assert(sizeof(struct pagewarp_name) == 80);
 static_assert(sizeof(struct pagewarp_shrink) == 80);
 static_assert(sizeof(struct pagewarp_freeze) == 80);
 static_assert(sizeof(struct pagewarp_stat) == 168);
 static_assert(offsetof(struct pagewarp_stat, faults) == 88);
+static_assert(offsetof(struct pagewarp_stat, page_size) == 144);
 static_assert(sizeof(struct pagewarp_attach) == 104);
 static_assert(offsetof(struct pagewarp_attach, fd) == 72);
 static_assert(sizeof(struct pagewarp_layout) == 112);
 static_assert(offsetof(struct pagewarp_layout, waiters_off) == 64);
+static_assert(offsetof(struct pagewarp_layout, page_size) == 80);
 static_assert(sizeof(struct pagewarp_alias) == 16);
 static_assert(sizeof(struct pagewarp_wake) == 32);
 static_assert(sizeof(struct pagewarp_fault) == 32);
@@ -46,11 +50,13 @@ static int __init pw_init(void)
 		ret = PTR_ERR(pw_class);
 		goto unregister;
 	}
+	pw_memory_init();
 	ret = pw_control_init();
 	if (ret)
 		goto destroy;
 	return 0;
 destroy:
+	pw_memory_exit();
 	class_destroy(pw_class);
 unregister:
 	unregister_chrdev_region(pw_devt, PAGEWARP_MAX_OBJECTS);
@@ -61,6 +67,7 @@ unregister:
 static void __exit pw_exit(void)
 {
 	pw_control_exit();
+	pw_memory_exit();
 	class_destroy(pw_class);
 	unregister_chrdev_region(pw_devt, PAGEWARP_MAX_OBJECTS);
 }

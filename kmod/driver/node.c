@@ -25,7 +25,7 @@ static int pw_node_release(struct inode *inode, struct file *file)
 static int pw_node_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct pw_object *o = file->private_data;
-	u64 pages = READ_ONCE(o->pages);
+	u64 pages = READ_ONCE(o->pages) << o->order;
 	int ret;
 
 	if (READ_ONCE(o->destroyed))
@@ -42,8 +42,21 @@ static int pw_node_mmap(struct file *file, struct vm_area_struct *vma)
 		return ret;
 	pw_set_vm_ops(vma, file);
 	/* Small pages, unless the mapper asks for huge ones: see pw_map(). */
-	pw_vm_flags(vma, VM_NOHUGEPAGE, 0);
+	if (!o->order)
+		pw_vm_flags(vma, VM_NOHUGEPAGE, 0);
 	return 0;
+}
+
+/* Where a huge page can be mapped as one, as for any file of the same mount. */
+static unsigned long pw_node_get_unmapped_area(struct file *file,
+					       unsigned long addr,
+					       unsigned long len,
+					       unsigned long pgoff,
+					       unsigned long flags)
+{
+	struct file *shmem = ((struct pw_object *)file->private_data)->shmem;
+
+	return shmem->f_op->get_unmapped_area(shmem, addr, len, pgoff, flags);
 }
 
 static loff_t pw_node_llseek(struct file *file, loff_t off, int whence)
@@ -51,7 +64,7 @@ static loff_t pw_node_llseek(struct file *file, loff_t off, int whence)
 	struct pw_object *o = file->private_data;
 
 	return fixed_size_llseek(file, off, whence,
-				 (loff_t)READ_ONCE(o->pages) << PAGE_SHIFT);
+				 (loff_t)READ_ONCE(o->pages) << pw_shift(o));
 }
 
 static long pw_node_ioctl(struct file *file, unsigned int cmd,
@@ -67,6 +80,7 @@ const struct file_operations pw_node_fops = {
 	.open = pw_node_open,
 	.release = pw_node_release,
 	.mmap = pw_node_mmap,
+	.get_unmapped_area = pw_node_get_unmapped_area,
 	.llseek = pw_node_llseek,
 	.unlocked_ioctl = pw_node_ioctl,
 	.compat_ioctl = compat_ptr_ioctl,

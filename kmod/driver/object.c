@@ -4,15 +4,14 @@
  */
 #include <linux/ctype.h>
 #include <linux/falloc.h>
+#include <linux/file.h>
 #include <linux/idr.h>
 #include <linux/module.h>
 #include <linux/pagemap.h>
-#include <linux/shmem_fs.h>
 #include <linux/slab.h>
 #include <linux/user_namespace.h>
 #include <linux/version.h>
 #include <linux/vmalloc.h>
-#include <uapi/linux/fcntl.h>
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 2, 0)
 #include <linux/folio_batch.h>
@@ -70,24 +69,6 @@ static const struct device_type pw_type = {
 	.release = pw_object_release,
 };
 
-/* The memory, under its own name in /proc/PID/maps, and never resized. */
-static int pw_make_memory(struct pw_object *o)
-{
-	char *name = kasprintf(GFP_KERNEL, "pagewarp:%s", o->name);
-	struct file *f;
-
-	if (!name)
-		return -ENOMEM;
-	/* NORESERVE: charged page by page, as a sparse file is. */
-	f = shmem_file_setup(name, o->max_pages << PAGE_SHIFT, PW_NORESERVE);
-	kfree(name);
-	if (IS_ERR(f))
-		return PTR_ERR(f);
-	SHMEM_I(file_inode(f))->seals = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW;
-	o->shmem = f;
-	return 0;
-}
-
 static int pw_fill(struct pw_object *o)
 {
 	unsigned int i;
@@ -128,11 +109,15 @@ static bool pw_name_ok(const char *name)
 
 static int pw_check(const struct pagewarp_create *c)
 {
+	int order = pw_page_order(c->page_size);
+
 	if (!pw_name_ok(c->name) || c->flags & ~PAGEWARP_CREATE_PLAIN ||
-	    c->mode & ~0777 || c->id || c->minor ||
+	    c->mode & ~0777 || c->id || c->minor || c->reserved0 ||
 	    memchr_inv(c->reserved, 0, sizeof(c->reserved)))
 		return -EINVAL;
-	if (!c->bytes || c->bytes & ~PAGE_MASK)
+	if (order < 0)
+		return order;
+	if (!c->bytes || c->bytes & ((PAGE_SIZE << order) - 1))
 		return -EINVAL;
 	if (c->bytes > PAGEWARP_MAX_BYTES)
 		return -EFBIG;
@@ -197,7 +182,8 @@ int pw_create(struct pagewarp_create *c)
 	mutex_init(&o->lock);
 	INIT_LIST_HEAD(&o->list);
 	strscpy(o->name, c->name, sizeof(o->name));
-	o->max_pages = c->bytes >> PAGE_SHIFT;
+	o->order = pw_page_order(c->page_size);
+	o->max_pages = c->bytes >> pw_shift(o);
 	o->pages = o->max_pages;
 	o->mode = c->mode;
 	o->uid = make_kuid(current_user_ns(), c->uid);
@@ -308,7 +294,8 @@ void pw_stat(struct pw_object *o, struct pagewarp_stat *s)
 	strscpy_pad(s->name, o->name, sizeof(s->name));
 	s->id = o->id;
 	s->state = pw_state(o);
-	s->bytes = o->pages << PAGE_SHIFT;
+	s->bytes = o->pages << pw_shift(o);
+	s->page_size = 1U << pw_shift(o);
 	s->policy = o->policy;
 	s->deadline_ms = o->deadline_ms;
 	mutex_unlock(&o->lock);
@@ -331,10 +318,10 @@ void pw_stat(struct pw_object *o, struct pagewarp_stat *s)
  */
 int pw_shrink(struct pw_object *o, u64 bytes)
 {
-	u64 old, pages = bytes >> PAGE_SHIFT;
+	u64 old, pages = bytes >> pw_shift(o);
 	int ret = 0;
 
-	if (!bytes || bytes & ~PAGE_MASK)
+	if (!bytes || bytes & ((1ULL << pw_shift(o)) - 1))
 		return -EINVAL;
 	mutex_lock(&o->lock);
 	old = o->pages;
@@ -347,7 +334,7 @@ int pw_shrink(struct pw_object *o, u64 bytes)
 		unmap_mapping_range(o->shmem->f_mapping, bytes, 0, 1);
 		ret = vfs_fallocate(o->shmem, FALLOC_FL_PUNCH_HOLE |
 				    FALLOC_FL_KEEP_SIZE, bytes,
-				    (old - pages) << PAGE_SHIFT);
+				    (old - pages) << pw_shift(o));
 		pw_wake_range(o, pages, old - pages);
 	}
 	mutex_unlock(&o->lock);
@@ -431,28 +418,8 @@ int pw_reset(struct pw_object *o)
 		synchronize_rcu();
 		ret = vfs_fallocate(o->shmem, FALLOC_FL_PUNCH_HOLE |
 				    FALLOC_FL_KEEP_SIZE, 0,
-				    o->max_pages << PAGE_SHIFT);
+				    o->max_pages << pw_shift(o));
 	}
 	mutex_unlock(&o->lock);
 	return ret;
-}
-
-/*
- * Opens the memory anew, so that each user has a file position of its own.
- * Returns a descriptor to be installed, or an error.
- */
-int pw_open_memory(struct pw_object *o, int flags, struct file **file)
-{
-	int fd = get_unused_fd_flags(O_CLOEXEC);
-	struct file *f;
-
-	if (fd < 0)
-		return fd;
-	f = dentry_open(&o->shmem->f_path, flags | O_LARGEFILE, current_cred());
-	if (IS_ERR(f)) {
-		put_unused_fd(fd);
-		return PTR_ERR(f);
-	}
-	*file = f;
-	return fd;
 }

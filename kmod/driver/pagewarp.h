@@ -7,6 +7,9 @@
  * for the page's resident bit; so swap, reclaim, mlock, fork and mremap are
  * those of shmem.
  *
+ * A *page* is one of the object, of PAGE_SIZE << order: it has one bit in each
+ * bitmap, and one fault. An *index* is one of PAGE_SIZE, as the kernel counts.
+ *
  * Lifetimes: the object is its struct device. Node files and the daemon's end
  * hold it; a VMA, or a thread that sleeps in a fault, holds the node's file,
  * which also holds the module. An object that exists holds the module as well.
@@ -106,6 +109,7 @@ struct pw_object {
 	u32 policy;
 	u32 deadline_ms;
 	struct file *shmem;
+	unsigned int order;		/* PAGE_SIZE << order is the object's page */
 	u64 max_pages;			/* at creation; the size of the bitmaps */
 	u64 pages;			/* READ_ONCE; shrinks under lock */
 
@@ -145,6 +149,13 @@ int pw_check_plain(struct pw_object *o);
 int pw_freeze(struct pw_object *o);
 int pw_thaw(struct pw_object *o);
 int pw_reset(struct pw_object *o);
+
+/* memory.c */
+void pw_memory_init(void);
+void pw_memory_exit(void);
+u32 pw_huge_page_size(void);
+int pw_page_order(u32 page_size);
+int pw_make_memory(struct pw_object *o);
 int pw_open_memory(struct pw_object *o, int flags, struct file **file);
 
 static inline struct pw_object *pw_get(struct pw_object *o)
@@ -164,6 +175,18 @@ void pw_announce(struct pw_object *o, u64 page, u32 flags, u64 epoch);
 void pw_wake_page(struct pw_object *o, u64 page);
 u32 pw_wake_range(struct pw_object *o, u64 first, u64 count);
 void pw_wake_all(struct pw_object *o);
+
+/* The number of bits of a page's size. */
+static inline unsigned int pw_shift(const struct pw_object *o)
+{
+	return PAGE_SHIFT + o->order;
+}
+
+/* The page that an index is in. */
+static inline u64 pw_page(const struct pw_object *o, pgoff_t index)
+{
+	return index >> o->order;
+}
 
 /* Of each of the bitmaps. */
 static inline u64 pw_bitmap_bytes(struct pw_object *o)

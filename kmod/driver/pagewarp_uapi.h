@@ -30,20 +30,23 @@
 /* What GET_INFO answers, on every kind of descriptor. */
 struct pagewarp_info {
 	__u32 abi;		/* PAGEWARP_ABI */
-	__u32 page_size;	/* bytes of a page of every object */
+	__u32 page_size;	/* bytes of a page of an object that asks for no other */
 	__u64 features;		/* PAGEWARP_FEATURE_* */
 	__u64 max_bytes;	/* of one object */
 	__u32 max_objects;
 	__u32 max_ring;		/* entries of a fault ring */
 	__u32 entry_size;	/* bytes of struct pagewarp_fault */
 	__u32 objects;		/* that there are now */
-	__u64 reserved[3];
+	__u32 huge_page_size;	/* what else an object's page can be; 0: nothing */
+	__u32 reserved0;
+	__u64 reserved[2];
 };
 
 #define PAGEWARP_FEATURE_FREEZE (1ULL << 0)
 #define PAGEWARP_FEATURE_DEADLINE (1ULL << 1)
 #define PAGEWARP_FEATURE_SPIN (1ULL << 2) /* spin_us of the consumer page */
 #define PAGEWARP_FEATURE_POLL_SPIN (1ULL << 3) /* poll_us of the consumer page */
+#define PAGEWARP_FEATURE_PAGE_SIZE (1ULL << 4) /* page_size of CREATE */
 
 /* What happens to threads that wait for a page while no daemon is attached. */
 enum pagewarp_policy {
@@ -64,7 +67,7 @@ enum pagewarp_state {
 
 struct pagewarp_create {
 	char name[PAGEWARP_NAME_LEN];
-	__u64 bytes;		/* a multiple of the page size, not 0 */
+	__u64 bytes;		/* a multiple of the object's page size, not 0 */
 	__u32 mode;		/* permission bits of the node */
 	__u32 uid;		/* owner of the node, in the caller's namespace */
 	__u32 gid;
@@ -73,7 +76,9 @@ struct pagewarp_create {
 	__u32 deadline_ms;	/* POLICY_SIGBUS: 1 to MAX_DEADLINE_MS; else 0 */
 	__u32 id;		/* out: never 0, not reused while the object lives */
 	__u32 minor;		/* out: minor number of the node */
-	__u64 reserved[4];
+	__u32 page_size;	/* page_size or huge_page_size of GET_INFO; 0: the first */
+	__u32 reserved0;
+	__u64 reserved[3];
 };
 
 /* Names an object: DESTROY, RESET. */
@@ -118,7 +123,9 @@ struct pagewarp_stat {
 	__u64 wakes;		/* pages with a waiter that were woken */
 	__u64 killed;		/* touches that ended in SIGBUS */
 	__u64 spun;		/* touches that found their page before they slept */
-	__u64 reserved[3];
+	__u32 page_size;
+	__u32 reserved0;
+	__u64 reserved[2];
 };
 
 struct pagewarp_attach {
@@ -147,7 +154,9 @@ struct pagewarp_layout {
 	__u64 resident_len;
 	__u64 waiters_off;	/* the same, written by the kernel */
 	__u64 waiters_len;
-	__u64 reserved[4];
+	__u32 page_size;	/* bytes of a page of the object */
+	__u32 reserved0;
+	__u64 reserved[3];
 };
 
 struct pagewarp_alias {

@@ -29,6 +29,7 @@ const rounds = 5
 // memory is what is compared: fresh memory in another process, and who serves
 // it by copying each page from local memory into an alias.
 type memory struct {
+	size  uint64 // bytes of a page
 	reg   *touch.Region
 	alias []byte
 	// install makes pages visible that were written through the alias.
@@ -50,18 +51,18 @@ type reader struct {
 
 // deviceMemory is the device as the daemon sets it up by default.
 func deviceMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
-	return deviceMemorySpinning(b, ctx, pages, kmod.DefaultSpin)
+	return deviceMemoryOf(b, ctx, pages, pageSize, kmod.DefaultSpin)
 }
 
 // asleepMemory is the device where all who wait sleep at once.
 func asleepMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
-	return deviceMemorySpinning(b, ctx, pages, 0)
+	return deviceMemoryOf(b, ctx, pages, pageSize, 0)
 }
 
-func deviceMemorySpinning(b *testing.B, ctx context.Context, pages uint64, spin time.Duration) *memory {
+func deviceMemoryOf(b *testing.B, ctx context.Context, pages, size uint64, spin time.Duration) *memory {
 	c, err := kmod.Open()
 	must(b, err)
-	path, err := c.Create(kmod.Config{Name: "bench", Bytes: pages * pageSize})
+	path, err := c.Create(kmod.Config{Name: "bench", Bytes: pages * size, PageSize: int(size)})
 	must(b, err)
 	d, err := c.Attach("bench", 256)
 	must(b, err)
@@ -71,10 +72,10 @@ func deviceMemorySpinning(b *testing.B, ctx context.Context, pages uint64, spin 
 	must(b, err)
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	must(b, err)
-	m := &memory{install: d.Install}
-	m.reg, err = p.MapShared(fd, int64(pages*pageSize))
+	m := &memory{size: size, install: d.Install}
+	m.reg, err = p.MapShared(fd, int64(pages*size))
 	must(b, err)
-	m.alias, err = sysmem.MapShared(afd, 0, int64(pages*pageSize), true)
+	m.alias, err = sysmem.MapShared(afd, 0, int64(pages*size), true)
 	must(b, err)
 	d.SetSpin(spin, spin)
 	m.newReader = func() *reader {
@@ -100,25 +101,34 @@ func deviceMemorySpinning(b *testing.B, ctx context.Context, pages uint64, spin 
 }
 
 func uffdMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
-	file, err := sysmem.CreateMemfd("bench", int64(pages*pageSize), 0)
+	return uffdMemoryOf(b, ctx, pages, pageSize)
+}
+
+// uffdMemoryOf is of hugetlbfs where pages are of 2 MiB.
+func uffdMemoryOf(b *testing.B, ctx context.Context, pages, size uint64) *memory {
+	huge, features := 0, uffd.FeatureMissingShmem|uffd.FeatureMinorShmem
+	if size != pageSize {
+		huge, features = int(size), uffd.FeatureMissingHugetlbfs|uffd.FeatureMinorHugetlbfs
+	}
+	file, err := sysmem.CreateMemfd("bench", int64(pages*size), huge)
 	must(b, err)
 	p, err := touch.Start(ctx)
 	must(b, err)
-	m := &memory{}
-	m.reg, err = p.MapShared(file, int64(pages*pageSize))
+	m := &memory{size: size}
+	m.reg, err = p.MapShared(file, int64(pages*size))
 	must(b, err)
-	m.alias, err = sysmem.MapShared(file, 0, int64(pages*pageSize), true)
+	m.alias, err = sysmem.MapShared(file, 0, int64(pages*size), true)
 	must(b, err)
 	fd, err := p.Userfaultfd()
 	must(b, err)
 	u, err := uffd.Open(fd)
 	must(b, err)
-	_, err = u.API(uffd.FeatureMissingShmem | uffd.FeatureMinorShmem)
+	_, err = u.API(features)
 	must(b, err)
-	_, err = u.Register(m.reg.Addr, pages*pageSize, uffd.ModeMissing|uffd.ModeMinor)
+	_, err = u.Register(m.reg.Addr, pages*size, uffd.ModeMissing|uffd.ModeMinor)
 	must(b, err)
 	m.install = func(first, count uint64) error {
-		_, _, err := u.ContinueRange(m.reg.PageAddr(first), count*pageSize, pageSize, 0)
+		_, _, err := u.ContinueRange(m.reg.Addr+first*size, count*size, size, 0)
 		return err
 	}
 	m.newReader = func() *reader {
@@ -128,7 +138,7 @@ func uffdMemory(b *testing.B, ctx context.Context, pages uint64) *memory {
 		return &reader{stop: r.Stop, close: r.Close, read: func(pages []uint64) (int, error) {
 			n, err := r.ReadEvents(buf[:len(pages)])
 			for i, ev := range buf[:n] {
-				pages[i] = (ev.Addr - m.reg.Addr) / pageSize
+				pages[i] = (ev.Addr - m.reg.Addr) / size
 			}
 			return n, err
 		}}
@@ -165,7 +175,7 @@ func (m *memory) serve(b *testing.B, s *stages) (stop func()) {
 		if err := thread.Refused(); err != nil {
 			b.Error(err)
 		}
-		content := make([]byte, pageSize)
+		content := make([]byte, m.size)
 		touch.Fill(content, 1, 1)
 		var pages [64]uint64
 		for {
@@ -178,7 +188,7 @@ func (m *memory) serve(b *testing.B, s *stages) (stop func()) {
 				if s != nil {
 					begin = monotonic()
 				}
-				copy(m.alias[p*pageSize:], content)
+				copy(m.alias[p*m.size:], content)
 				if s != nil {
 					copied = monotonic()
 				}

@@ -52,9 +52,13 @@ func daemonMain() {
 
 // A daemon is killed with faults outstanding; the next gets them all.
 func TestDaemonIsKilledAndAnotherTakesOver(t *testing.T) {
-	const pages = 64
-	o := newObject(t, pages, nil)
-	mem := o.mmap(pages, true)
+	t.Run("4K", func(t *testing.T) { testTakeover(t, newObject(t, 64, nil), 64, 1) })
+	t.Run("2M", func(t *testing.T) { testTakeover(t, newHugeObject(t, 4, nil), 4, perHuge) })
+}
+
+// testTakeover is for an object whose pages are of per times 4 KiB.
+func testTakeover(t *testing.T, o *object, pages, per uint64) {
+	mem := o.mmap(pages*per, true)
 	cmd := exec.CommandContext(o.ctx, "/proc/self/exe")
 	cmd.Env = append(os.Environ(), "KMOD_TEST_DAEMON="+o.name)
 	out, err := cmd.StdoutPipe()
@@ -74,8 +78,8 @@ func TestDaemonIsKilledAndAnotherTakesOver(t *testing.T) {
 		t.Errorf("state %v", s)
 	}
 	done := make(chan error, pages)
-	for p := range uint64(pages) {
-		go func() { _, err := peek(mem, p); done <- err }()
+	for p := range pages {
+		go func() { _, err := peek(mem, p*per+p%per); done <- err }()
 	}
 	for range pages {
 		next()
@@ -88,13 +92,13 @@ func TestDaemonIsKilledAndAnotherTakesOver(t *testing.T) {
 	if s := o.state(); s != kmod.Orphaned {
 		t.Errorf("state %v", s)
 	}
-	extra := peeking(mem, 1) // waits as well
+	extra := peeking(mem, 2*per-1) // waits as well
 	d := o.attach(16)
 	if s := o.state(); s != kmod.Served {
 		t.Errorf("state %v", s)
 	}
 	seen := map[uint64]bool{}
-	for len(seen) < pages/2 {
+	for uint64(len(seen)) < pages/2 {
 		for _, f := range d.faults(o.ctx, 1) {
 			// A thread that looks again while its page is served may report it anew.
 			if (f.Flags&kmod.FaultAgain == 0 && !d.Resident(f.Page)) || f.Page%2 == 0 {
@@ -108,7 +112,7 @@ func TestDaemonIsKilledAndAnotherTakesOver(t *testing.T) {
 		must(t, o.await(done))
 	}
 	must(t, o.await(extra))
-	o.check(mem, 33, 2)
+	o.check(mem, (pages/2+1)*per, 2)
 }
 
 func TestFaultsBeforeTheFirstAttach(t *testing.T) {
@@ -194,10 +198,17 @@ func TestEndIsPassedOn(t *testing.T) {
 // A daemon whose every shared word is garbage harms itself; the next one finds
 // every fault that is outstanding.
 func TestHostileConsumer(t *testing.T) {
-	const pages, threads = 256, 8
-	o := newObject(t, pages, nil)
-	mem := o.mmap(pages, true)
-	for round := range uint64(5) {
+	t.Run("4K", func(t *testing.T) { testHostileConsumer(t, newObject(t, 256, nil), 1, 5) })
+	t.Run("2M", func(t *testing.T) { testHostileConsumer(t, newHugeObject(t, 8, nil), perHuge, 1) })
+}
+
+// testHostileConsumer touches eight pages a round of an object whose pages are of per
+// times 4 KiB.
+func testHostileConsumer(t *testing.T, o *object, per, rounds uint64) {
+	const threads = 8
+	pages := rounds * threads
+	mem := o.mmap(pages*per, true)
+	for round := range rounds {
 		d := o.attach(16)
 		consumer, err := unix.Mmap(d.FD(), 1<<40, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 		must(t, err)
@@ -217,7 +228,7 @@ func TestHostileConsumer(t *testing.T) {
 		done := make(chan error, threads)
 		first := round * threads
 		for k := range uint64(threads) {
-			go func() { _, err := peek(mem, first+k); done <- err }()
+			go func() { _, err := peek(mem, (first+k)*per); done <- err }()
 		}
 		o.until("faults", func() bool {
 			st, err := o.c.Stat(o.name)
@@ -235,7 +246,7 @@ func TestHostileConsumer(t *testing.T) {
 		}
 		end()
 		d.close()
-		o.check(mem, first, round)
+		o.check(mem, first*per, round)
 	}
 }
 

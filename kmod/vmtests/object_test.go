@@ -22,7 +22,11 @@ func TestInfo(t *testing.T) {
 	defer c.Close()
 	info, err := c.Info()
 	must(t, err)
-	if info.PageSize != pageSize || info.MaxRing != kmod.MaxRing || info.MaxObjects != 1024 || info.MaxBytes != 1<<44 || info.Objects != 0 {
+	huge := hugeSize
+	if !kernelHasHuge() {
+		huge = 0
+	}
+	if info.PageSize != pageSize || info.MaxRing != kmod.MaxRing || info.MaxObjects != 1024 || info.MaxBytes != 1<<44 || info.Objects != 0 || info.HugePageSize != huge {
 		t.Errorf("info %+v", info)
 	}
 }
@@ -66,6 +70,10 @@ func TestObjectsAreListedAndGo(t *testing.T) {
 
 func TestBadCreate(t *testing.T) {
 	o := newObject(t, 1, nil)
+	odd, large := error(unix.EINVAL), error(unix.EFBIG)
+	if !kernelHasHuge() {
+		odd, large = unix.EOPNOTSUPP, unix.EOPNOTSUPP
+	}
 	for _, c := range []struct {
 		cfg  kmod.Config
 		want error
@@ -84,6 +92,11 @@ func TestBadCreate(t *testing.T) {
 		{kmod.Config{Name: "zero", Bytes: 0}, unix.EINVAL},
 		{kmod.Config{Name: "odd", Bytes: pageSize + 1}, unix.EINVAL},
 		{kmod.Config{Name: "huge", Bytes: 1<<44 + pageSize}, unix.EFBIG},
+		{kmod.Config{Name: "half-huge", Bytes: 3 * hugeSize / 2, PageSize: hugeSize}, odd},
+		{kmod.Config{Name: "two-pages", Bytes: hugeSize, PageSize: 2 * pageSize}, unix.EINVAL},
+		{kmod.Config{Name: "gigantic", Bytes: 1 << 30, PageSize: 1 << 30}, unix.EINVAL},
+		{kmod.Config{Name: "one-bit", Bytes: hugeSize, PageSize: 1}, unix.EINVAL},
+		{kmod.Config{Name: "too-huge", Bytes: 1<<44 + hugeSize, PageSize: hugeSize}, large},
 		{kmod.Config{Name: "mode", Bytes: pageSize, Mode: 0o4755}, unix.EINVAL},
 		{kmod.Config{Name: "owner", Bytes: pageSize, UID: -1}, unix.EINVAL},
 		{kmod.Config{Name: "late", Bytes: pageSize, Deadline: 2 * time.Hour}, unix.EINVAL},

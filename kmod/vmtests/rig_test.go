@@ -114,7 +114,7 @@ func (o *object) attach(entries int) *daemon {
 	dd := &daemon{Daemon: d, t: o.t}
 	dd.fd, err = d.Alias()
 	must(o.t, err)
-	dd.alias, err = sysmem.MapShared(dd.fd, 0, int64(d.Pages()*pageSize), true)
+	dd.alias, err = sysmem.MapShared(dd.fd, 0, int64(d.Pages())*int64(d.PageSize()), true)
 	must(o.t, err)
 	o.t.Cleanup(dd.close)
 	return dd
@@ -129,10 +129,12 @@ func (d *daemon) close() {
 	d.Daemon = nil
 }
 
-// fill writes pages and makes them resident.
+// fill writes pages of the object and makes them resident: each 4 KiB of them holds
+// what touch.Fill makes of its own number.
 func (d *daemon) fill(first, count, seed uint64) {
 	d.t.Helper()
-	for p := first; p < first+count; p++ {
+	per := uint64(d.PageSize() / pageSize)
+	for p := first * per; p < (first+count)*per; p++ {
 		touch.Fill(d.alias[p*pageSize:(p+1)*pageSize], p, seed)
 	}
 	// Under a destroy the object may be gone before its daemon has heard of it.

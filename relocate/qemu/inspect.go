@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -48,7 +49,7 @@ type Backend struct {
 	Size     int64  `json:"size"` // bytes
 	Share    bool   `json:"share"`
 	Prealloc bool   `json:"prealloc,omitempty"`
-	PageSize int64  `json:"page_size,omitempty"` // bytes, of the file's file system
+	PageSize int64  `json:"page_size,omitempty"` // bytes, of the file's file system or the object
 	Used     bool   `json:"used"`                // holds RAM of the machine
 	// Object is the object of pagewarp's character device that Path leads to, if it does.
 	Object string `json:"object,omitempty"`
@@ -263,10 +264,23 @@ func (b *Backend) inspectDevice(pid int, node string) {
 		b.FileProblem = "is a device that is not pagewarp's, whose memory cannot be read from outside QEMU"
 	default:
 		b.Object = object
-		if err := MapsObject(pid, object, b.Size); err != nil {
+		if b.PageSize, err = objectPageSize(object); err != nil {
+			b.FileProblem = err.Error()
+		} else if err := MapsObject(pid, object, b.Size); err != nil {
 			b.FileProblem = err.Error()
 		}
 	}
+}
+
+// objectPageSize is the size of an object's pages, in bytes.
+func objectPageSize(object string) (int64, error) {
+	c, err := kmod.Open()
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	st, err := c.Stat(object)
+	return int64(cmp.Or(st.PageSize, os.Getpagesize())), err
 }
 
 // MapsObject returns nil if the process maps the first size bytes of an object of
