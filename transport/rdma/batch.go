@@ -8,7 +8,6 @@ import (
 
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/transport"
-	"golang.org/x/sys/unix"
 )
 
 // Receive buffers of a BatchFetcher. Precache asks for 16 to 32 pages at a time, which
@@ -27,6 +26,8 @@ const (
 // RDMA is set up and after it has ended, comes that way. It implements
 // [transport.Fetcher]; the sink must be such as [Fetcher] needs.
 type BatchFetcher struct {
+	sleeper
+
 	base transport.MessageFetcher
 	ch   Channel
 	dev  *Device
@@ -37,9 +38,6 @@ type BatchFetcher struct {
 	slotSize int
 	slots    []slot
 	mr       *region
-	wakeFD   int // an eventfd
-	sleeping atomic.Bool
-	broken   atomic.Pointer[error] // why RDMA must end; Receive acts on it
 
 	stats  *Stats
 	sink   *lateSink
@@ -86,7 +84,7 @@ func newBatchFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []
 	if !ok || ch.Features()&transport.FeatureSend == 0 {
 		return nil, fmt.Errorf("the channel has the features %v, and cannot have answers by message", ch.Features())
 	}
-	f := &BatchFetcher{base: mf, ch: ch, dev: dev, opt: o, wakeFD: -1, sink: newLateSink(), stats: o.Stats, seen: time.Now()}
+	f := &BatchFetcher{base: mf, ch: ch, dev: dev, opt: o, sleeper: sleeper{wakeFD: -1}, sink: newLateSink(), stats: o.Stats, seen: time.Now()}
 	if f.stats == nil {
 		f.stats = new(Stats)
 	}
@@ -119,7 +117,7 @@ func (f *BatchFetcher) open(n int) (err error) {
 	if f.mem, err = sysmem.MapAnonymous(int64(n * f.slotSize)); err != nil {
 		return err
 	}
-	if f.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+	if err = f.sleeper.open(); err != nil {
 		return err
 	}
 	if f.mr, err = f.dev.register(f.mem, landing); err != nil {
@@ -205,20 +203,6 @@ func (f *BatchFetcher) flush() error {
 	}
 }
 
-// breakDown says that RDMA must end, and has Receive see to it.
-func (f *BatchFetcher) breakDown(err error) {
-	if f.broken.CompareAndSwap(nil, &err) {
-		f.wake()
-	}
-}
-
-// wake ends Receive's sleep.
-func (f *BatchFetcher) wake() {
-	if f.sleeping.Load() {
-		unix.Write(f.wakeFD, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // it can only be full, which wakes as well
-	}
-}
-
 // Outstanding implements [transport.Fetcher].
 func (f *BatchFetcher) Outstanding(buf []transport.Fetch) []transport.Fetch {
 	f.sendMu.Lock()
@@ -270,9 +254,6 @@ func (f *BatchFetcher) releaseAll() {
 	f.box.free()
 	sysmem.Unmap(f.mem)
 	f.mem = nil
-	if f.wakeFD >= 0 {
-		unix.Close(f.wakeFD)
-		f.wakeFD = -1
-	}
+	f.shut()
 	f.dev.drop()
 }

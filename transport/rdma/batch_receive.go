@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/transport"
-	"golang.org/x/sys/unix"
 )
 
 // errSilent is the cause of the end of RDMA where answers by SEND do not come.
@@ -205,7 +204,6 @@ func (f *BatchFetcher) sleep(q *queue) error {
 	if work || f.broken.Load() != nil || f.closed.Load() {
 		return nil
 	}
-	fds := [2]unix.PollFd{{Fd: int32(f.wakeFD), Events: unix.POLLIN}, {Fd: -1}}
 	if q != nil {
 		if err := q.arm(); err != nil {
 			f.breakDown(err)
@@ -215,18 +213,9 @@ func (f *BatchFetcher) sleep(q *queue) error {
 		if n, err := f.take(q, 0); n > 0 || err != nil {
 			return err
 		}
-		fds[1] = unix.PollFd{Fd: int32(q.fd), Events: unix.POLLIN}
 	}
-	_, err := unix.Poll(fds[:], int(lookEvery/time.Millisecond))
-	if err != nil && err != unix.EINTR {
-		return fmt.Errorf("wait for RDMA: %w", err)
-	}
-	if fds[0].Revents != 0 {
-		var b [8]byte
-		unix.Read(f.wakeFD, b[:]) // an empty one is as good
-	}
-	if q != nil && fds[1].Revents != 0 {
-		q.disarm()
+	if err := f.wait(q); err != nil {
+		return err
 	}
 	f.overdue(time.Now())
 	return nil
@@ -267,16 +256,7 @@ func (f *BatchFetcher) end(why error) error {
 	if q != nil {
 		f.stats.Up.Add(-1)
 	}
-	f.stats.Fallbacks.Add(1)
-	err := fmt.Errorf("RDMA by %s: %w", f.dev, why)
-	if f.opt.Down != nil {
-		f.opt.Down(err)
-	}
-	if f.opt.Only {
-		return err
-	}
-	text := err.Error()
-	if err := f.ch.SendSide(transport.Header{Aux: kindOff}, []byte(text[:min(len(text), transport.MaxText)])); err != nil {
+	if err := f.opt.over(f.dev, f.ch, f.stats, why); err != nil {
 		return err
 	}
 	n, rerr := f.base.Recall()

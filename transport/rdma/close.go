@@ -2,7 +2,6 @@ package rdma
 
 import (
 	"github.com/pagewarp/pagewarp/internal/sysmem"
-	"golang.org/x/sys/unix"
 )
 
 // Close implements [transport.Fetcher]. When it returns, nothing is read into
@@ -11,7 +10,7 @@ func (f *Fetcher) Close() error {
 	if f.closed.Swap(true) {
 		return nil
 	}
-	unix.Write(f.wakeFD, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	f.ring()
 	f.sink.bind(nil)
 	err := f.base.Close()
 	f.recvMu.Lock()
@@ -38,9 +37,6 @@ func (f *Fetcher) releaseAll() {
 	}
 	sysmem.Unmap(f.stage)
 	f.stage = nil
-	if f.wakeFD >= 0 {
-		unix.Close(f.wakeFD)
-		f.wakeFD = -1
-	}
+	f.shut()
 	f.dev.drop()
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/transport"
-	"golang.org/x/sys/unix"
 )
 
 // Limits of a Fetcher.
@@ -68,6 +67,8 @@ type FetchOptions struct {
 // time, until Close or an error; so the sink must be the same at each Receive, and needs
 // memory in which a page can be written in place (faultd's Shared).
 type Fetcher struct {
+	sleeper
+
 	base transport.Fetcher
 	ch   Channel
 	dev  *Device
@@ -79,9 +80,6 @@ type Fetcher struct {
 	// The ops from here on have no slot of the stage: they are in place.
 	stageSlots int
 	stageMR    *region
-	wakeFD     int // an eventfd
-	sleeping   atomic.Bool
-	broken     atomic.Pointer[error] // why RDMA must end; Receive acts on it
 
 	stats *Stats
 
@@ -177,7 +175,7 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	if o.LentBytes <= 0 {
 		o.LentBytes = lentBytes
 	}
-	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), flights: make(map[uint64]*flight), wakeFD: -1, sink: newLateSink(), stats: o.Stats}
+	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), flights: make(map[uint64]*flight), sleeper: sleeper{wakeFD: -1}, sink: newLateSink(), stats: o.Stats}
 	if f.stats == nil {
 		f.stats = new(Stats)
 	}
@@ -216,7 +214,7 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 		dev.drop()
 		return nil, err
 	}
-	if f.wakeFD, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
+	if err = f.sleeper.open(); err == nil {
 		f.stageMR, err = dev.register(f.stage, landing)
 	}
 	if err == nil {
@@ -423,20 +421,6 @@ func (f *Fetcher) send() error {
 				return err
 			}
 		}
-	}
-}
-
-// breakDown says that RDMA must end, and has Receive see to it.
-func (f *Fetcher) breakDown(err error) {
-	if f.broken.CompareAndSwap(nil, &err) {
-		f.wake()
-	}
-}
-
-// wake ends Receive's sleep.
-func (f *Fetcher) wake() {
-	if f.sleeping.Load() {
-		unix.Write(f.wakeFD, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // it can only be full, which wakes as well
 	}
 }
 

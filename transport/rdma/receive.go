@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/transport"
-	"golang.org/x/sys/unix"
 )
 
 // lookEvery bounds a sleep of Receive, so that what has waited too long is seen.
@@ -320,30 +319,18 @@ func (f *Fetcher) sleep() error {
 	if work || f.broken.Load() != nil || f.closed.Load() {
 		return nil
 	}
-	fds := [2]unix.PollFd{{Fd: int32(f.wakeFD), Events: unix.POLLIN}, {Fd: -1}}
-	if q != nil {
-		if busy {
-			if err := q.arm(); err != nil {
-				f.breakDown(err)
-				return nil
-			}
-			// One that came before the arming makes no event.
-			if n, err := f.poll(0); n > 0 || err != nil {
-				return err
-			}
+	if q != nil && busy {
+		if err := q.arm(); err != nil {
+			f.breakDown(err)
+			return nil
 		}
-		fds[1] = unix.PollFd{Fd: int32(q.fd), Events: unix.POLLIN}
+		// One that came before the arming makes no event.
+		if n, err := f.poll(0); n > 0 || err != nil {
+			return err
+		}
 	}
-	_, err := unix.Poll(fds[:], int(lookEvery/time.Millisecond))
-	if err != nil && err != unix.EINTR {
-		return fmt.Errorf("wait for RDMA: %w", err)
-	}
-	if fds[0].Revents != 0 {
-		var b [8]byte
-		unix.Read(f.wakeFD, b[:]) // an empty one is as good
-	}
-	if q != nil && fds[1].Revents != 0 {
-		q.disarm()
+	if err := f.wait(q); err != nil {
+		return err
 	}
 	f.overdue(time.Now())
 	return nil
@@ -414,16 +401,7 @@ func (f *Fetcher) end(why error) error {
 		}
 	}
 	f.mu.Unlock()
-	f.stats.Fallbacks.Add(1)
-	err := fmt.Errorf("RDMA by %s: %w", f.dev, why)
-	if f.opt.Down != nil {
-		f.opt.Down(err)
-	}
-	if f.opt.Only {
-		return err
-	}
-	text := err.Error()
-	if err := f.ch.SendSide(transport.Header{Aux: kindOff}, []byte(text[:min(len(text), transport.MaxText)])); err != nil {
+	if err := f.opt.over(f.dev, f.ch, f.stats, why); err != nil {
 		return err
 	}
 	return f.send()
