@@ -60,6 +60,7 @@ func newObject(t testing.TB, pages uint64, change func(*kmod.Config)) *object {
 	t.Cleanup(cancel)
 	c, err := kmod.Open()
 	must(t, err)
+	t.Cleanup(func() { must(t, c.Close()) }) // also where there is no object: it holds the module
 	name := strings.NewReplacer("/", ".", " ", "_", "#", "-").Replace(t.Name())
 	if len(name) > 50 {
 		name = name[len(name)-50:]
@@ -76,7 +77,6 @@ func newObject(t testing.TB, pages uint64, change func(*kmod.Config)) *object {
 		if err := o.c.Destroy(name); err != nil && !errors.Is(err, unix.ENOENT) {
 			t.Error(err)
 		}
-		must(t, o.c.Close())
 	})
 	return o
 }
