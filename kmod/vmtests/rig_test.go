@@ -60,6 +60,8 @@ func newObject(t testing.TB, pages uint64, change func(*kmod.Config)) *object {
 	t.Cleanup(cancel)
 	c, err := kmod.Open()
 	must(t, err)
+	o := &object{t: t, c: c, ctx: ctx}
+	t.Cleanup(func() { must(t, o.c.Close()) }) // also where no object was made: it holds the module
 	name := strings.NewReplacer("/", ".", " ", "_", "#", "-").Replace(t.Name())
 	if len(name) > 50 {
 		name = name[len(name)-50:]
@@ -69,14 +71,13 @@ func newObject(t testing.TB, pages uint64, change func(*kmod.Config)) *object {
 	if change != nil {
 		change(&cfg)
 	}
-	path, err := c.Create(cfg)
+	o.name = name
+	o.path, err = c.Create(cfg)
 	must(t, err)
-	o := &object{t: t, c: c, name: name, path: path, ctx: ctx}
 	t.Cleanup(func() {
 		if err := o.c.Destroy(name); err != nil && !errors.Is(err, unix.ENOENT) {
 			t.Error(err)
 		}
-		must(t, o.c.Close())
 	})
 	return o
 }
