@@ -163,9 +163,9 @@ func (r *reader) place(t *testing.T, e *faultd.Engine, runs ...transport.Range) 
 // TestRDMADrain brings a process's memory over by READs while it touches all of
 // it, bit for bit; meanwhile the channels are left alone, cut, or lose RDMA.
 func TestRDMADrain(t *testing.T) {
-	const pages = 16384 // 64 MiB
+	const pages = 8192 // 32 MiB
 	img := newImage(t, pages, 3)
-	most := []transport.Range{{Region: 7, Count: 8192}, {Region: 7, First: 9000, Count: 4000}}
+	most := []transport.Range{{Region: 7, Count: 4096}, {Region: 7, First: 4500, Count: 2000}}
 	for _, c := range []struct {
 		name  string
 		pin   rdma.Pin
