@@ -284,3 +284,33 @@ func TestPlacesOfALargeRegion(t *testing.T) {
 		t.Error("pages beyond 32 bits can be named")
 	}
 }
+
+// TestPlacesAreBounded has more candidates than the table may have slots for.
+func TestPlacesAreBounded(t *testing.T) {
+	const pages = 100_000
+	x, err := NewIndex(pages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := NewPlaces(x)
+	p.most = 4096
+	sum := func(page uint64) Sum { return Sum{(page + 1) * 0x9e3779b97f4a7c15, page} }
+	for first := uint64(0); first < pages; first += 1000 {
+		for page := first; page < first+1000; page++ {
+			x.Set(page, sum(page))
+		}
+		p.Add(first, 1000)
+	}
+	found := 0
+	for page := range uint64(pages) {
+		if at, ok := p.Find(sum(page)); ok {
+			found++
+			if at != page {
+				t.Fatalf("page %d was found at %d", page, at)
+			}
+		}
+	}
+	if len(p.slots) != 4096 || found < 2000 || found > 2048 {
+		t.Errorf("%d pages were found, in %d slots", found, len(p.slots))
+	}
+}

@@ -8,8 +8,10 @@ import (
 const (
 	// maxPlaces bounds the region whose pages a Places can name, in 32 bits.
 	maxPlaces = 1<<32 - 1
-	// leastSlots is what a Places has first.
+	// leastSlots is what a Places has first, mostSlots (64 MiB) what it has at most: growing
+	// takes up to a second then, in which whoever adds hears nothing else of its peer.
 	leastSlots = 1 << 10
+	mostSlots  = 1 << 24
 	// mostProbes bounds how far a hash may stand from where it belongs: hashes come
 	// from a peer, which may choose them so that all belong in one place.
 	mostProbes = 32
@@ -19,10 +21,11 @@ const (
 // moved (compaction, huge pages, its page cache) is a candidate somewhere else. It
 // takes 4 bytes for each slot of a hash table that is at most half full. It may miss a
 // page, of which nothing depends but speed: one whose twin was found first and is
-// replaced, or one that too many others stand in the way of. Its methods are safe for
-// concurrent use.
+// replaced, one that too many others stand in the way of, or one beyond 8 million (32 GiB
+// in pages of 4 KiB). Its methods are safe for concurrent use.
 type Places struct {
-	x *Index
+	x    *Index
+	most int // slots; immutable after NewPlaces
 
 	mu    sync.RWMutex
 	slots []uint32 // guarded by mu; page + 1, 0 for none; a power of two of them
@@ -35,7 +38,7 @@ func NewPlaces(x *Index) *Places {
 	if x.pages > maxPlaces {
 		return nil
 	}
-	return &Places{x: x}
+	return &Places{x: x, most: mostSlots}
 }
 
 // Add has the candidates of a run found from here on, after they were set in the index.
@@ -48,6 +51,9 @@ func (p *Places) Add(first, count uint64) {
 			continue
 		}
 		if 2*(p.used+1) > len(p.slots) {
+			if len(p.slots) >= p.most {
+				return
+			}
 			p.grow()
 		}
 		p.insert(page, sum)
@@ -56,7 +62,7 @@ func (p *Places) Add(first, count uint64) {
 
 // grow makes room, and leaves out what the index has replaced since. mu is held.
 func (p *Places) grow() {
-	n := max(leastSlots, 1<<bits.Len64(2*p.x.Count()))
+	n := min(max(leastSlots, 1<<bits.Len64(2*p.x.Count())), p.most)
 	p.slots, p.used = make([]uint32, n), 0
 	for at := uint64(0); ; {
 		first, count, ok := p.x.Next(at, p.x.pages, chunkPages)
@@ -64,6 +70,9 @@ func (p *Places) grow() {
 			return
 		}
 		for at = first; at < first+count; at++ {
+			if 2*(p.used+1) > n {
+				return
+			}
 			if sum, ok := p.x.Get(at); ok {
 				p.insert(at, sum)
 			}
