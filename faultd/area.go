@@ -123,8 +123,9 @@ func (c *UFFDConfig) register(mode uffd.Mode, features uffd.Feature) (uffd.Ioctl
 // fault under the per-VMA lock can slip in between and sleep for ever (seen with
 // 6.18, about once in 50 drains under load). Clearing the flags waits for those
 // faults to be queued, so a wake-up afterwards reaches them all.
-func (as *areas) release(fd *uffd.FD) error {
+func (as *areas) release(c *UFFDConfig) error {
 	var err error
+	fd := c.FD
 	for i := range as.list {
 		a := &as.list[i]
 		uerr := fd.Unregister(a.Addr, a.bytes())
@@ -135,7 +136,45 @@ func (as *areas) release(fd *uffd.FD) error {
 			err = errors.Join(err, fmt.Errorf("region %d (%q): %w", a.ID, a.Name, uerr))
 		}
 	}
+	if c.Events {
+		err = errors.Join(err, as.settle(fd))
+	}
 	return err
+}
+
+// settleTime bounds the wait for threads that have begun to change the layout.
+const settleTime = 2 * time.Second
+
+// settle lets threads go on that reported a change of the layout (a balloon's
+// MADV_REMOVE) after the readers had ended: such a thread waits until its event is read,
+// registered or not. As long as there is one, or one that is about to report, every
+// operation is refused as busy (mmap_changing in fs/userfaultfd.c, looked at first).
+func (as *areas) settle(fd *uffd.FD) error {
+	r, err := fd.NewReader(uffd.ReaderConfig{})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	var events [faultBatch]uffd.Event
+	a := &as.list[0]
+	for end := time.Now().Add(settleTime); ; time.Sleep(100 * time.Microsecond) {
+		n, err := r.TryRead(events[:])
+		for i := range events[:n] {
+			if events[i].Kind == uffd.KindFork {
+				err = errors.Join(err, closeChild(events[i].Child))
+			}
+		}
+		if err != nil {
+			return err
+		}
+		_, _, err = fd.ZeroRange(a.Addr, uint64(a.PageSize), uint64(a.PageSize), 0)
+		if err != uffd.ErrBusy {
+			return nil // it is not registered any more: some other error
+		}
+		if time.Now().After(end) {
+			return errors.New("a thread of the machine is changing the layout of its memory and does not end")
+		}
+	}
 }
 
 // opError translates the errors of userfaultfd operations.

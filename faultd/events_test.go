@@ -69,3 +69,31 @@ func TestUnmapDuringDrain(t *testing.T) {
 	must(t, e.Wait(ctx))
 	m.verify(t, img.sums[:256])
 }
+
+// TestRemoveDuringRelease: memory is given back after the readers have ended and before
+// it is unregistered. The thread that does so is not left asleep.
+func TestRemoveDuringRelease(t *testing.T) {
+	for name, private := range map[string]bool{"shared": false, "private": true} {
+		t.Run(name, func(t *testing.T) {
+			ctx := withDeadline(t, 30*time.Second)
+			m := newMachineEvents(t, ctx, 64, private, true)
+			advice := unix.MADV_REMOVE
+			if private {
+				advice = unix.MADV_DONTNEED
+			}
+			done := make(chan error, 1)
+			go func() { done <- m.reg.Advise(8, 16, advice) }()
+			fds := []unix.PollFd{{Fd: int32(m.uffd), Events: unix.POLLIN}}
+			if n, err := unix.Poll(fds, 10_000); n != 1 || err != nil {
+				t.Fatalf("no event to be read: %d, %v", n, err)
+			}
+			must(t, m.mem.Faults.Release())
+			select {
+			case err := <-done:
+				must(t, err)
+			case <-ctx.Done():
+				t.Fatal("who gave memory back sleeps on")
+			}
+		})
+	}
+}

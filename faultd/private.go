@@ -54,7 +54,7 @@ func (p *Private) Close() error {
 func (p *Private) NewReader() (FaultReader, error) { return newUFFDReader(&p.cfg, &p.as) }
 
 // Release implements [FaultSource].
-func (p *Private) Release() error { return p.as.release(p.cfg.FD) }
+func (p *Private) Release() error { return p.as.release(&p.cfg) }
 
 // Install implements [Installer]. Nobody is woken: the engine does so when it
 // has ended the claim, see doc.go.

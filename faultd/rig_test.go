@@ -214,6 +214,7 @@ type machine struct {
 	reg      *touch.Region
 	mem      faultd.Memory
 	file     int // -1 for private memory
+	uffd     int
 	res      *pagecache.Residency
 }
 
@@ -245,6 +246,7 @@ func newMachineOf(t testing.TB, ctx context.Context, pages uint64, private, even
 	must(t, err)
 	u, err := uffd.Open(fd)
 	must(t, err)
+	m.uffd = fd
 	cfg := faultd.UFFDConfig{FD: u, Events: events}
 	var closer io.Closer
 	if private {

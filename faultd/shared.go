@@ -105,7 +105,7 @@ func (s *Shared) Close() error { return errors.Join(s.unmap(), s.cfg.FD.Close())
 func (s *Shared) NewReader() (FaultReader, error) { return newUFFDReader(&s.cfg, &s.as) }
 
 // Release implements [FaultSource]: it unregisters the areas and wakes all.
-func (s *Shared) Release() error { return s.as.release(s.cfg.FD) }
+func (s *Shared) Release() error { return s.as.release(&s.cfg) }
 
 // Install implements [Installer].
 func (s *Shared) Install(r transport.Range, _ [][]byte) error {
