@@ -44,6 +44,7 @@ type keeper struct {
 	in, out       int64
 	reads, writes uint64
 	inAt          int64 // when something last came in, or we were not reading
+	heardAt       int64 // when something last came in
 	outAt         int64 // when something last went out
 	writeAt       int64 // when the write in progress was last seen to proceed
 	fetch         progress
@@ -56,13 +57,16 @@ type progress struct {
 }
 
 func (k *keeper) start(t int64) {
-	k.inAt, k.outAt, k.writeAt, k.fetch.at = t, t, t, t
+	k.inAt, k.heardAt, k.outAt, k.writeAt, k.fetch.at = t, t, t, t, t
 }
 
 func (k *keeper) tick(t int64) error {
 	c, dead := k.c, int64(k.c.tune.DeadAfter)
 	in, out := c.Bytes()
 	came := in != k.in
+	if came {
+		k.heardAt = t
+	}
 	if reads := c.w.reads.Load(); came || reads != k.reads || reads%2 == 0 {
 		k.in, k.reads, k.inAt = in, reads, t
 	}
@@ -78,7 +82,7 @@ func (k *keeper) tick(t int64) error {
 	}
 	// A peer that is heard but does not read for a while is busy (a control
 	// channel's state may wait for its VMM); for ever is an attack.
-	heard := c.w.reads.Load()%2 == 1 && t-k.inAt < dead/2
+	heard := t-k.heardAt < dead/2
 	if stall := t - k.writeAt; stall >= dead && (!heard || stall >= stallLimit*dead) {
 		return fmt.Errorf("%w: %v has not taken a byte for %v", ErrDead, c.RemoteAddr(), time.Duration(stall).Round(time.Millisecond))
 	}
