@@ -251,7 +251,7 @@ func TestPlacesAgainstMap(t *testing.T) {
 // TestPlacesOfHostileHashes has all hashes belong in one place: that costs pages that are
 // not found, and no time.
 func TestPlacesOfHostileHashes(t *testing.T) {
-	const pages = 1 << 20
+	const pages = 1 << 16
 	x, err := NewIndex(pages)
 	if err != nil {
 		t.Fatal(err)
