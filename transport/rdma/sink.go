@@ -113,16 +113,25 @@ func (l *lateSink) Zero(r transport.Range) error {
 	return l.s.Zero(r)
 }
 
+// warm is the sink as one that has candidates. mu is held.
+func (l *lateSink) warm() (transport.WarmSink, error) {
+	if l.s == nil {
+		return nil, ErrClosed
+	}
+	w, ok := l.s.(transport.WarmSink)
+	if !ok {
+		return nil, errors.New("the sink has no candidates, but the channel agreed on warm start")
+	}
+	return w, nil
+}
+
 // Same implements [transport.WarmSink].
 func (l *lateSink) Same(r transport.Range, dst [][]byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.s == nil {
-		return ErrClosed
-	}
-	w, ok := l.s.(transport.WarmSink)
-	if !ok {
-		return errors.New("the sink has no candidates, but the channel agreed on warm start")
+	w, err := l.warm()
+	if err != nil {
+		return err
 	}
 	return w.Same(r, dst)
 }
@@ -131,12 +140,9 @@ func (l *lateSink) Same(r transport.Range, dst [][]byte) error {
 func (l *lateSink) Moved(r transport.Range, from uint64, dst [][]byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.s == nil {
-		return ErrClosed
-	}
-	w, ok := l.s.(transport.WarmSink)
-	if !ok {
-		return errors.New("the sink has no candidates, but the channel agreed on warm start")
+	w, err := l.warm()
+	if err != nil {
+		return err
 	}
 	return w.Moved(r, from, dst)
 }
