@@ -35,7 +35,7 @@ func TestNewKnowsEveryName(t *testing.T) {
 		}
 		var c rig.VMConfig
 		e.Arrange(&c)
-		if want := !strings.HasPrefix(name, Pagewarp); c.PrivateMemory != want {
+		if want := strings.HasPrefix(name, "qemu-"); c.PrivateMemory != want {
 			t.Errorf("%s: private memory %v, want %v", name, c.PrivateMemory, want)
 		}
 		want := hostQEMU
@@ -86,7 +86,7 @@ func TestAvailable(t *testing.T) {
 }
 
 // all are the capabilities of QEMU 7.2 that matter here.
-var all = []string{capAutoConverge, capMultifd, capPostcopy, capPreempt, capBlocktime, capEvents, "xbzrle"}
+var all = []string{capIgnoreShared, capAutoConverge, capMultifd, capPostcopy, capPreempt, capBlocktime, capEvents, "xbzrle"}
 
 func modeOf(t *testing.T, name string) mode {
 	t.Helper()
@@ -115,6 +115,7 @@ func TestPlans(t *testing.T) {
 		{mode: "qemu-multifd", src: []string{capMultifd, capAutoConverge, capEvents}, dst: []string{capMultifd, capAutoConverge, capEvents}, channels: 3, compression: "none"},
 		{mode: "qemu-postcopy", src: []string{capPostcopy, capEvents}, dst: []string{capPostcopy, capEvents, capBlocktime}, postcopy: true, settingsLackOf: "preempt"},
 		{mode: "qemu-postcopy-preempt", src: []string{capPostcopy, capPreempt, capEvents}, dst: []string{capPostcopy, capPreempt, capEvents, capBlocktime}, postcopy: true, settingsHave: []string{"at once"}},
+		{mode: Floor, src: []string{capIgnoreShared, capEvents}, dst: []string{capIgnoreShared, capEvents}, settingsHave: []string{"one memory file for both"}, settingsLackOf: "private"},
 	} {
 		p, err := modeOf(t, c.mode).plan(all, c.link, 3)
 		if err != nil {
@@ -213,7 +214,7 @@ func TestKeepsWrites(t *testing.T) {
 		odd   bool
 	}{
 		{"qemu-precopy", true, accel.TCG, true}, {"qemu-multifd", true, accel.TCG, true}, {"qemu-precopy", false, accel.TCG, false},
-		{"qemu-precopy", true, accel.KVM, false}, {"qemu-postcopy", true, accel.TCG, false},
+		{"qemu-precopy", true, accel.KVM, false}, {"qemu-postcopy", true, accel.TCG, false}, {Floor, true, accel.TCG, false},
 	} {
 		e, err := New(c.mode, Env{})
 		if err != nil {

@@ -18,6 +18,9 @@ type mode struct {
 	// postcopy modes switch as soon as the migration is active.
 	postcopy bool
 	multifd  bool
+	// sameMemory has both QEMUs map one file, which only works because both hosts
+	// are this machine: no page is sent, none is missing.
+	sameMemory bool
 }
 
 var modes = []mode{
@@ -26,7 +29,14 @@ var modes = []mode{
 	{name: "qemu-multifd", needs: []string{capMultifd, capAutoConverge}, since: qemu.Version{Major: 5}, multifd: true},
 	{name: "qemu-postcopy", needs: []string{capPostcopy}, since: qemu.Version{Major: 2, Minor: 5}, postcopy: true},
 	{name: "qemu-postcopy-preempt", needs: []string{capPostcopy, capPreempt}, since: qemu.Version{Major: 7, Minor: 1}, postcopy: true},
+	{name: Floor, needs: []string{capIgnoreShared}, since: qemu.Version{Major: 4}, sameMemory: true},
 }
+
+// Floor is no way to move a guest between hosts, but what any way costs its users
+// on this machine: the state goes to another QEMU, which has all the memory
+// already. What is lost then is lost to the stop, the loading, the network's
+// finding the guest again, and the emulator's translating all of its code anew.
+const Floor = "floor"
 
 // Migration capabilities of QEMU.
 const (
@@ -34,6 +44,7 @@ const (
 	capMultifd      = "multifd"
 	capPostcopy     = "postcopy-ram"
 	capPreempt      = "postcopy-preempt"
+	capIgnoreShared = "x-ignore-shared"
 	capBlocktime    = "postcopy-blocktime"
 	capEvents       = "events"
 )
@@ -91,7 +102,11 @@ func (m mode) plan(known []string, link uint64, cores int) (plan, error) {
 	if !m.postcopy {
 		says = append(says, "downtime limit 300 ms (QEMU's default)")
 	}
-	says = append(says, "private memory", "bandwidth unlimited", "no TLS", "the destination's QEMU started beforehand")
+	memory := "private memory"
+	if m.sameMemory {
+		memory = "one memory file for both, of which nothing is sent"
+	}
+	says = append(says, memory, "bandwidth unlimited", "no TLS", "the destination's QEMU started beforehand")
 	p.settings = strings.Join(says, ", ")
 	return p, nil
 }

@@ -45,7 +45,7 @@ func (n *native) Available(ctx context.Context) (Facts, error) {
 
 // Arrange gives the guest private memory, on which QEMU's own ways are at their
 // best: huge pages come by themselves.
-func (n *native) Arrange(c *rig.VMConfig) { c.QEMU, c.PrivateMemory = n.binary, true }
+func (n *native) Arrange(c *rig.VMConfig) { c.QEMU, c.PrivateMemory = n.binary, !n.mode.sameMemory }
 
 // oddMemory is added to a guest's memory where keepsWrites says so. QEMU rounds
 // memory to it.
@@ -58,7 +58,7 @@ const oddMemory = 8 << 10
 // migration dirty bitmap coherency with TCG memory access"); a block of another
 // length it goes through page by page, with that.
 func (n *native) keepsWrites(c *rig.VMConfig) {
-	if n.old && !n.mode.postcopy && c.Accel == accel.TCG {
+	if n.old && !n.mode.postcopy && !n.mode.sameMemory && c.Accel == accel.TCG {
 		c.RAM += oddMemory
 	}
 }
@@ -66,6 +66,9 @@ func (n *native) keepsWrites(c *rig.VMConfig) {
 func (n *native) Move(ctx context.Context, j *Job) (m Moved, err error) {
 	c := j.Config
 	c.Incoming, c.Accel = "defer", j.VM.Accel
+	if n.mode.sameMemory {
+		c.MemoryOf = j.VM
+	}
 	there, err := rig.StartVM(ctx, j.Pair.B.Host, c)
 	if err != nil {
 		return m, err

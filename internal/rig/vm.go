@@ -53,6 +53,9 @@ type VMConfig struct {
 	// PrivateMemory leaves out the shared memory file, so that the VM cannot be
 	// relocated.
 	PrivateMemory bool
+	// MemoryOf, if not nil, is a VM of this machine whose memory file this one maps,
+	// too, in the place of one of its own.
+	MemoryOf *VM
 	// ExtraArgs come last on the command line.
 	ExtraArgs []string
 }
@@ -100,6 +103,9 @@ func StartVM(ctx context.Context, h *Host, c VMConfig) (*VM, error) {
 	vm := &VM{Name: c.Name, Host: h, Accel: choice.Accel, AccelReason: choice.Reason, done: make(chan struct{})}
 	base := filepath.Join(h.Dir, c.Name)
 	vm.QMPPath, vm.MemPath, vm.ConsolePath, vm.LogPath = base+".qmp", base+".mem", base+".console", base+".log"
+	if c.MemoryOf != nil {
+		vm.MemPath = c.MemoryOf.MemPath
+	}
 	vm.Args = append([]string{c.QEMU}, c.args(vm)...)
 
 	log, err := os.Create(vm.LogPath)
