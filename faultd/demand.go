@@ -296,6 +296,10 @@ func (c *demandChannel) answered(comp *transport.Completion, rec *recorders) {
 		e.later(i, s)
 		return
 	}
+	if s.expected {
+		e.end(i, s)
+		return
+	}
 	now := time.Now()
 	rec.queue.Record(comp.Sent.Sub(s.read))
 	rec.wire.Record(comp.Wire)
@@ -311,9 +315,12 @@ func (c *demandChannel) answered(comp *transport.Completion, rec *recorders) {
 // end frees a slot, then wakes the neighbours that relied on it without being
 // part of its range, or that it found zero.
 func (e *Engine) end(i uint32, s *slot) {
-	rng, page := s.rng, s.page
+	rng, page, expected := s.rng, s.page, s.expected
 	dup := e.out.leave(i)
 	e.demandBusy.Add(-1)
+	if expected && dup {
+		e.stats.expectedLate.Add(1)
+	}
 	if !dup || e.out.group == 1 {
 		return
 	}

@@ -29,6 +29,8 @@ type slot struct {
 	ch    *demandChannel // guarded by outstanding.mu
 	tries int
 	dup   bool // guarded by outstanding.mu; another fault relies on this fetch
+	// expected: no fault was read, see Engine.Expect. Immutable while in use.
+	expected bool
 }
 
 // outstanding finds the demand fetch that covers a page. It is a hash table of
@@ -102,12 +104,18 @@ func (o *outstanding) enter(region uint32, page uint64, now time.Time) (uint32, 
 		o.want++
 		return 0, lookupFull
 	}
+	return o.take(at, transport.Range{Region: region, First: page, Count: 1}, now), lookupNew
+}
+
+// take makes a fetch, whose entry belongs at table index at; a slot is free. The
+// caller holds mu.
+func (o *outstanding) take(at uint32, rng transport.Range, now time.Time) uint32 {
 	n := o.free[len(o.free)-1]
 	o.free = o.free[:len(o.free)-1]
 	o.table[at] = n + 1
 	s := &o.slots[n]
-	*s = slot{state: slotQueued, gen: s.gen + 1, rng: transport.Range{Region: region, First: page, Count: 1}, page: page, read: now}
-	return n, lookupNew
+	*s = slot{state: slotQueued, gen: s.gen + 1, rng: rng, page: rng.First, read: now}
+	return n
 }
 
 // waited says that a reader that found the table full has stopped waiting.

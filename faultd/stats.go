@@ -14,6 +14,7 @@ type engineStats struct {
 	zeroShown, overflows, busy, removes                        atomic.Uint64
 	sends, paced, demandFetches, precacheFetches, gated        atomic.Uint64
 	pagesDemand, pagesPrecache, pagesZero                      atomic.Uint64
+	expectedRuns, expectedPages, expectedLate                  atomic.Uint64
 	early                                                      preStats
 	duplicates, aborts, refused, retries, damage               atomic.Uint64
 	demandWire, precacheWire                                   atomic.Uint64
@@ -70,8 +71,10 @@ type Stats struct {
 	MovedGone     uint64   `json:"moved_gone"`     // pages whose candidate elsewhere was there no more, fetched again
 	BytesSame     uint64   `json:"bytes_same"`     // of both
 	PreTransfer   PreStats `json:"pre_transfer"`
-	BytesTotal    uint64   `json:"bytes_total"`
-	BytesLeft     uint64   `json:"bytes_left"`
+	// Expected is what Expect has had fetched; the pages are among PagesDemand.
+	Expected   ExpectStats `json:"expected"`
+	BytesTotal uint64      `json:"bytes_total"`
+	BytesLeft  uint64      `json:"bytes_left"`
 
 	Faults           uint64 `json:"faults"`            // read from the source
 	FaultReads       uint64 `json:"fault_reads"`       // batches in which they came
@@ -136,6 +139,7 @@ func (e *Engine) Stats() Stats {
 		Retries: s.retries.Load(), Outstanding: e.out.inUse(),
 		PagesSame: s.pagesSame.Load(), PagesMoved: s.pagesMoved.Load(), MovedGone: s.movedGone.Load(), BytesSame: s.bytesSame.Load(), CandidatesBad: s.candidatesBad.Load(),
 		PreTransfer: s.early.stats(),
+		Expected:    ExpectStats{Runs: s.expectedRuns.Load(), Pages: s.expectedPages.Load(), Late: s.expectedLate.Load()},
 		DemandBytes: s.demandWire.Load(), PrecacheBytes: s.precacheWire.Load(),
 		Planner: e.planner.Stats(), Elapsed: e.elapsed(), Drain: time.Duration(s.drain.Load()),
 		Stages: map[Stage]hist.Snapshot{

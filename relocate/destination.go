@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/faultd"
+	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport/rdma"
 	"github.com/pagewarp/pagewarp/transport/tcp"
@@ -39,6 +40,7 @@ type incoming struct {
 	warm       *faultd.Warm                 // guarded by transfer.mu; nil without candidates
 	indexBytes atomic.Uint64                // of candidates, on the wire
 	early      earlyCopy                    // the pre-transfer
+	rings      []pagecache.Run              // guarded by transfer.mu; to be expected once fetches begin
 }
 
 func newIncoming(h *Host, rec *record) *incoming {
@@ -197,6 +199,7 @@ func (in *incoming) load(ctl *control) error {
 	in.rec.Stopped = r.Stopped
 	in.update(func(s *Status) { s.Stopped = r.Stopped })
 	in.memory.begin()
+	in.expect()
 	in.show(PhaseFrozen, "the source's guest has stopped; fetches begin")
 	if err := in.mig.WaitLoaded(ctx); err != nil {
 		return fmt.Errorf("%w%s", err, in.memory.failure())

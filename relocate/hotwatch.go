@@ -217,17 +217,23 @@ func (in *incoming) optional(m tcp.Message) {
 	if m.Kind != msgHot {
 		return
 	}
-	in.mu.Lock()
-	prefer := in.prefer
-	in.mu.Unlock()
-	if prefer == nil {
-		return // on demand only, or too late
-	}
 	var msg hotMsg
 	err := decode(m, &msg)
 	var runs []pagecache.Run
 	if err == nil {
 		runs, err = parseRuns(msg.Runs)
+	}
+	if err == nil && msg.Method == ringsMethod {
+		in.mu.Lock()
+		in.rings = runs
+		in.mu.Unlock()
+		return
+	}
+	in.mu.Lock()
+	prefer := in.prefer
+	in.mu.Unlock()
+	if prefer == nil {
+		return // on demand only, or too late
 	}
 	if err == nil {
 		err = prefer(runs)

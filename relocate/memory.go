@@ -155,7 +155,7 @@ func (in *incoming) policies() []pagecache.Policy {
 // policyNames splits Options.Precache.
 func policyNames(list string) []string {
 	if list == "" {
-		return slices.Clone(pagecache.DefaultPolicyNames)
+		return slices.Clone(DefaultPolicyNames)
 	}
 	return strings.Split(list, ",")
 }
@@ -316,6 +316,9 @@ func (g *guestMemory) fill(s *Status) {
 	s.DemandPaced = st.DemandPaced
 	g.in.fillRDMA(s)
 	s.Policies = nil
+	if slices.Contains(policyNames(g.in.rec.Options.Precache), Rings) && !g.in.rec.Options.OnDemandOnly {
+		s.Policies = append(s.Policies, PolicyCount{Name: Rings, Runs: st.Expected.Runs, Pages: st.Expected.Pages, Late: st.Expected.Late})
+	}
 	for _, p := range st.Planner.Policies {
 		s.Policies = append(s.Policies, PolicyCount(p))
 	}

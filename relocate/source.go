@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/pageserver"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport"
@@ -26,6 +25,7 @@ type outgoing struct {
 
 	image                    *pageserver.Image
 	hot                      *hotWatch        // nil without a hot list
+	rings                    *ringsFound      // nil without that policy
 	live                     chan struct{}    // closed when precache channels may be served before; nil: never
 	frozen                   chan struct{}    // closed when the image may be served
 	committed                bool             // guarded by transfer.mu
@@ -101,7 +101,7 @@ func checkOptions(o *Options, cfg HostConfig) error {
 	if err := checkRDMA(o); err != nil {
 		return err
 	}
-	if _, err := pagecache.Policies(policyNames(o.Precache)); err != nil {
+	if err := CheckPolicies(policyNames(o.Precache)); err != nil {
 		return err
 	}
 	if o.Bandwidth < 0 {
@@ -179,6 +179,7 @@ func (o *outgoing) finish() {
 		o.mig.Close()
 	}
 	o.hot.wait()
+	o.rings.wait()
 	o.cancel(nil)
 	close(o.done)
 }
@@ -224,7 +225,11 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 		return ctl, err
 	}
 	o.show(PhasePreparing, "the destination starts its VMM")
-	if slices.Contains(policyNames(o.rec.Options.Precache), "hot") {
+	policies := policyNames(o.rec.Options.Precache)
+	if slices.Contains(policies, Rings) && !o.rec.Options.OnDemandOnly {
+		o.rings = o.findRings(ctl.ctx)
+	}
+	if slices.Contains(policies, "hot") {
 		o.hot = o.watchMemory(ctl)
 	}
 	var ready readyMsg
@@ -240,6 +245,9 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 		return ctl, err
 	}
 	o.hot.isReady()
+	if err := o.tellRings(ctl, o.rings); err != nil {
+		return ctl, err
+	}
 	if !ready.PreTransfer {
 		if err := o.connectPages(ctl, s); err != nil {
 			return ctl, err

@@ -18,7 +18,6 @@ import (
 	"github.com/pagewarp/pagewarp/cmd/internal/config"
 	"github.com/pagewarp/pagewarp/cmd/internal/progress"
 	"github.com/pagewarp/pagewarp/cmd/internal/units"
-	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
@@ -69,7 +68,7 @@ unreachable, 130 interrupted.`,
 	p.StringVar(&f.to, "to", "", "`HOST:PORT` of the destination's daemon")
 	p.BoolVar(&f.opts.Paused, "paused", false, "leave the machine paused at the destination")
 	p.BoolVar(&f.opts.OnDemandOnly, "on-demand-only", false, "no background stream: pages go only when touched")
-	p.StringVar(&f.opts.Precache, "precache", "", "`POLICIES` of the background stream, a list of "+strings.Join(pagecache.PolicyNames, ",")+" (default: "+strings.Join(pagecache.DefaultPolicyNames, ",")+")")
+	p.StringVar(&f.opts.Precache, "precache", "", "`POLICIES` of the background stream, a list of "+strings.Join(relocate.PolicyNames, ",")+" (default: "+strings.Join(relocate.DefaultPolicyNames, ",")+")")
 	p.Var(&f.bandwidth, "bandwidth", "cap of the background stream, e.g. 2G (2 Gbit/s); \"none\" for no cap (default: the daemon's)")
 	p.StringVar(&f.opts.Codec, "codec", "", "compression of the background stream: auto, none, s2, zstd (default: the daemon's)")
 	p.IntVar(&f.opts.DemandChannels, "demand-channels", 0, "connections for demand faults (default: the daemon's)")
@@ -88,7 +87,7 @@ unreachable, 130 interrupted.`,
 	p.StringVar(&f.report, "json", "", "write the final status as JSON to `FILE`, \"-\" for standard output")
 	p.BoolVar(&f.detach, "detach", false, "return as soon as it has started")
 	p.BoolVar(&f.wait, "wait", true, "wait until every page has arrived; --wait=false is --detach")
-	c.RegisterFlagCompletionFunc("precache", completeList(pagecache.PolicyNames))
+	c.RegisterFlagCompletionFunc("precache", completeList(relocate.PolicyNames))
 	c.RegisterFlagCompletionFunc("codec", cobra.FixedCompletions(config.Codecs, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
 	c.RegisterFlagCompletionFunc("fault-source", cobra.FixedCompletions(relocate.FaultSources, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("transport", cobra.FixedCompletions(relocate.Transports, cobra.ShellCompDirectiveNoFileComp))
@@ -152,7 +151,7 @@ func (f *relocateFlags) request(cmd *cobra.Command) (api.RelocateRequest, error)
 		if f.opts.OnDemandOnly {
 			return r, usagef("--precache and --on-demand-only exclude each other")
 		}
-		if _, err := pagecache.Policies(strings.Split(f.opts.Precache, ",")); err != nil {
+		if err := relocate.CheckPolicies(strings.Split(f.opts.Precache, ",")); err != nil {
 			return r, usagef("--precache: %w", err)
 		}
 	}
