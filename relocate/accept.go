@@ -1,6 +1,7 @@
 package relocate
 
 import (
+	"context"
 	"encoding/hex"
 	"fmt"
 	"time"
@@ -121,8 +122,10 @@ func (h *Host) lastWord(conn *tcp.Conn, rec *record) {
 		return
 	}
 	// The source closes when it has read it.
-	for {
-		if _, err := ctl.next(h.ctx); err != nil {
+	ctx, cancel := context.WithTimeout(h.ctx, h.cfg.deadlines.dial)
+	defer cancel()
+	for ctx.Err() == nil {
+		if _, err := ctl.next(ctx); err != nil {
 			return
 		}
 	}

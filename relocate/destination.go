@@ -54,6 +54,11 @@ func (in *incoming) hand(conn *tcp.Conn) {
 	for {
 		select {
 		case in.returns <- conn:
+			select {
+			case <-in.done: // nobody will take it
+				in.refuseReturns()
+			default:
+			}
 			return
 		case old := <-in.returns:
 			old.Close()
@@ -110,15 +115,20 @@ func (in *incoming) finish() {
 	if in.vm != nil && !in.adopted {
 		in.vm.Close()
 	}
+	in.relay.Wait()
+	in.host.remember(in.transfer)
+	in.cancel(nil)
+	close(in.done)
+	in.refuseReturns()
+}
+
+// refuseReturns closes a control channel that nobody takes any more.
+func (in *incoming) refuseReturns() {
 	select {
 	case conn := <-in.returns:
 		conn.Close()
 	default:
 	}
-	in.relay.Wait()
-	in.host.remember(in.transfer)
-	in.cancel(nil)
-	close(in.done)
 }
 
 // prepare starts the VMM and catches its faults.
@@ -203,7 +213,7 @@ func (in *incoming) load(ctl *control) error {
 	}
 	// Not written down: the guest stands still, and a successor treats all that
 	// comes before committed alike.
-	in.rec.Phase = PhaseLoaded
+	in.setPhase(PhaseLoaded)
 	if !in.rec.Options.OnDemandOnly {
 		// Held: only what the hot list names. Not sooner: on a host with few CPUs
 		// it takes them from the VMM, which loads its state.
@@ -234,6 +244,9 @@ func (in *incoming) awaitGo(ctl *control) (run bool, _ *control, err error) {
 	defer cancel()
 	for {
 		m, err := ctl.next(deadline)
+		if err == nil && deadline.Err() != nil {
+			err = context.Cause(deadline) // messages without a pause are no reason to wait on
+		}
 		if err == nil {
 			switch m.Kind {
 			case msgGo:
@@ -292,7 +305,7 @@ func (in *incoming) synchronise(ctx context.Context, ctl *control) error {
 	if theirs.Phase == PhaseRolledBack {
 		return &abortError{"the source has rolled back"}
 	}
-	return ctl.send(msgSync, syncMsg{Phase: in.rec.Phase, Resumed: in.rec.ResumedAt})
+	return ctl.send(msgSync, syncMsg{Phase: in.phase(), Resumed: in.rec.ResumedAt})
 }
 
 // start gives the machine life here. The journal says so first: whoever reads
@@ -399,7 +412,10 @@ func (in *incoming) channel(conn *tcp.Conn) error {
 	if err != nil {
 		return err
 	}
-	conn.SetRegions(in.rec.Regions)
+	in.host.mu.Lock()
+	regions := in.rec.Regions // none yet, if the source dials before its offer
+	in.host.mu.Unlock()
+	conn.SetRegions(regions)
 	f, err := in.overRDMA(conn, base)
 	if err != nil {
 		in.log.Debug("page channel is to be dialled again", "kind", conn.Kind(), "index", conn.Index(), "err", err)

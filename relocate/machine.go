@@ -24,6 +24,9 @@ type machine struct {
 	objects []string
 }
 
+// nameRule is what validName says.
+const nameRule = "use up to 64 letters, digits, dots, dashes and underscores, a letter or a digit first"
+
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // Adopt takes a running VMM into the host's set, by its QMP socket. The host
@@ -35,7 +38,7 @@ func (h *Host) Adopt(ctx context.Context, name, qmpPath string) (Machine, error)
 func (h *Host) adopt(ctx context.Context, saved savedMachine) (Machine, error) {
 	name, qmpPath := saved.Name, saved.QMP
 	if !validName.MatchString(name) {
-		return Machine{}, fmt.Errorf("machine name %q: use up to 64 letters, digits, dots, dashes and underscores", name)
+		return Machine{}, fmt.Errorf("machine name %q: %s", name, nameRule)
 	}
 	abs, err := filepath.Abs(qmpPath)
 	if err != nil {
