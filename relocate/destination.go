@@ -388,7 +388,7 @@ func (in *incoming) discard() {
 		// Without a VMM a file is not known to be ours; an object is.
 		in.warn("memory was not freed", "err", err)
 	}
-	in.removeFiles()
+	removeFiles(in.rec.Cleanup)
 	in.host.journal.removeResidency(in.rec)
 }
 

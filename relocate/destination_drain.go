@@ -117,7 +117,8 @@ func (in *incoming) adopt() error {
 	if err != nil {
 		return err
 	}
-	m := &machine{name: in.rec.VM, qmp: in.rec.QMP, vm: in.vm, last: machineOf(in.rec.VM, in.rec.QMP, desc), objects: in.rec.objects()}
+	m := &machine{name: in.rec.VM, qmp: in.rec.QMP, vm: in.vm, last: machineOf(in.rec.VM, in.rec.QMP, desc),
+		made: made{Objects: in.rec.objects(), Files: in.rec.Cleanup}, ram: ramFiles(desc)}
 	if err := in.host.register(m); err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"regexp"
 
@@ -230,12 +229,4 @@ func mapper(id sysmem.FileID) (int, error) {
 		} // a process that ended meanwhile maps nothing
 	}
 	return 0, nil
-}
-
-// removeFiles removes what QEMU leaves when it is killed: its sockets (none of
-// them was there before) and its log.
-func (in *incoming) removeFiles() {
-	for _, f := range in.rec.Cleanup {
-		os.Remove(f) // QEMU may have done it
-	}
 }

@@ -246,6 +246,9 @@ func (o *outgoing) endVMM() error {
 	if err := endProcess(ctx, o.vm, o.rec.PID, o.rec.StartTime); err != nil {
 		return err
 	}
+	if o.m != nil {
+		removeFiles(o.m.made.Files)
+	}
 	return o.keepMemory()
 }
 

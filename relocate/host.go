@@ -326,10 +326,7 @@ func (h *Host) remember(t *transfer) {
 	s := t.Status()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.ended) == endedKept {
-		h.ended = h.ended[:copy(h.ended, h.ended[1:])]
-	}
-	h.ended = append(h.ended, s)
+	h.endedLocked(s)
 	if t.rec.Role == RoleSource {
 		delete(h.outgoing, t.rec.Token)
 		return
@@ -338,6 +335,18 @@ func (h *Host) remember(t *transfer) {
 	if t.rec.Phase.Final() {
 		h.bury(t.rec)
 	}
+}
+
+// endedLocked adds to the history. What falls out of it at its source is forgotten: the
+// journal of a destination is a tombstone, that of a source is for the history alone.
+func (h *Host) endedLocked(s Status) {
+	if len(h.ended) == endedKept {
+		if old := h.ended[0]; old.Role == RoleSource && old.Phase.Final() {
+			h.journal.forget(old.Role, old.Session)
+		}
+		h.ended = h.ended[:copy(h.ended, h.ended[1:])]
+	}
+	h.ended = append(h.ended, s)
 }
 
 // bury keeps the word of how a relocation ended here, for a source that returns

@@ -19,13 +19,23 @@ type machine struct {
 	vm   *qemu.VM
 	last Machine   // guarded by Host.mu; as it was seen last
 	busy *outgoing // guarded by Host.mu
-	// objects of the character device that were made here for it, and go with it;
-	// guarded by Host.mu.
-	objects []string
+	made made      // guarded by Host.mu
+	ram  []string  // its RAM files, by their paths; immutable
+}
+
+// made is what was made at this host for a machine that arrived, and goes with it.
+type made struct {
+	// Objects of the character device.
+	Objects []string `json:"objects,omitempty"`
+	// Files: its log, and the sockets of its command line.
+	Files []string `json:"files,omitempty"`
 }
 
 // nameRule is what validName says.
 const nameRule = "use up to 64 letters, digits, dots, dashes and underscores, a letter or a digit first"
+
+// statusGone is the status of a machine whose VMM has ended.
+const statusGone = "gone"
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
@@ -59,7 +69,7 @@ func (h *Host) adopt(ctx context.Context, saved savedMachine) (Machine, error) {
 		vm.Close()
 		return Machine{}, fmt.Errorf("adopt %s: %w", name, err)
 	}
-	m := &machine{name: name, qmp: abs, vm: vm, last: machineOf(name, abs, desc), objects: saved.Objects}
+	m := &machine{name: name, qmp: abs, vm: vm, last: machineOf(name, abs, desc), made: saved.made, ram: ramFiles(desc)}
 	if err := h.register(m); err != nil {
 		vm.Close()
 		return Machine{}, fmt.Errorf("adopt %s: %w", name, err)
@@ -107,12 +117,13 @@ func (h *Host) watch(m *machine) {
 		h.mu.Unlock()
 		return
 	}
-	m.last.Status = "gone"
+	m.last.Status = statusGone
 	h.mu.Unlock()
 	h.log.Warn("the VMM has ended or closed its monitor", "vm", m.name, "pid", m.last.PID)
 	h.events.add(Event{VM: m.name, Kind: "machine",
 		Text: fmt.Sprintf("QEMU (pid %d) has ended or closed its monitor; `pagewarp vm rm %s` forgets it", m.last.PID, m.name)})
-	h.reap(m.name, m.objects)
+	h.sayMemory(m.name, m.ram)
+	h.reap(m.name, m.made.Objects)
 }
 
 // gone makes sense of an error of a VMM that has died.
@@ -142,11 +153,15 @@ func (h *Host) Forget(name string) error {
 	delete(h.machines, name)
 	err := h.saveMachinesLocked()
 	text := "forgotten"
-	if len(m.objects) > 0 {
-		text += fmt.Sprintf("; its memory on the device, %s, is to be freed by `pagewarp device destroy` when it has ended", strings.Join(m.objects, " "))
+	if len(m.made.Objects) > 0 {
+		text += fmt.Sprintf("; its memory on the device, %s, is to be freed by `pagewarp device destroy` when it has ended", strings.Join(m.made.Objects, " "))
 	}
+	ended := m.last.Status == statusGone
 	h.mu.Unlock()
 	m.vm.Close()
+	if ended {
+		removeDead(m.qmp, m.made.Files)
+	}
 	h.log.Info(text, "vm", name)
 	h.events.add(Event{VM: name, Kind: "machine", Text: text})
 	return err
@@ -185,18 +200,19 @@ func (h *Host) Machines(ctx context.Context) []Machine {
 type savedMachine struct {
 	Name string `json:"name"`
 	QMP  string `json:"qmp"`
-	// Objects of the character device that go with the machine.
-	Objects []string `json:"objects,omitempty"`
+	made
+	// RAM files; for what is said when it is not there any more.
+	RAM []string `json:"ram,omitempty"`
 }
 
-// madeHere are the objects of a machine in a list.
-func madeHere(list []savedMachine, name string) []string {
+// madeHere is what was made for a machine in a list.
+func madeHere(list []savedMachine, name string) made {
 	for _, m := range list {
 		if m.Name == name {
-			return m.Objects
+			return m.made
 		}
 	}
-	return nil
+	return made{}
 }
 
 func (h *Host) machinesFile() string { return filepath.Join(h.cfg.StateDir, "machines.json") }
@@ -204,7 +220,7 @@ func (h *Host) machinesFile() string { return filepath.Join(h.cfg.StateDir, "mac
 func (h *Host) saveMachinesLocked() error {
 	saved := make([]savedMachine, 0, len(h.machines))
 	for _, m := range h.machines {
-		saved = append(saved, savedMachine{m.name, m.qmp, m.objects})
+		saved = append(saved, savedMachine{m.name, m.qmp, m.made, m.ram})
 	}
 	sort.Slice(saved, func(i, j int) bool { return saved[i].Name < saved[j].Name })
 	if err := writeFileAtomic(h.machinesFile(), saved); err != nil {
@@ -228,7 +244,11 @@ func (h *Host) restoreMachines(ctx context.Context, saved []savedMachine) {
 		if err != nil {
 			h.log.Warn("a machine of the last run is not there any more", "vm", s.Name, "qmp", s.QMP, "err", err)
 			h.events.add(Event{VM: s.Name, Kind: "machine", Text: fmt.Sprintf("not adopted again: %v", err)})
-			h.wg.Go(func() { h.reap(s.Name, s.Objects) })
+			h.wg.Go(func() {
+				removeDead(s.QMP, s.Files)
+				h.sayMemory(s.Name, s.RAM)
+				h.reap(s.Name, s.Objects)
+			})
 		}
 	}
 }

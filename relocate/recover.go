@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pagewarp/pagewarp/relocate/qemu"
@@ -25,6 +26,7 @@ func (h *Host) recover(ctx context.Context) {
 		h.log.Error("some journals cannot be read", "err", err)
 		h.events.add(Event{Kind: "warning", Text: err.Error()})
 	}
+	slices.SortFunc(recs, func(a, b *record) int { return a.Ended.Compare(b.Ended) })
 	for _, rec := range recs {
 		switch {
 		case rec.Phase.Final():
@@ -50,14 +52,12 @@ func (h *Host) recall(rec *record) {
 	if rec.Role == RoleDestination {
 		h.bury(rec)
 	}
-	if len(h.ended) < endedKept {
-		h.ended = append(h.ended, s)
-	}
+	h.endedLocked(s)
 }
 
 // recoverSource rolls back before the point of no return, and serves pages
-// after it. objects are those that were made here for the machine.
-func (h *Host) recoverSource(ctx context.Context, rec *record, objects []string) {
+// after it. here is what was made at this host for the machine.
+func (h *Host) recoverSource(ctx context.Context, rec *record, here made) {
 	o := &outgoing{transfer: newTransfer(h, rec), frozen: make(chan struct{})}
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
@@ -70,7 +70,7 @@ func (h *Host) recoverSource(ctx context.Context, rec *record, objects []string)
 		o.vm = vm
 		if desc, ierr := vm.Inspect(ctx); ierr == nil {
 			o.desc = desc
-			o.m = &machine{name: rec.VM, qmp: rec.QMP, vm: vm, last: machineOf(rec.VM, rec.QMP, desc), objects: objects}
+			o.m = &machine{name: rec.VM, qmp: rec.QMP, vm: vm, last: machineOf(rec.VM, rec.QMP, desc), made: here, ram: ramFiles(desc)}
 			if rerr := h.register(o.m); rerr != nil {
 				o.warn("the machine was not adopted again", "err", rerr)
 			}

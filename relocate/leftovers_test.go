@@ -1,0 +1,123 @@
+package relocate
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/pagewarp/pagewarp/internal/vmtest"
+	"golang.org/x/sys/unix"
+)
+
+// TestNothingStaysOfAMachineThatLeft: a host through which a machine has passed has
+// neither its memory nor its sockets nor its log any more.
+func TestNothingStaysOfAMachineThatLeft(t *testing.T) {
+	r := newRig(t, nil)
+	r.relocate(r.b.addr, Options{})
+	if s := r.awaitEnd(); s.Phase != PhaseDone {
+		t.Fatalf("ended %s: %s", s.Phase, s.Error)
+	}
+	r.b.await(t, "web1", PhaseDone)
+	r.b.awaitIdle(t)
+	if _, err := r.b.Relocate(t.Context(), "web1", r.a.addr, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	r.b.await(t, "web1", PhaseDone)
+	r.a.await(t, "web1", PhaseDone)
+	vmtest.Wait(t, "b to let go", func() bool {
+		r.b.mu.Lock()
+		defer r.b.mu.Unlock()
+		return len(r.b.outgoing) == 0 && len(r.b.machines) == 0
+	})
+	vmtest.NoTrace(t, r.b.dir, "*.json")
+	killAll(t, r.a)
+}
+
+// TestMachineKilledAfterItsArrival: what stays of a machine that was killed is said,
+// and what was made for it here goes once it is forgotten, over a restart, too.
+func TestMachineKilledAfterItsArrival(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		r := newRig(t, nil)
+		r.relocate(r.b.addr, Options{})
+		if s := r.awaitEnd(); s.Phase != PhaseDone {
+			t.Fatalf("ended %s: %s", s.Phase, s.Error)
+		}
+		r.b.await(t, "web1", PhaseDone)
+		r.b.awaitIdle(t)
+		pid := r.b.Machines(t.Context())[0].PID
+		b := r.b
+		if restart {
+			cfg := b.cfg
+			b.stop(t)
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			b = startHost(t, filepath.Dir(b.dir), "b", func(c *HostConfig) { *c = cfg })
+		} else if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		ram := filepath.Join(b.dir, "vm.mem")
+		b.said(t, ram+" ")
+		if !restart {
+			vmtest.Wait(t, "the end to be seen", func() bool { return runState(t, b, "web1") == "gone" })
+			if err := b.Forget("web1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		vmtest.Wait(t, "its files to be removed", func() bool {
+			left, err := filepath.Glob(filepath.Join(b.cfg.StateDir, "vm-*"))
+			return err == nil && len(left) == 0
+		})
+		vmtest.NoTrace(t, b.dir, "*.json", "vm.mem")
+		// Of a machine that is alive nothing is removed.
+		if restart {
+			continue
+		}
+		other := vmtest.Start(t, vmtest.Dir(t))
+		b.adopt(t, "web2", other.QMP)
+		if err := b.Forget("web2"); err != nil {
+			t.Fatal(err)
+		}
+		if !exists(other.QMP) || !exists(other.RAM) {
+			t.Error("the socket or the memory of a machine that was forgotten is gone")
+		}
+	}
+}
+
+// TestJournalsAreBounded: a source does not keep the journal of each machine that it
+// has ever sent away, and a restart remembers the newest.
+func TestJournalsAreBounded(t *testing.T) {
+	h := startHost(t, vmtest.Dir(t), "a", nil)
+	const more = 10
+	for range endedKept + more {
+		token, err := newToken()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr := newTransfer(h.Host, &record{Token: token, VM: "web1", Role: RoleSource})
+		if err := tr.enter(PhaseDone, "sent away"); err != nil {
+			t.Fatal(err)
+		}
+		h.remember(tr)
+		tr.cancel(nil)
+	}
+	want := sessions(h.Statuses())
+	files, err := filepath.Glob(filepath.Join(h.cfg.StateDir, "source-*.json"))
+	if err != nil || len(files) != endedKept || len(h.Statuses()) != endedKept {
+		t.Errorf("%d journals of %d relocations shown, want %d: %v", len(files), len(h.Statuses()), endedKept, err)
+	}
+	cfg := h.cfg
+	h.stop(t)
+	again := startHost(t, filepath.Dir(h.dir), "a", func(c *HostConfig) { *c = cfg })
+	if got := sessions(again.Statuses()); got != want {
+		t.Errorf("after a restart it shows\n%s, want\n%s", got, want)
+	}
+}
+
+func sessions(ss []Status) string {
+	var out []string
+	for _, s := range ss {
+		out = append(out, s.Session)
+	}
+	return strings.Join(out, " ")
+}
