@@ -3,7 +3,9 @@ package relocate
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/pagewarp/pagewarp/transport"
@@ -63,6 +65,36 @@ func (h *Host) admit(hello transport.Hello, peer string) (transport.Offer, *tran
 		}
 	}
 	return transport.Offer{Role: transport.Destination, Features: features}, nil
+}
+
+// sayStrangers is how often connections that did not become channels are logged: whoever
+// scans the port must not fill the log.
+const sayStrangers = time.Second
+
+// strangers limits what is said of them.
+type strangers struct {
+	mu    sync.Mutex
+	said  time.Time // guarded by mu
+	quiet int       // those since that nothing was said of; guarded by mu
+}
+
+// refused says why a peer was not let in: it sees the same, but its operator may not be
+// ours.
+func (h *Host) refused(err error) {
+	var no *transport.RemoteError
+	if errors.As(err, &no) && (no.Code == transport.CodeDone || no.Code == transport.CodeShutdown) {
+		h.log.Debug("a channel of a session that is over was refused", "err", err)
+		return
+	}
+	s := &h.strangers
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.said) < sayStrangers {
+		s.quiet++
+		return
+	}
+	h.log.Warn("a peer was not let in", "err", err, "others", s.quiet)
+	s.said, s.quiet = time.Now(), 0
 }
 
 // dispatch gives an accepted connection to its session.

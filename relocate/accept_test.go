@@ -1,7 +1,12 @@
 package relocate
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -206,4 +211,66 @@ func TestFloodIsNoPatience(t *testing.T) {
 			<-flooded
 		})
 	}
+}
+
+// TestArrivingIsNotUnknown: whoever asks at the destination for a machine that is on its
+// way is told so.
+func TestArrivingIsNotUnknown(t *testing.T) {
+	h := startHost(t, vmtest.Dir(t), "a", nil)
+	in := arriving(t, h)
+	defer leaves(h, in)
+	if err := in.accept(offerOf("web1", 256, 4096, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	_, relocated := h.Relocate(t.Context(), "web1", "127.0.0.1:1", Options{})
+	for what, err := range map[string]error{"cancel": h.Cancel(t.Context(), "web1"), "forget": h.Forget("web1"), "relocate": relocated} {
+		if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "it arrives here from") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := h.Forget("web2"); !errors.Is(err, ErrUnknownMachine) {
+		t.Errorf("a machine that is not here at all: %v", err)
+	}
+}
+
+// TestStrangersAreSaid: the host that refuses a peer says why in its own log, but whoever
+// scans its port does not fill it.
+func TestStrangersAreSaid(t *testing.T) {
+	var log lockedBuffer
+	h := startHost(t, vmtest.Dir(t), "a", func(c *HostConfig) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	for range 50 {
+		conn, err := net.Dial("tcp", h.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write([]byte("GET / HTTP/1.1\r\nHost: scanner.example.org\r\n\r\n")); err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, conn) // until it is closed
+		conn.Close()
+	}
+	vmtest.Wait(t, "a line about it", func() bool { return strings.Contains(log.String(), "a peer was not let in") })
+	if n := strings.Count(log.String(), "a peer was not let in"); n > 10 {
+		t.Errorf("%d lines about 50 connections", n)
+	}
+	if text := log.String(); !strings.Contains(text, "malformed") || !strings.Contains(text, "127.0.0.1") {
+		t.Errorf("the log says\n%s", text)
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"time"
 
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/tcp"
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -315,6 +317,20 @@ func (o *outgoing) dial(ctx context.Context, kind transport.Kind, index int, epo
 	}
 	conn.SetRegions(o.rec.Regions)
 	return conn, nil
+}
+
+// reachRemedy is what helps where a first connection was not to be had.
+func reachRemedy(err error) string {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns):
+		return "; write an address, or a name that this host knows"
+	case errors.Is(err, unix.ECONNREFUSED):
+		return "; nobody listens there: is pagewarpd running, and is that address in its `listen`?"
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
+		return "; is the host up, and is its port open to this one?"
+	}
+	return ""
 }
 
 // dialControl opens the control channel; epoch is firstEpoch only for the first.

@@ -108,6 +108,7 @@ type Host struct {
 	wg      sync.WaitGroup // transfers and connection handlers
 
 	listeners []*tcp.Listener // immutable after NewHost
+	strangers strangers
 
 	in, out *pagecache.Pool // what relocations to and from here share
 
@@ -162,7 +163,7 @@ func NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	}
 	h.ctx, h.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	for _, addr := range cfg.Listen {
-		l, err := tcp.Listen(addr, tcp.ListenOptions{TLS: cfg.ServerTLS, Admit: h.admit, Tuning: h.tuning()})
+		l, err := tcp.Listen(addr, tcp.ListenOptions{TLS: cfg.ServerTLS, Admit: h.admit, Failed: h.refused, Tuning: h.tuning()})
 		if err != nil {
 			h.Close()
 			return nil, fmt.Errorf("listen for peers: %w", err)
@@ -266,7 +267,11 @@ func (h *Host) Cancel(ctx context.Context, name string) error {
 	h.mu.Unlock()
 	switch {
 	case m == nil:
-		return fmt.Errorf("cancel %s: %w", name, ErrUnknownMachine)
+		err := h.unknown(name)
+		if errors.Is(err, ErrBusy) {
+			err = fmt.Errorf("%w; only its source can cancel it, before the switch-over", err)
+		}
+		return fmt.Errorf("cancel %s: %w", name, err)
 	case o == nil:
 		return fmt.Errorf("cancel %s: %w", name, ErrIdle)
 	case !o.abandon(errors.New("cancelled by the operator")):

@@ -76,14 +76,21 @@ func (h *Host) adopt(ctx context.Context, saved savedMachine) (Machine, error) {
 	}
 	h.events.add(Event{VM: name, Kind: "machine", Text: fmt.Sprintf("adopted %s (pid %d)", abs, m.last.PID)})
 	h.log.Info("machine adopted", "vm", name, "qmp", abs, "pid", m.last.PID)
+	if m.last.Problem != "" {
+		h.log.Warn("the machine cannot be relocated as it is", "vm", name, "problem", m.last.Problem)
+	}
 	return m.last, nil
 }
 
 func machineOf(name, qmp string, d qemu.Description) Machine {
-	return Machine{
+	m := Machine{
 		Name: name, QMP: qmp, PID: d.PID, Status: d.Status, RAMBytes: d.RAMBytes, VCPUs: d.VCPUs,
 		Version: d.Version.String(), Machine: d.Machine,
 	}
+	if err := qemu.CheckRelocatable(d); err != nil {
+		m.Problem = strings.ReplaceAll(err.Error(), "\n", "; ")
+	}
+	return m
 }
 
 // register adds m and writes the set down.
@@ -144,7 +151,7 @@ func (h *Host) Forget(name string) error {
 	m := h.machines[name]
 	if m == nil {
 		h.mu.Unlock()
-		return fmt.Errorf("forget %s: %w", name, ErrUnknownMachine)
+		return fmt.Errorf("forget %s: %w", name, h.unknown(name))
 	}
 	if m.busy != nil {
 		h.mu.Unlock()
@@ -165,6 +172,18 @@ func (h *Host) Forget(name string) error {
 	h.log.Info(text, "vm", name)
 	h.events.add(Event{VM: name, Kind: "machine", Text: text})
 	return err
+}
+
+// unknown is why a name is none of a machine's here: there is none, or it is on its way.
+func (h *Host) unknown(name string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, in := range h.incoming {
+		if in.rec.VM == name {
+			return fmt.Errorf("%w: it arrives here from %s, and is one of this host's machines when its memory is whole; `pagewarp status %s` shows how far it is", ErrBusy, in.rec.Peer, name)
+		}
+	}
+	return ErrUnknownMachine
 }
 
 // Machines returns the adopted machines by name, with their current run state.

@@ -48,7 +48,7 @@ func (h *Host) Relocate(ctx context.Context, name, to string, opts Options) (Sta
 	m := h.machines[name]
 	h.mu.Unlock()
 	if m == nil {
-		return Status{}, fmt.Errorf("relocate %s: %w; `pagewarp vm list` shows those adopted, `pagewarp vm add` adopts one", name, ErrUnknownMachine)
+		return Status{}, fmt.Errorf("relocate %s: %w", name, h.unknown(name))
 	}
 	desc, err := m.vm.Inspect(ctx)
 	if err != nil {
@@ -202,7 +202,7 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 	o.image = image
 	ctl, err := o.dialControl(o.ctx, firstEpoch)
 	if err != nil {
-		return nil, fmt.Errorf("reach the destination %s: %w", o.rec.Peer, err)
+		return nil, fmt.Errorf("reach the destination %s: %w%s", o.rec.Peer, err, reachRemedy(err))
 	}
 	if err := o.takeIndex(ctl); err != nil {
 		return ctl, err

@@ -53,6 +53,17 @@ func (a *app) print(v any, text func(io.Writer)) error {
 	return e.Encode(v)
 }
 
+// done says what was done with what has a name.
+func (a *app) done(name, word, text string) error {
+	return a.print(doneReply{name, word}, func(w io.Writer) { fmt.Fprintln(w, name, text) })
+}
+
+// doneReply is what --json prints where there is nothing else to tell.
+type doneReply struct {
+	Name string `json:"name"`
+	Done string `json:"done"` // "forgotten", "rolled-back", "dropped", "gone", "thawed"
+}
+
 const rootHelp = `pagewarp relocates running virtual machines between hosts that run pagewarpd.
 The guest stops for some milliseconds, runs on at the destination, and its
 memory follows.
@@ -70,6 +81,7 @@ func newRoot(a *app) *cobra.Command {
 		Args: group, RunE: help,
 		SilenceErrors: true, SilenceUsage: true,
 		SuggestionsMinimumDistance: 2,
+		Version:                    version.Get().String(),
 	}
 	p := root.PersistentFlags()
 	p.StringVar(&a.socket, "socket", cmp.Or(os.Getenv(socketEnv), config.DefaultSocket), "the daemon's socket `PATH`; $"+socketEnv+" sets it, too")
@@ -82,6 +94,18 @@ func newRoot(a *app) *cobra.Command {
 		root.AddCommand(f())
 	}
 	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "help" {
+			show := c.Run
+			c.Args, c.Run, c.RunE = cobra.ArbitraryArgs, nil, func(cmd *cobra.Command, words []string) error {
+				if found, rest, err := root.Find(words); err != nil || len(rest) > 0 {
+					return group(found, append(rest, words...))
+				}
+				show(cmd, words)
+				return nil
+			}
+		}
+	}
 	root.SetOut(a.out) // the completion commands write where it points now
 	root.InitDefaultCompletionCmd("completion")
 	for _, c := range root.Commands() {
