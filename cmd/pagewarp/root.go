@@ -15,6 +15,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/cmd/internal/api"
 	"github.com/pagewarp/pagewarp/cmd/internal/config"
+	"github.com/pagewarp/pagewarp/cmd/internal/units"
 	"github.com/pagewarp/pagewarp/cmd/internal/version"
 )
 
@@ -157,7 +158,7 @@ func flagError(cmd *cobra.Command, err error) error {
 func similarFlag(cmd *cobra.Command, name string) (best string) {
 	least := 3
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		d := distance(name, f.Name)
+		d := units.Distance(name, f.Name)
 		if strings.HasPrefix(f.Name, name) {
 			d = min(d, 2)
 		}
@@ -166,26 +167,6 @@ func similarFlag(cmd *cobra.Command, name string) (best string) {
 		}
 	})
 	return best
-}
-
-// distance is the edit distance of Levenshtein.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diag := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diag, row[j+1] = row[j+1], min(diag+cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // names completes the names of adopted machines.
