@@ -93,7 +93,7 @@ func (m *matrix) cancelled() {
 
 func TestInterruptBeforeTheSwitch(t *testing.T) {
 	t.Parallel()
-	for _, p := range []relocate.Phase{relocate.PhaseReady, relocate.PhaseFrozen} {
+	for _, p := range append([]relocate.Phase{relocate.PhaseConnecting, relocate.PhasePreparing}, before...) {
 		t.Run(string(p), func(t *testing.T) {
 			t.Parallel()
 			m := heldMatrix(t, relocate.RoleSource, p)
@@ -120,6 +120,42 @@ func TestInterruptAfterTheSwitch(t *testing.T) {
 	pagewarp(t, m.a, "status", "web1").exits(0, "draining")
 	m.arrived()
 	pagewarp(t, m.a, "status", "web1").exits(0, "done")
+}
+
+// Ctrl-C at the very moment of the switch-over: the machine is the destination's.
+func TestInterruptAtTheSwitch(t *testing.T) {
+	t.Parallel()
+	m := heldMatrix(t, relocate.RoleSource, relocate.PhaseCommitted)
+	c := pagewarp(t, m.a, "relocate", "web1", "--to", m.to)
+	m.awaitHold()
+	c.interrupt()
+	c.exits(130, "past the switch-over")
+	m.letGo()
+	m.arrived()
+}
+
+// What scripts branch on, beside the codes that other tests of this package see: 0, 1, 3
+// and 130.
+func TestExitCodes(t *testing.T) {
+	t.Parallel()
+	m := newMatrix(t, "", "")
+	pagewarp(t, m.a, "relocate", "web1").exits(2, "--to is missing")
+	pagewarp(t, m.a, "relocate", "web1", "--to", m.to, "--bandwith", "2G").exits(2, "did you mean --bandwidth?")
+	c := pagewarp(t, m.a, "relocate", "web1", "--to", m.to, "--bandwidth", "16M")
+	vmtest.Wait(t, "the drain", func() bool { return m.b.status(relocate.RoleDestination).Phase == relocate.PhaseDraining })
+	m.killIncoming()
+	c.exits(4, "web1 is lost")
+	pagewarp(t, m.a, "status", "web1").exits(0, "lost")
+	vmtest.Wait(t, "the destination to tidy up", func() bool { return m.b.status(relocate.RoleDestination).Phase == relocate.PhaseLost })
+	vmtest.Wait(t, "its memory to be freed", func() bool {
+		_, err := os.Stat(filepath.Join(m.b.dir, "vm.mem"))
+		return os.IsNotExist(err)
+	})
+	if _, err := os.Stat(filepath.Join(m.a.dir, "vm.mem")); err != nil {
+		t.Errorf("what is left of the machine, its memory at the source: %v", err)
+	}
+	m.a.kill()
+	pagewarp(t, m.a, "status").exits(5, "is pagewarpd running?")
 }
 
 func TestCancelByTheOperator(t *testing.T) {
