@@ -49,7 +49,7 @@ func (o *outgoing) drain(ctl *control, s *serving, lost error) {
 			o.takeBack(ctl, s)
 			return
 		case errors.Is(err, ErrLost):
-			o.lose(ctl, err)
+			o.lose(ctl, s, err)
 			return
 		}
 		if ctl != nil {
@@ -200,7 +200,7 @@ func (o *outgoing) release(ctl *control, s *serving) {
 		ctl.send(msgReleased, struct{}{}) // the destination does not depend on it
 		ctl.close()
 	}
-	o.image.Release()
+	o.releaseImage()
 	if err := o.endVMM(); err != nil {
 		o.warn("the source's VMM or memory was not freed", "err", err)
 	}
@@ -213,6 +213,13 @@ func (o *outgoing) release(ctl *control, s *serving) {
 	})
 	if err := o.enter(PhaseDone, o.doneText()); err != nil {
 		o.warn("journal not written", "err", err)
+	}
+}
+
+// releaseImage lets go of the image, if there is one: see awaitImage. Nobody serves any more.
+func (o *outgoing) releaseImage() {
+	if o.image != nil {
+		o.image.Release() // it is mapped for reading alone: nothing can be lost
 	}
 }
 
@@ -261,7 +268,7 @@ func (o *outgoing) takeBack(ctl *control, s *serving) {
 	o.committed = false
 	o.mu.Unlock()
 	if o.vm == nil {
-		o.lose(ctl, fmt.Errorf("%w: the destination gave it up and the source's VMM is gone too", ErrLost))
+		o.lose(ctl, s, fmt.Errorf("%w: the destination gave it up and the source's VMM is gone too", ErrLost))
 		return
 	}
 	if o.mig == nil { // after a restart of this daemon
@@ -272,11 +279,12 @@ func (o *outgoing) takeBack(ctl *control, s *serving) {
 
 // lose ends a relocation whose machine is dead. The image stays on disk: it is
 // all that is left of the guest.
-func (o *outgoing) lose(ctl *control, err error) {
+func (o *outgoing) lose(ctl *control, s *serving, err error) {
 	if ctl != nil {
 		ctl.close()
 	}
-	o.image.Release()
+	s.stop()
+	o.releaseImage()
 	o.rec.Error = err.Error()
 	o.setError(err)
 	text := fmt.Sprintf("%v; the source never runs it again, but its memory is still in %s and its stopped QEMU is pid %d", err, describe(o.rec.Memory), o.rec.PID)

@@ -57,6 +57,8 @@ type memoryRecord struct {
 	Size int64  `json:"size"` // bytes
 	// Object is the object of the character device whose node Path is, if it is one.
 	Object string `json:"object,omitempty"`
+	// File is which file it was that the machine's source froze.
+	File fileRecord `json:"file,omitzero"`
 	// PageSize is that of an object to be made; 0 is the device's own.
 	PageSize int `json:"page_size,omitempty"` // bytes
 }

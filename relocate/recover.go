@@ -85,29 +85,58 @@ func (h *Host) recoverSource(ctx context.Context, rec *record, here made) {
 	}
 	image, err := o.openImage()
 	if err != nil {
-		o.setError(err)
+		o.setError(fmt.Errorf("its guest waits for pages that cannot be served: %w", err))
 		o.warn("the image of a machine that runs elsewhere cannot be served; its guest waits for the missing pages", "err", err)
-		return
 	}
-	o.image = image
-	o.freezeObjects()
-	o.resumeRDMA()
 	o.committed = true
-	close(o.frozen)
 	h.mu.Lock()
 	h.outgoing[rec.Token] = o
 	if o.m != nil {
 		o.m.busy = o
 	}
 	h.mu.Unlock()
-	o.show(rec.Phase, "taken up after a restart of the daemon: the image is served again")
+	if image != nil {
+		o.image = image
+		o.resumeRDMA()
+		o.serveAgain()
+	}
 	h.wg.Go(func() {
 		s := newServing(o)
 		defer o.finish()
 		defer s.stop()
+		if image == nil {
+			s.wg.Go(func() { o.awaitImage(s.ctx) })
+		}
 		s.reconnect()
 		o.drain(nil, s, nil)
 	})
+}
+
+// serveAgain has the image served that was opened anew.
+func (o *outgoing) serveAgain() {
+	o.freezeObjects()
+	close(o.frozen)
+	o.show(o.rec.Phase, "taken up after a restart of the daemon: the image is served again")
+}
+
+// awaitImage tries to open the image until that succeeds, or ctx ends: whoever has moved
+// its file can put it back. Meanwhile the destination is asked: perhaps it has everything,
+// and the daemon was killed as it let go.
+func (o *outgoing) awaitImage(ctx context.Context) {
+	for {
+		sleep(ctx, redialMax)
+		if ctx.Err() != nil {
+			return
+		}
+		image, err := o.openImage()
+		if err == nil {
+			o.image = image // read by those who wait for frozen, or for this goroutine
+			o.setError(nil)
+			o.serveAgain()
+			return
+		}
+		o.setError(fmt.Errorf("its guest waits for pages that cannot be served: %w", err))
+	}
 }
 
 // recoverRollback makes the machine run at the source again.

@@ -66,7 +66,11 @@ func (h *Host) Relocate(ctx context.Context, name, to string, opts Options) (Sta
 		QMP: m.qmp, PID: desc.PID, StartTime: desc.Start, WasRun: desc.Running, Started: time.Now(),
 	}
 	for i, b := range desc.Backends {
-		rec.Memory = append(rec.Memory, memoryRecord{ID: b.ID, Path: b.Path, Size: b.Size, Object: b.Object})
+		m := memoryRecord{ID: b.ID, Path: b.Path, Size: b.Size, Object: b.Object}
+		if err := m.note(); err != nil {
+			return Status{}, fmt.Errorf("relocate %s: %w", name, err)
+		}
+		rec.Memory = append(rec.Memory, m)
 		rec.Regions = append(rec.Regions, transport.Region{
 			ID: uint32(i), Name: b.ID, PageSize: uint32(b.PageSize), Pages: uint64(b.Size) / uint64(b.PageSize),
 		})
@@ -404,9 +408,7 @@ func (o *outgoing) rollback(ctl *control, s *serving, cause error) {
 	if s != nil {
 		s.stop()
 	}
-	if o.image != nil {
-		o.image.Release()
-	}
+	o.releaseImage()
 	if err := thaw(o.rec.Memory); err != nil {
 		o.warn("the memory stays frozen, the guest ends when it writes", "err", err)
 	}
@@ -437,11 +439,7 @@ func (o *outgoing) rollback(ctl *control, s *serving, cause error) {
 func (o *outgoing) openImage() (*pageserver.Image, error) {
 	var sources []pageserver.Source
 	for i, m := range o.rec.Memory {
-		if m.Object == "" {
-			sources = append(sources, pageserver.Source{Region: o.rec.Regions[i], Path: m.Path})
-			continue
-		}
-		f, err := m.open()
+		f, err := m.frozen()
 		if err != nil {
 			return nil, fmt.Errorf("open the memory of %s: %w", o.rec.VM, err)
 		}
@@ -450,7 +448,7 @@ func (o *outgoing) openImage() (*pageserver.Image, error) {
 	}
 	image, err := pageserver.Open(sources)
 	if err != nil {
-		return nil, fmt.Errorf("open the memory of %s: %w", o.rec.VM, err)
+		return nil, fmt.Errorf("open the memory of %s, %s: %w", o.rec.VM, describe(o.rec.Memory), err)
 	}
 	return image, nil
 }
