@@ -37,6 +37,11 @@ func (c *pageCache) hold(ctx context.Context, vm string, regions []transport.Reg
 		if m.Object != "" {
 			return nil, nil, errors.New("memory on the character device is not kept")
 		}
+		f, err := m.frozen()
+		if err != nil {
+			return nil, nil, err
+		}
+		f.Close() // only looked at
 		n, err := m.allocated()
 		if err != nil {
 			return nil, nil, err

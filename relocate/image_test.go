@@ -1,6 +1,7 @@
 package relocate
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,4 +76,46 @@ func TestKilledWhileLettingGo(t *testing.T) {
 	r.a = startHost(t, r.root, "a", nil)
 	r.a.await(t, "web1", PhaseDone)
 	r.runsAt(r.b)
+}
+
+// TestAnothersFileStays: whoever has put another file in the place of a machine's memory
+// while that was served keeps it.
+func TestAnothersFileStays(t *testing.T) {
+	for _, cache := range []bool{false, true} {
+		root := vmtest.Dir(t)
+		a, b := startHost(t, root, "a", func(c *HostConfig) {
+			if cache {
+				withCache(root, "a")(c)
+			}
+		}), startHost(t, root, "b", nil)
+		t.Cleanup(func() { killAll(t, b) })
+		vm := vmtest.Start(t, a.dir)
+		want := vmtest.Pattern(3)
+		vmtest.WritePattern(t, vm.RAM, want)
+		a.adopt(t, "web1", vm.QMP)
+		if _, err := a.Relocate(t.Context(), "web1", b.addr, Options{Bandwidth: slow, Codec: "none"}); err != nil {
+			t.Fatal(err)
+		}
+		b.await(t, "web1", PhaseDraining)
+		if err := os.Rename(vm.RAM, vm.RAM+".aside"); err != nil {
+			t.Fatal(err)
+		}
+		other := noise(5, 1<<20)
+		if err := os.WriteFile(vm.RAM, other, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.SetBandwidth("web1", 0); err != nil {
+			t.Fatal(err)
+		}
+		a.await(t, "web1", PhaseDone)
+		b.await(t, "web1", PhaseDone)
+		vmtest.CheckPattern(t, filepath.Join(b.dir, "vm.mem"), want)
+		if got, err := os.ReadFile(vm.RAM); err != nil || !bytes.Equal(got, other) {
+			t.Errorf("with a cache %v: the other file has %d bytes: %v", cache, len(got), err)
+		}
+		if es, err := a.Cache(); err != nil || len(es) != 0 {
+			t.Errorf("the cache has %+v, %v", es, err)
+		}
+		a.said(t, "is another file than")
+	}
 }

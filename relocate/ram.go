@@ -110,6 +110,14 @@ func freeMemory(memory []memoryRecord) error {
 		if m.Object != "" {
 			continue
 		}
+		if m.File != (fileRecord{}) && exists(m.Path) {
+			f, err := m.frozen()
+			if err != nil {
+				errs = append(errs, fmt.Errorf("RAM file not removed: %w", err))
+				continue
+			}
+			f.Close() // only looked at
+		}
 		if err := os.Remove(m.Path); err != nil && !os.IsNotExist(err) {
 			errs = append(errs, fmt.Errorf("remove RAM file: %w", err))
 		}
