@@ -114,6 +114,7 @@ type Host struct {
 
 	mu        sync.Mutex
 	machines  map[string]*machine  // guarded by mu; by name
+	restoring []savedMachine       // guarded by mu; of the last run, not adopted again yet
 	outgoing  map[string]*outgoing // guarded by mu; live, by token
 	incoming  map[string]*incoming // guarded by mu; live, by token
 	ended     []Status             // guarded by mu; oldest first, at most endedKept

@@ -1,9 +1,12 @@
 package relocate
 
 import (
+	"fmt"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pagewarp/pagewarp/internal/vmtest"
 	"golang.org/x/sys/unix"
@@ -120,4 +123,60 @@ func sessions(ss []Status) string {
 		out = append(out, s.Session)
 	}
 	return strings.Join(out, " ")
+}
+
+// TestHungMonitorsDoNotAddUp: a daemon that is started among machines whose QEMUs hang is
+// ready after the patience for one of them, not for all: systemd ends it after 90 s.
+func TestHungMonitorsDoNotAddUp(t *testing.T) {
+	root := vmtest.Dir(t)
+	h := startHost(t, root, "a", nil)
+	var saved []savedMachine
+	for i := range 12 {
+		path := filepath.Join(root, fmt.Sprintf("hung%d.qmp", i))
+		l, err := net.Listen("unix", path) // accepts, and says nothing
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		saved = append(saved, savedMachine{Name: fmt.Sprintf("hung%d", i), QMP: path})
+	}
+	vm := vmtest.Start(t, h.dir)
+	saved = append(saved, savedMachine{Name: "web1", QMP: vm.QMP})
+	if err := writeFileAtomic(h.machinesFile(), saved); err != nil {
+		t.Fatal(err)
+	}
+	h.stop(t)
+	started := make(chan *testHost, 1)
+	go func() {
+		again, err := NewHost(t.Context(), h.cfg)
+		if err != nil {
+			t.Error(err)
+			again = nil
+		}
+		started <- &testHost{Host: again}
+	}()
+	// Were it killed now, the next one would still know all of them.
+	for end := time.Now().Add(time.Second); time.Now().Before(end) && len(started) == 0; {
+		var known []savedMachine
+		if err := readJSON(h.machinesFile(), &known); err != nil || len(known) != len(saved) {
+			t.Fatalf("in the middle of its start it knows %d machines of %d: %v", len(known), len(saved), err)
+		}
+	}
+	select {
+	case again := <-started:
+		if again.Host == nil {
+			return
+		}
+		defer again.Close()
+		if got := runState(t, again, "web1"); got != "running" {
+			t.Errorf("the machine beside those that hang is %q", got)
+		}
+		var known []savedMachine
+		if err := readJSON(h.machinesFile(), &known); err != nil || len(known) != 1 || known[0].Name != "web1" {
+			t.Errorf("afterwards it knows %+v, %v", known, err)
+		}
+	case <-time.After(15 * time.Second):
+		t.Error("the start waits for one after the other")
+		(<-started).Close()
+	}
 }

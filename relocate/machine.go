@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pagewarp/pagewarp/relocate/qemu"
@@ -241,6 +242,11 @@ func (h *Host) saveMachinesLocked() error {
 	for _, m := range h.machines {
 		saved = append(saved, savedMachine{m.name, m.qmp, m.made, m.ram})
 	}
+	for _, s := range h.restoring {
+		if h.machines[s.Name] == nil {
+			saved = append(saved, s)
+		}
+	}
 	sort.Slice(saved, func(i, j int) bool { return saved[i].Name < saved[j].Name })
 	if err := writeFileAtomic(h.machinesFile(), saved); err != nil {
 		return fmt.Errorf("write %s: %w", h.machinesFile(), err)
@@ -248,8 +254,14 @@ func (h *Host) saveMachinesLocked() error {
 	return nil
 }
 
+// restoreAtOnce is how many machines are adopted again at a time: those that hang cost the
+// patience for one of them, and the daemon is not ready before that.
+const restoreAtOnce = 32
+
 // restoreMachines adopts again what an earlier daemon had adopted.
 func (h *Host) restoreMachines(ctx context.Context, saved []savedMachine) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, restoreAtOnce)
 	for _, s := range saved {
 		h.mu.Lock()
 		_, known := h.machines[s.Name]
@@ -257,17 +269,34 @@ func (h *Host) restoreMachines(ctx context.Context, saved []savedMachine) {
 		if known {
 			continue
 		}
-		actx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		_, err := h.adopt(actx, s)
-		cancel()
-		if err != nil {
-			h.log.Warn("a machine of the last run is not there any more", "vm", s.Name, "qmp", s.QMP, "err", err)
-			h.events.add(Event{VM: s.Name, Kind: "machine", Text: fmt.Sprintf("not adopted again: %v", err)})
-			h.wg.Go(func() {
-				removeDead(s.QMP, s.Files)
-				h.sayMemory(s.Name, s.RAM)
-				h.reap(s.Name, s.Objects)
-			})
-		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			h.restore(ctx, s)
+		})
 	}
+	wg.Wait()
+	h.mu.Lock()
+	h.restoring = nil
+	err := h.saveMachinesLocked()
+	h.mu.Unlock()
+	if err != nil {
+		h.log.Error("the list of machines was not written", "err", err)
+	}
+}
+
+func (h *Host) restore(ctx context.Context, s savedMachine) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err := h.adopt(ctx, s)
+	if err == nil {
+		return
+	}
+	h.log.Warn("a machine of the last run was not adopted again; if it runs, use `pagewarp vm add`", "vm", s.Name, "qmp", s.QMP, "err", err)
+	h.events.add(Event{VM: s.Name, Kind: "machine", Text: fmt.Sprintf("not adopted again: %v", err)})
+	h.wg.Go(func() {
+		removeDead(s.QMP, s.Files)
+		h.sayMemory(s.Name, s.RAM)
+		h.reap(s.Name, s.Objects)
+	})
 }

@@ -21,6 +21,9 @@ func (h *Host) recover(ctx context.Context) {
 	if err := readJSON(h.machinesFile(), &machines); err != nil {
 		h.log.Error("the list of machines cannot be read; adopt them again", "err", err)
 	}
+	h.mu.Lock()
+	h.restoring = slices.Clone(machines)
+	h.mu.Unlock()
 	recs, err := h.journal.load(time.Now())
 	if err != nil {
 		h.log.Error("some journals cannot be read", "err", err)
