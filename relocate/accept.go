@@ -156,7 +156,7 @@ func (h *Host) lastWord(conn *tcp.Conn, rec *record) {
 	// The source closes when it has read it.
 	ctx, cancel := context.WithTimeout(h.ctx, h.cfg.deadlines.dial)
 	defer cancel()
-	for ctx.Err() == nil {
+	for {
 		if _, err := ctl.next(ctx); err != nil {
 			return
 		}

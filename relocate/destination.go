@@ -244,9 +244,6 @@ func (in *incoming) awaitGo(ctl *control) (run bool, _ *control, err error) {
 	defer cancel()
 	for {
 		m, err := ctl.next(deadline)
-		if err == nil && deadline.Err() != nil {
-			err = context.Cause(deadline) // messages without a pause are no reason to wait on
-		}
 		if err == nil {
 			switch m.Kind {
 			case msgGo:

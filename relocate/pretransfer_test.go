@@ -439,6 +439,7 @@ func TestPreTransferWithAHostileSource(t *testing.T) {
 			}
 			ctl.close()
 			vmtest.Wait(t, "the destination to give up", func() bool { return b.last(t, RoleDestination).Phase == PhaseRolledBack })
+			b.awaitIdle(t) // the next one has the same memory file
 		})
 	}
 }
