@@ -200,7 +200,7 @@ func TestUnitFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"KillMode=process", "Type=notify", "RuntimeDirectoryPreserve=yes", "RuntimeDirectory=" + filepath.Base(config.DefaultStateDir)} {
+	for _, want := range []string{"KillMode=process", "Type=notify", "RuntimeDirectoryPreserve=yes", "StartLimitIntervalSec=0", "TimeoutStartSec=10min", "RuntimeDirectory=" + filepath.Base(config.DefaultStateDir)} {
 		if !strings.Contains(string(b), "\n"+want+"\n") {
 			t.Errorf("no %s", want)
 		}
