@@ -163,8 +163,9 @@ func (in *incoming) startVMM(ctx context.Context, o *offer) error {
 }
 
 // clearMemory makes sure that the RAM file of the new machine is its own: a file
-// that a process maps is refused, a stale one is removed.
-func (in *incoming) clearMemory(path string, allocated int64) error {
+// that a process maps, or that is no memory of the machine, is refused, a stale one is
+// removed.
+func (in *incoming) clearMemory(path string, size, allocated int64) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return in.checkRoom(filepath.Dir(path), allocated)
@@ -190,6 +191,11 @@ func (in *incoming) clearMemory(path string, allocated int64) error {
 	}
 	if pid != 0 {
 		return fmt.Errorf("RAM file %s is in use by process %d here; end it, or map the path elsewhere with a `rewrite` in the template", path, pid)
+	}
+	if st.Size != size {
+		// The path is the source's choice. What has another size is no memory of this
+		// machine, and may be anything.
+		return fmt.Errorf("%s exists here with %d bytes, and the machine's RAM file has %d: it is something else; move it away, or map the path elsewhere with a `rewrite` in the template", path, st.Size, size)
 	}
 	in.warn("removing a stale RAM file that no process maps: " + path)
 	// An earlier relocation that is being rolled back may have removed it meanwhile.

@@ -101,7 +101,7 @@ func (in *incoming) chooseSource(o *offer, t *qemu.Template) error {
 			path = "/dev/shm/" + b.Object
 			*t = t.WithMemory(b.ID, path)
 		}
-		if err := in.clearMemory(path, o.Allocated); err != nil {
+		if err := in.clearMemory(path, b.Size, o.Allocated); err != nil {
 			return err
 		}
 		in.rec.Memory = append(in.rec.Memory, memoryRecord{ID: o.Regions[i].Name, Path: path, Size: b.Size})

@@ -3,6 +3,7 @@ package relocate
 import (
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -179,4 +180,33 @@ func TestHungMonitorsDoNotAddUp(t *testing.T) {
 		t.Error("the start waits for one after the other")
 		(<-started).Close()
 	}
+}
+
+// TestOnlyStaleMemoryIsRemoved: a file at the destination that has the name of the machine's
+// memory goes if it may be that of an earlier relocation, and stays if it cannot be.
+func TestOnlyStaleMemoryIsRemoved(t *testing.T) {
+	r := newRig(t, nil)
+	path := filepath.Join(r.b.dir, "vm.mem")
+	precious := []byte("accounts of the last ten years")
+	if err := os.WriteFile(path, precious, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.relocate(r.b.addr, Options{})
+	if s := r.awaitEnd(); s.Phase != PhaseRolledBack || !strings.Contains(s.Error, "it is something else") {
+		t.Errorf("ended %s: %s", s.Phase, s.Error)
+	}
+	r.b.awaitIdle(t)
+	if got, err := os.ReadFile(path); err != nil || string(got) != string(precious) {
+		t.Errorf("the file that was there has %d bytes now, of its %d: %v", len(got), len(precious), err)
+	}
+	if err := os.Truncate(path, vmtest.RAMBytes); err != nil {
+		t.Fatal(err)
+	}
+	r.relocate(r.b.addr, Options{})
+	if s := r.awaitEnd(); s.Phase != PhaseDone {
+		t.Fatalf("ended %s: %s", s.Phase, s.Error)
+	}
+	vmtest.Wait(t, "the machine at b", func() bool { return runState(t, r.b, "web1") == "running" })
+	r.runsAt(r.b)
+	r.b.said(t, "removing a stale RAM file that no process maps: "+path)
 }
