@@ -1,6 +1,7 @@
 package vmtest
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"sync"
@@ -104,7 +105,8 @@ func (s spoiler) Write(b []byte) (int, error) {
 	s.p.mu.Lock()
 	if s.p.spoil > 0 && len(b) >= spoilFrom {
 		s.p.spoil--
-		b[len(b)/2] ^= 1 << 3 // b is io.Copy's own buffer
+		b = bytes.Clone(b)
+		b[len(b)/2] ^= 1 << 3
 	}
 	s.p.mu.Unlock()
 	return s.to.Write(b)
