@@ -210,3 +210,36 @@ func TestOnlyStaleMemoryIsRemoved(t *testing.T) {
 	r.runsAt(r.b)
 	r.b.said(t, "removing a stale RAM file that no process maps: "+path)
 }
+
+// TestListOfHungMachines: machines that hang cost the list, and every completion in a
+// shell, a second together and not each.
+func TestListOfHungMachines(t *testing.T) {
+	root := vmtest.Dir(t)
+	h := startHost(t, root, "a", nil)
+	const hung = 8
+	for i := range hung + 1 {
+		dir := filepath.Join(root, fmt.Sprint(i))
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		m := h.adopt(t, fmt.Sprintf("web%d", i), vmtest.Start(t, dir).QMP)
+		if i == 0 {
+			continue
+		}
+		if err := unix.Kill(m.PID, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Kill(m.PID, unix.SIGCONT) })
+	}
+	listed := make(chan []Machine, 1)
+	go func() { listed <- h.Machines(t.Context()) }()
+	select {
+	case ms := <-listed:
+		if len(ms) != hung+1 || ms[0].Name != "web0" || ms[0].Status != "running" {
+			t.Errorf("%+v", ms)
+		}
+	case <-time.After(hung / 2 * time.Second):
+		t.Error("the list waits for one after the other")
+		<-listed
+	}
+}

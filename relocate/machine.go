@@ -187,7 +187,8 @@ func (h *Host) unknown(name string) error {
 	return ErrUnknownMachine
 }
 
-// Machines returns the adopted machines by name, with their current run state.
+// Machines returns the adopted machines by name, with their current run state: the last
+// one known of those whose VMM does not answer within a second.
 func (h *Host) Machines(ctx context.Context) []Machine {
 	h.mu.Lock()
 	ms := make([]*machine, 0, len(h.machines))
@@ -195,25 +196,31 @@ func (h *Host) Machines(ctx context.Context) []Machine {
 		ms = append(ms, m)
 	}
 	h.mu.Unlock()
-	out := make([]Machine, 0, len(ms))
-	for _, m := range ms {
-		qctx, cancel := context.WithTimeout(ctx, time.Second)
-		state, err := m.vm.RunState(qctx)
-		cancel()
-		h.mu.Lock()
-		if err == nil {
-			m.last.Status = state.Status
-		}
-		cur := m.last
-		busy := m.busy
-		h.mu.Unlock()
-		if busy != nil {
-			cur.Phase = busy.Status().Phase
-		}
-		out = append(out, cur)
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	out := make([]Machine, len(ms))
+	var wg sync.WaitGroup
+	for i, m := range ms {
+		wg.Go(func() { out[i] = h.look(ctx, m) })
 	}
+	wg.Wait()
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
 	return out
+}
+
+// look asks for a machine's run state.
+func (h *Host) look(ctx context.Context, m *machine) Machine {
+	state, err := m.vm.RunState(ctx)
+	h.mu.Lock()
+	if err == nil {
+		m.last.Status = state.Status
+	}
+	cur, busy := m.last, m.busy
+	h.mu.Unlock()
+	if busy != nil {
+		cur.Phase = busy.Status().Phase
+	}
+	return cur
 }
 
 // savedMachine is a machine as machines.json has it.
