@@ -17,6 +17,7 @@ import (
 	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport/tcp"
+	"golang.org/x/sys/unix"
 )
 
 // Defaults of HostConfig.
@@ -167,6 +168,9 @@ func NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 		l, err := tcp.Listen(addr, tcp.ListenOptions{TLS: cfg.ServerTLS, Admit: h.admit, Failed: h.refused, Tuning: h.tuning()})
 		if err != nil {
 			h.Close()
+			if errors.Is(err, unix.EADDRINUSE) {
+				err = fmt.Errorf("%w; another program has that address, a pagewarpd perhaps: end it, or choose another `listen`", err)
+			}
 			return nil, fmt.Errorf("listen for peers: %w", err)
 		}
 		h.listeners = append(h.listeners, l)

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -156,6 +157,63 @@ func TestExitCodes(t *testing.T) {
 	}
 	m.a.kill()
 	pagewarp(t, m.a, "status").exits(5, "is pagewarpd running?")
+}
+
+// A daemon that is not root's says what it cannot do, and the command who may use it.
+func TestWithoutPermission(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "pw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	asNobody := func(name string, args ...string) (*exec.Cmd, *lockedBuffer) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		b, err := os.ReadFile(program(t, name))
+		if err == nil {
+			err = os.WriteFile(path, b, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := new(lockedBuffer)
+		cmd := exec.Command(path, args...)
+		cmd.Stdout, cmd.Stderr, cmd.Dir = out, out, dir
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		return cmd, out
+	}
+	cmd, out := asNobody("pagewarpd", "--state-dir", "/run/pagewarp-of-nobody")
+	if err := cmd.Run(); err == nil || !strings.Contains(out.String(), "--state-dir") || !strings.Contains(out.String(), "as root") {
+		t.Errorf("a state directory that cannot be made: %v\n%s", err, out.String())
+	}
+	state := filepath.Join(dir, "s")
+	cmd, out = asNobody("pagewarpd", "--state-dir", state, "--listen", "unix:"+filepath.Join(dir, "p"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	vmtest.Wait(t, "the daemon", func() bool { return strings.Contains(out.String(), "daemon is ready") })
+	if !strings.Contains(out.String(), "CAP_SYS_PTRACE") {
+		t.Errorf("the daemon says\n%s", out.String())
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("stopped: %v", err)
+	}
+	// And the other way round: root's daemon, asked by somebody else.
+	m := newMatrix(t, "", "")
+	if err := os.Chmod(m.root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd, out = asNobody("pagewarp", "--socket", filepath.Join(m.a.stateDir(), "api.sock"), "status")
+	if err := cmd.Run(); err == nil || cmd.ProcessState.ExitCode() != 5 || !strings.Contains(out.String(), "run this as root") {
+		t.Errorf("asked by another user: %v\n%s", err, out.String())
+	}
 }
 
 func TestCancelByTheOperator(t *testing.T) {

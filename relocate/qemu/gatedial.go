@@ -74,6 +74,9 @@ func dialError(path string, err error) error {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return detailed(ErrTimeout, "connect to QMP socket %s: %w", path, err)
 	}
+	if errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("connect to QMP socket %s: %w: this daemon runs as uid %d; run it as root, or as QEMU's user", path, err, os.Geteuid())
+	}
 	return fmt.Errorf("connect to QMP socket %s: %w", path, err)
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/relocate/qemu/qemutest"
+	"golang.org/x/sys/unix"
 )
 
 func fake(t *testing.T) (*qemutest.Server, string) {
@@ -87,6 +88,11 @@ func TestConnectDead(t *testing.T) {
 	ln.Close()
 	_, err = Connect(t.Context(), path)
 	wantError(t, err, ErrMonitorDead, path)
+}
+
+func TestConnectRefusedByPermission(t *testing.T) {
+	err := dialError("/run/q", &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", unix.EACCES)})
+	wantError(t, err, unix.EACCES, "/run/q", "run it as root")
 }
 
 func TestConnectFaults(t *testing.T) {
