@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -84,6 +85,10 @@ func (h *Host) refused(err error) {
 	var no *transport.RemoteError
 	if errors.As(err, &no) && (no.Code == transport.CodeDone || no.Code == transport.CodeShutdown) {
 		h.log.Debug("a channel of a session that is over was refused", "err", err)
+		return
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		h.log.Debug("a connection was closed before it said who it is", "err", err) // a probe of the port
 		return
 	}
 	s := &h.strangers

@@ -238,6 +238,18 @@ func TestArrivingIsNotUnknown(t *testing.T) {
 func TestStrangersAreSaid(t *testing.T) {
 	var log lockedBuffer
 	h := startHost(t, vmtest.Dir(t), "a", func(c *HostConfig) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	for range 5 { // probes of a monitoring system, which say nothing
+		conn, err := net.Dial("tcp", h.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.(*net.TCPConn).CloseWrite()
+		io.Copy(io.Discard, conn)
+		conn.Close()
+	}
+	if text := log.String(); strings.Contains(text, "not let in") {
+		t.Errorf("the log says of probes\n%s", text)
+	}
 	for range 50 {
 		conn, err := net.Dial("tcp", h.addr)
 		if err != nil {
