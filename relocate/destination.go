@@ -344,10 +344,7 @@ func (in *incoming) giveUp(ctl *control, cause error) {
 	in.setError(fmt.Errorf("%w: %w", ErrRolledBack, cause))
 	// Written before anything is undone: from here on the answer to the
 	// source's SYNC is rolled-back, so nothing below may resume the guest.
-	if err := in.enter(PhaseRolledBack, "given up: "+cause.Error()); err != nil {
-		in.warn("journal not written", "err", err)
-		in.show(PhaseRolledBack, "given up: "+cause.Error())
-	}
+	in.conclude(PhaseRolledBack, "given up: "+cause.Error())
 	if ctl != nil {
 		ctl.send(msgAbort, abortMsg{Reason: cause.Error()})
 		ctl.close()
@@ -393,9 +390,7 @@ func (in *incoming) discard() {
 func (in *incoming) lose(ctl *control, cause error) {
 	in.rec.Error = cause.Error()
 	in.setError(fmt.Errorf("%w: %w", ErrLost, cause))
-	if err := in.enter(PhaseLost, "the machine is lost: "+cause.Error()); err != nil {
-		in.warn("journal not written", "err", err)
-	}
+	in.conclude(PhaseLost, "the machine is lost: "+cause.Error())
 	if ctl != nil {
 		ctl.send(msgFailed, abortMsg{Reason: cause.Error()})
 		ctl.close()

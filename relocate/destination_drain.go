@@ -86,9 +86,7 @@ func (in *incoming) complete(follow *follower) {
 	if err := in.adopt(); err != nil && !errors.Is(err, errShutdown) {
 		in.warn("the machine runs here but was not adopted; use `pagewarp vm add`", "qmp", in.rec.QMP, "err", err)
 	}
-	if err := in.enter(PhaseDone, "every page is here, the guest runs natively"); err != nil {
-		in.warn("journal not written", "err", err)
-	}
+	in.conclude(PhaseDone, "every page is here, the guest runs natively")
 	follow.finish(in.Status())
 }
 

@@ -211,9 +211,7 @@ func (o *outgoing) release(ctl *control, s *serving) {
 			st.Drained = time.Now()
 		}
 	})
-	if err := o.enter(PhaseDone, o.doneText()); err != nil {
-		o.warn("journal not written", "err", err)
-	}
+	o.conclude(PhaseDone, o.doneText())
 }
 
 // releaseImage lets go of the image, if there is one: see awaitImage. Nobody serves any more.
@@ -288,9 +286,7 @@ func (o *outgoing) lose(ctl *control, s *serving, err error) {
 	o.rec.Error = err.Error()
 	o.setError(err)
 	text := fmt.Sprintf("%v; the source never runs it again, but its memory is still in %s and its stopped QEMU is pid %d", err, describe(o.rec.Memory), o.rec.PID)
-	if err := o.enter(PhaseLost, text); err != nil {
-		o.warn("journal not written", "err", err)
-	}
+	o.conclude(PhaseLost, text)
 }
 
 // dial opens one channel of the session.

@@ -423,17 +423,13 @@ func (o *outgoing) rollback(ctl *control, s *serving, cause error) {
 			cause = fmt.Errorf("%w; and the guest could not be resumed: %w; resume it by `cont` on a QMP monitor of pid %d", cause, err, o.rec.PID)
 			o.setError(cause)
 			o.warn("rollback failed", "err", err)
-			if err := o.enter(PhaseLost, "the machine is stopped at the source: "+cause.Error()); err != nil {
-				o.warn("journal not written", "err", err)
-			}
+			o.conclude(PhaseLost, "the machine is stopped at the source: "+cause.Error())
 			return
 		}
 	}
 	o.rec.Error = cause.Error()
 	o.setError(fmt.Errorf("%w: %w", ErrRolledBack, cause))
-	if err := o.enter(PhaseRolledBack, "rolled back, the machine is as it was: "+cause.Error()); err != nil {
-		o.warn("journal not written", "err", err)
-	}
+	o.conclude(PhaseRolledBack, "rolled back, the machine is as it was: "+cause.Error())
 }
 
 func (o *outgoing) openImage() (*pageserver.Image, error) {

@@ -73,6 +73,15 @@ func (t *transfer) enter(p Phase, text string) error {
 	return nil
 }
 
+// conclude enters a final phase. It has come whether the journal has room for it or not,
+// and whoever follows the relocation must see its end.
+func (t *transfer) conclude(p Phase, text string) {
+	if err := t.enter(p, text); err != nil {
+		t.warn("journal not written", "err", err)
+		t.show(p, text)
+	}
+}
+
 // setPhase and phase are for goroutines that look at the phase of another's record.
 func (t *transfer) setPhase(p Phase) {
 	t.mu.Lock()
