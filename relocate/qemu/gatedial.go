@@ -157,6 +157,11 @@ func (g *gate) handshake(greeting []byte) error {
 		if err != nil {
 			return detailed(ErrDisconnected, "QMP handshake: %w", err)
 		}
+		if bytes.Contains(line, []byte(`"QMP"`)) {
+			// A QEMU that is connected to while it starts may greet twice: as the socket
+			// is, and as the monitor behind it. The command is still to be answered.
+			continue
+		}
 		if event, _, err := classify(line); err != nil {
 			return fmt.Errorf("QMP handshake: %w", err)
 		} else if event {

@@ -90,6 +90,17 @@ func TestConnectDead(t *testing.T) {
 	wantError(t, err, ErrMonitorDead, path)
 }
 
+// A QEMU that has just been started was seen to greet twice, on a busy host.
+func TestGreetedTwice(t *testing.T) {
+	s, path := fake(t)
+	s.Greet(qemutest.Greeting + "\n" + qemutest.Greeting + "\n")
+	m, err := Connect(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Close()
+}
+
 func TestConnectRefusedByPermission(t *testing.T) {
 	err := dialError("/run/q", &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", unix.EACCES)})
 	wantError(t, err, unix.EACCES, "/run/q", "run it as root")
