@@ -1,8 +1,12 @@
 package relocate
 
 import (
+	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
+	"sync"
 	"time"
 
 	"github.com/pagewarp/pagewarp/transport"
@@ -64,6 +68,40 @@ func (h *Host) admit(hello transport.Hello, peer string) (transport.Offer, *tran
 	return transport.Offer{Role: transport.Destination, Features: features}, nil
 }
 
+// sayStrangers is how often connections that did not become channels are logged: whoever
+// scans the port must not fill the log.
+const sayStrangers = time.Second
+
+// strangers limits what is said of them.
+type strangers struct {
+	mu    sync.Mutex
+	said  time.Time // guarded by mu
+	quiet int       // those since that nothing was said of; guarded by mu
+}
+
+// refused says why a peer was not let in: it sees the same, but its operator may not be
+// ours.
+func (h *Host) refused(err error) {
+	var no *transport.RemoteError
+	if errors.As(err, &no) && (no.Code == transport.CodeDone || no.Code == transport.CodeShutdown) {
+		h.log.Debug("a channel of a session that is over was refused", "err", err)
+		return
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		h.log.Debug("a connection was closed before it said who it is", "err", err) // a probe of the port
+		return
+	}
+	s := &h.strangers
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.said) < sayStrangers {
+		s.quiet++
+		return
+	}
+	h.log.Warn("a peer was not let in", "err", err, "others", s.quiet)
+	s.said, s.quiet = time.Now(), 0
+}
+
 // dispatch gives an accepted connection to its session.
 func (h *Host) dispatch(conn *tcp.Conn) {
 	raw := conn.Token()
@@ -121,8 +159,10 @@ func (h *Host) lastWord(conn *tcp.Conn, rec *record) {
 		return
 	}
 	// The source closes when it has read it.
+	ctx, cancel := context.WithTimeout(h.ctx, h.cfg.deadlines.dial)
+	defer cancel()
 	for {
-		if _, err := ctl.next(h.ctx); err != nil {
+		if _, err := ctl.next(ctx); err != nil {
 			return
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/transport"
 	"golang.org/x/sys/unix"
 )
@@ -60,13 +58,16 @@ func (e *CacheEntry) file(region uint32) string {
 // pageCache is the per-host cache. Nothing in it is trusted: what it holds is
 // hashed when it is used, and what does not match is not used.
 type pageCache struct {
-	cfg CacheConfig
-	mu  sync.Mutex // held over changes of the directory
+	cfg  CacheConfig
+	copy func(ctx context.Context, from *os.File, to string) error // copySparse
+
+	mu      sync.Mutex              // held over changes of the directory, never over a copy
+	keeping map[string]*keptMachine // guarded by mu; those whose memory is not all there yet
 }
 
 // openCache prepares the directory. It is private: it holds guests' memory.
 func openCache(cfg CacheConfig) (*pageCache, error) {
-	c := &pageCache{cfg: cfg}
+	c := &pageCache{cfg: cfg, copy: copySparse, keeping: make(map[string]*keptMachine)}
 	if cfg.Size <= 0 {
 		return c, nil
 	}
@@ -151,13 +152,21 @@ func (c *pageCache) find(vm string) (CacheEntry, error) {
 	return c.read(vm), nil
 }
 
-// drop removes the entry of a machine.
+// drop removes the entry of a machine, also one that is still being made.
 func (c *pageCache) drop(vm string) error {
-	if _, err := c.find(vm); err != nil {
-		return err
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	k := c.keeping[vm]
+	if k != nil {
+		k.cancel(errDropped)
+		delete(c.keeping, vm)
+	}
+	if _, err := c.find(vm); err != nil {
+		if k != nil && errors.Is(err, ErrNotCached) {
+			return nil
+		}
+		return err
+	}
 	if err := os.RemoveAll(filepath.Join(c.cfg.Dir, vm)); err != nil {
 		return fmt.Errorf("remove %s from the cache: %w", vm, err)
 	}
@@ -216,59 +225,12 @@ func (c *pageCache) room(vm string, bytes int64) (gone []string, err error) {
 			over += e.Bytes
 		}
 	}
+	for name, k := range c.keeping {
+		if name != vm {
+			over += k.bytes
+		}
+	}
 	return c.evict(over, vm, false)
-}
-
-// keep takes the RAM files of a machine that has left into the cache, by moving
-// them where that is possible. Files that it has not taken are the caller's
-// still. It returns the entries that had to go.
-func (c *pageCache) keep(ctx context.Context, vm string, regions []transport.Region, memory []memoryRecord) (gone []string, err error) {
-	var bytes int64
-	for _, m := range memory {
-		if m.Object != "" {
-			return nil, errors.New("memory on the character device is not kept")
-		}
-		n, err := m.allocated()
-		if err != nil {
-			return nil, err
-		}
-		bytes += n
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if gone, err = c.room(vm, bytes); err != nil {
-		return gone, err
-	}
-	now := time.Now()
-	e := CacheEntry{Version: cacheVersion, VM: vm, Regions: regions, Kept: now, Used: now, Path: filepath.Join(c.cfg.Dir, ".new-"+vm)}
-	defer os.RemoveAll(e.Path)
-	if err := os.RemoveAll(e.Path); err != nil {
-		return gone, err
-	}
-	if err := os.Mkdir(e.Path, 0o700); err != nil {
-		return gone, err
-	}
-	for i, m := range memory {
-		to := e.file(regions[i].ID)
-		err := os.Rename(m.Path, to)
-		if errors.Is(err, unix.EXDEV) {
-			err = copySparse(ctx, m.Path, to)
-		}
-		if err == nil {
-			err = os.Chmod(to, 0o600)
-		}
-		if err != nil {
-			return gone, err
-		}
-	}
-	if err := writeFileAtomic(filepath.Join(e.Path, cacheMeta), &e); err != nil {
-		return gone, err
-	}
-	final := filepath.Join(c.cfg.Dir, vm)
-	if err := os.RemoveAll(final); err != nil {
-		return gone, err
-	}
-	return gone, os.Rename(e.Path, final)
 }
 
 // used notes that an entry is of use.
@@ -295,50 +257,6 @@ func (c *pageCache) allowed(path string) error {
 		}
 	}
 	return fmt.Errorf("%s is neither in the cache nor in a directory of cache.allow", path)
-}
-
-// copySparse copies the data of a file and leaves its holes.
-func copySparse(ctx context.Context, from, to string) (err error) {
-	src, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, dst.Close()) }()
-	st, err := src.Stat()
-	if err != nil {
-		return err
-	}
-	if err := dst.Truncate(st.Size()); err != nil {
-		return err
-	}
-	buf := make([]byte, 1<<20)
-	for at := int64(0); ; {
-		start, end, err := sysmem.NextData(int(src.Fd()), at)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		for at = start; at < end; {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			n, err := src.ReadAt(buf[:min(int64(len(buf)), end-at)], at)
-			if n == 0 && err != nil {
-				return err
-			}
-			if _, err := dst.WriteAt(buf[:n], at); err != nil {
-				return err
-			}
-			at += int64(n)
-		}
-	}
 }
 
 // Cache returns what the host has kept, the entry used longest ago first.

@@ -107,8 +107,11 @@ func (c *control) sendIndex(r transport.Range, hashes []byte) error {
 	return nil
 }
 
-// next waits for any message.
+// next waits for any message. It does not outlast ctx, whatever the peer sends.
 func (c *control) next(ctx context.Context) (tcp.Message, error) {
+	if ctx.Err() != nil {
+		return tcp.Message{}, context.Cause(ctx)
+	}
 	select { // what has arrived counts, even if the connection is gone by now
 	case m := <-c.msgs:
 		return m, nil

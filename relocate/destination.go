@@ -56,6 +56,11 @@ func (in *incoming) hand(conn *tcp.Conn) {
 	for {
 		select {
 		case in.returns <- conn:
+			select {
+			case <-in.done: // nobody will take it
+				in.refuseReturns()
+			default:
+			}
 			return
 		case old := <-in.returns:
 			old.Close()
@@ -112,15 +117,20 @@ func (in *incoming) finish() {
 	if in.vm != nil && !in.adopted {
 		in.vm.Close()
 	}
+	in.relay.Wait()
+	in.host.remember(in.transfer)
+	in.cancel(nil)
+	close(in.done)
+	in.refuseReturns()
+}
+
+// refuseReturns closes a control channel that nobody takes any more.
+func (in *incoming) refuseReturns() {
 	select {
 	case conn := <-in.returns:
 		conn.Close()
 	default:
 	}
-	in.relay.Wait()
-	in.host.remember(in.transfer)
-	in.cancel(nil)
-	close(in.done)
 }
 
 // prepare starts the VMM and catches its faults.
@@ -206,7 +216,7 @@ func (in *incoming) load(ctl *control) error {
 	}
 	// Not written down: the guest stands still, and a successor treats all that
 	// comes before committed alike.
-	in.rec.Phase = PhaseLoaded
+	in.setPhase(PhaseLoaded)
 	if !in.rec.Options.OnDemandOnly {
 		// Held: only what the hot list names. Not sooner: on a host with few CPUs
 		// it takes them from the VMM, which loads its state.
@@ -295,7 +305,7 @@ func (in *incoming) synchronise(ctx context.Context, ctl *control) error {
 	if theirs.Phase == PhaseRolledBack {
 		return &abortError{"the source has rolled back"}
 	}
-	return ctl.send(msgSync, syncMsg{Phase: in.rec.Phase, Resumed: in.rec.ResumedAt})
+	return ctl.send(msgSync, syncMsg{Phase: in.phase(), Resumed: in.rec.ResumedAt})
 }
 
 // start gives the machine life here. The journal says so first: whoever reads
@@ -337,10 +347,7 @@ func (in *incoming) giveUp(ctl *control, cause error) {
 	in.setError(fmt.Errorf("%w: %w", ErrRolledBack, cause))
 	// Written before anything is undone: from here on the answer to the
 	// source's SYNC is rolled-back, so nothing below may resume the guest.
-	if err := in.enter(PhaseRolledBack, "given up: "+cause.Error()); err != nil {
-		in.warn("journal not written", "err", err)
-		in.show(PhaseRolledBack, "given up: "+cause.Error())
-	}
+	in.conclude(PhaseRolledBack, "given up: "+cause.Error())
 	if ctl != nil {
 		ctl.send(msgAbort, abortMsg{Reason: cause.Error()})
 		ctl.close()
@@ -378,7 +385,7 @@ func (in *incoming) discard() {
 		// Without a VMM a file is not known to be ours; an object is.
 		in.warn("memory was not freed", "err", err)
 	}
-	in.removeFiles()
+	removeFiles(in.rec.Cleanup)
 	in.host.journal.removeResidency(in.rec)
 }
 
@@ -386,9 +393,7 @@ func (in *incoming) discard() {
 func (in *incoming) lose(ctl *control, cause error) {
 	in.rec.Error = cause.Error()
 	in.setError(fmt.Errorf("%w: %w", ErrLost, cause))
-	if err := in.enter(PhaseLost, "the machine is lost: "+cause.Error()); err != nil {
-		in.warn("journal not written", "err", err)
-	}
+	in.conclude(PhaseLost, "the machine is lost: "+cause.Error())
 	if ctl != nil {
 		ctl.send(msgFailed, abortMsg{Reason: cause.Error()})
 		ctl.close()
@@ -402,7 +407,10 @@ func (in *incoming) channel(conn *tcp.Conn) error {
 	if err != nil {
 		return err
 	}
-	conn.SetRegions(in.rec.Regions)
+	in.host.mu.Lock()
+	regions := in.rec.Regions // none yet, if the source dials before its offer
+	in.host.mu.Unlock()
+	conn.SetRegions(regions)
 	f, err := in.overRDMA(conn, base)
 	if err != nil {
 		in.log.Debug("page channel is to be dialled again", "kind", conn.Kind(), "index", conn.Index(), "err", err)

@@ -86,9 +86,7 @@ func (in *incoming) complete(follow *follower) {
 	if err := in.adopt(); err != nil && !errors.Is(err, errShutdown) {
 		in.warn("the machine runs here but was not adopted; use `pagewarp vm add`", "qmp", in.rec.QMP, "err", err)
 	}
-	if err := in.enter(PhaseDone, "every page is here, the guest runs natively"); err != nil {
-		in.warn("journal not written", "err", err)
-	}
+	in.conclude(PhaseDone, "every page is here, the guest runs natively")
 	follow.finish(in.Status())
 }
 
@@ -117,7 +115,8 @@ func (in *incoming) adopt() error {
 	if err != nil {
 		return err
 	}
-	m := &machine{name: in.rec.VM, qmp: in.rec.QMP, vm: in.vm, last: machineOf(in.rec.VM, in.rec.QMP, desc), objects: in.rec.objects()}
+	m := &machine{name: in.rec.VM, qmp: in.rec.QMP, vm: in.vm, last: machineOf(in.rec.VM, in.rec.QMP, desc),
+		made: made{Objects: in.rec.objects(), Files: in.rec.Cleanup}, ram: ramFiles(desc)}
 	if err := in.host.register(m); err != nil {
 		return err
 	}

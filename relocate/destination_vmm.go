@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"regexp"
 
@@ -17,36 +16,50 @@ import (
 // VMM's own needs and the engine's tables.
 const memoryMargin = 256 << 20
 
+// Bounds of an offer: no machine has larger pages, or more memory.
+const (
+	maxPageSize    = 1 << 30
+	maxRegionBytes = 1 << 46
+)
+
 // vmmName is what a program that a peer may have started here is called.
 var vmmName = regexp.MustCompile(`^(qemu-system-[a-z0-9_]+|qemu-kvm)$`)
 
 // accept checks an offer against what this host can do, before anything is made.
 func (in *incoming) accept(o *offer) error {
 	if !validName.MatchString(o.VM) {
-		return fmt.Errorf("machine name %q in the offer: use up to 64 letters, digits, dots, dashes and underscores", o.VM)
+		return fmt.Errorf("machine name %q in the offer: %s", o.VM, nameRule)
 	}
-	in.rec.VM, in.rec.Options, in.rec.Regions = o.VM, o.Options, o.Regions
+	nameErr := in.host.takeOffer(in, o)
 	in.log = in.host.log.With("vm", o.VM, "session", sessionName(in.rec.Token), "role", string(RoleDestination))
 	in.update(func(s *Status) { s.VM, s.Options = o.VM, o.Options })
-	if err := in.host.nameIsFree(in); err != nil {
-		return err
+	if nameErr != nil {
+		return nameErr
 	}
 	backends := o.Description.Backends
 	if len(o.Regions) == 0 || len(o.Regions) != len(backends) {
 		return fmt.Errorf("the offer has %d regions for %d memory backends", len(o.Regions), len(backends))
 	}
+	var total int64
 	for i, r := range o.Regions {
-		size := int64(r.Pages) * int64(r.PageSize)
-		if r.ID != uint32(i) || r.Pages == 0 || r.PageSize < 4096 || r.PageSize&(r.PageSize-1) != 0 ||
-			r.Pages > 1<<40 || size != backends[i].Size {
+		// Bounded first, so that no product wraps.
+		if r.ID != uint32(i) || r.Pages == 0 || r.PageSize < 4096 || r.PageSize > maxPageSize || r.PageSize&(r.PageSize-1) != 0 ||
+			r.Pages > maxRegionBytes/uint64(r.PageSize) || int64(r.Pages)*int64(r.PageSize) != backends[i].Size {
 			return fmt.Errorf("region %d of the offer (%d pages of %d bytes) does not fit backend %s of %d bytes", i, r.Pages, r.PageSize, backends[i].ID, backends[i].Size)
 		}
+		if total += backends[i].Size; total > maxRegionBytes {
+			return fmt.Errorf("the offer has more than %d TiB of memory", int64(maxRegionBytes)>>40)
+		}
+	}
+	// A file system's own blocks may be counted with a file's.
+	if o.Allocated < 0 || o.Allocated > 2*total {
+		return fmt.Errorf("the offer says that an image of %d bytes takes %d bytes", total, o.Allocated)
 	}
 	free, err := in.freeMemoryFor(o.Allocated)
 	if err != nil {
 		return err
 	}
-	if o.Allocated < 0 || o.Allocated > free-memoryMargin {
+	if o.Allocated > free-memoryMargin {
 		return fmt.Errorf("out of memory for the guest: its image takes %d MiB, this host has %d MiB available and keeps %d MiB; free some or choose another host", o.Allocated>>20, free>>20, memoryMargin>>20)
 	}
 	return nil
@@ -73,10 +86,12 @@ func (in *incoming) cacheGivesWay(bytes int64) {
 	}
 }
 
-// nameIsFree makes sure that no machine of that name lives or arrives here.
-func (h *Host) nameIsFree(in *incoming) error {
+// takeOffer enters in's name and regions, which others look at, and makes sure that
+// no other machine of that name lives or arrives here.
+func (h *Host) takeOffer(in *incoming, o *offer) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	in.rec.VM, in.rec.Options, in.rec.Regions = o.VM, o.Options, o.Regions
 	if m := h.machines[in.rec.VM]; m != nil {
 		return fmt.Errorf("this host has a machine called %s already (QMP %s); `pagewarp vm rm %s` there forgets it", in.rec.VM, m.qmp, in.rec.VM)
 	}
@@ -148,8 +163,9 @@ func (in *incoming) startVMM(ctx context.Context, o *offer) error {
 }
 
 // clearMemory makes sure that the RAM file of the new machine is its own: a file
-// that a process maps is refused, a stale one is removed.
-func (in *incoming) clearMemory(path string, allocated int64) error {
+// that a process maps, or that is no memory of the machine, is refused, a stale one is
+// removed.
+func (in *incoming) clearMemory(path string, size, allocated int64) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return in.checkRoom(filepath.Dir(path), allocated)
@@ -175,6 +191,11 @@ func (in *incoming) clearMemory(path string, allocated int64) error {
 	}
 	if pid != 0 {
 		return fmt.Errorf("RAM file %s is in use by process %d here; end it, or map the path elsewhere with a `rewrite` in the template", path, pid)
+	}
+	if st.Size != size {
+		// The path is the source's choice. What has another size is no memory of this
+		// machine, and may be anything.
+		return fmt.Errorf("%s exists here with %d bytes, and the machine's RAM file has %d: it is something else; move it away, or map the path elsewhere with a `rewrite` in the template", path, st.Size, size)
 	}
 	in.warn("removing a stale RAM file that no process maps: " + path)
 	// An earlier relocation that is being rolled back may have removed it meanwhile.
@@ -214,12 +235,4 @@ func mapper(id sysmem.FileID) (int, error) {
 		} // a process that ended meanwhile maps nothing
 	}
 	return 0, nil
-}
-
-// removeFiles removes what QEMU leaves when it is killed: its sockets (none of
-// them was there before) and its log.
-func (in *incoming) removeFiles() {
-	for _, f := range in.rec.Cleanup {
-		os.Remove(f) // QEMU may have done it
-	}
 }

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"time"
 
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/tcp"
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -47,7 +49,7 @@ func (o *outgoing) drain(ctl *control, s *serving, lost error) {
 			o.takeBack(ctl, s)
 			return
 		case errors.Is(err, ErrLost):
-			o.lose(ctl, err)
+			o.lose(ctl, s, err)
 			return
 		}
 		if ctl != nil {
@@ -198,7 +200,7 @@ func (o *outgoing) release(ctl *control, s *serving) {
 		ctl.send(msgReleased, struct{}{}) // the destination does not depend on it
 		ctl.close()
 	}
-	o.image.Release()
+	o.releaseImage()
 	if err := o.endVMM(); err != nil {
 		o.warn("the source's VMM or memory was not freed", "err", err)
 	}
@@ -209,8 +211,13 @@ func (o *outgoing) release(ctl *control, s *serving) {
 			st.Drained = time.Now()
 		}
 	})
-	if err := o.enter(PhaseDone, o.doneText()); err != nil {
-		o.warn("journal not written", "err", err)
+	o.conclude(PhaseDone, o.doneText())
+}
+
+// releaseImage lets go of the image, if there is one: see awaitImage. Nobody serves any more.
+func (o *outgoing) releaseImage() {
+	if o.image != nil {
+		o.image.Release() // it is mapped for reading alone: nothing can be lost
 	}
 }
 
@@ -246,6 +253,9 @@ func (o *outgoing) endVMM() error {
 	if err := endProcess(ctx, o.vm, o.rec.PID, o.rec.StartTime); err != nil {
 		return err
 	}
+	if o.m != nil {
+		removeFiles(o.m.made.Files)
+	}
 	return o.keepMemory()
 }
 
@@ -256,7 +266,7 @@ func (o *outgoing) takeBack(ctl *control, s *serving) {
 	o.committed = false
 	o.mu.Unlock()
 	if o.vm == nil {
-		o.lose(ctl, fmt.Errorf("%w: the destination gave it up and the source's VMM is gone too", ErrLost))
+		o.lose(ctl, s, fmt.Errorf("%w: the destination gave it up and the source's VMM is gone too", ErrLost))
 		return
 	}
 	if o.mig == nil { // after a restart of this daemon
@@ -267,17 +277,16 @@ func (o *outgoing) takeBack(ctl *control, s *serving) {
 
 // lose ends a relocation whose machine is dead. The image stays on disk: it is
 // all that is left of the guest.
-func (o *outgoing) lose(ctl *control, err error) {
+func (o *outgoing) lose(ctl *control, s *serving, err error) {
 	if ctl != nil {
 		ctl.close()
 	}
-	o.image.Release()
+	s.stop()
+	o.releaseImage()
 	o.rec.Error = err.Error()
 	o.setError(err)
 	text := fmt.Sprintf("%v; the source never runs it again, but its memory is still in %s and its stopped QEMU is pid %d", err, describe(o.rec.Memory), o.rec.PID)
-	if err := o.enter(PhaseLost, text); err != nil {
-		o.warn("journal not written", "err", err)
-	}
+	o.conclude(PhaseLost, text)
 }
 
 // dial opens one channel of the session.
@@ -312,6 +321,20 @@ func (o *outgoing) dial(ctx context.Context, kind transport.Kind, index int, epo
 	}
 	conn.SetRegions(o.rec.Regions)
 	return conn, nil
+}
+
+// reachRemedy is what helps where a first connection was not to be had.
+func reachRemedy(err error) string {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns):
+		return "; write an address, or a name that this host knows"
+	case errors.Is(err, unix.ECONNREFUSED):
+		return "; nobody listens there: is pagewarpd running, and is that address in its `listen`?"
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
+		return "; is the host up, and is its port open to this one?"
+	}
+	return ""
 }
 
 // dialControl opens the control channel; epoch is firstEpoch only for the first.

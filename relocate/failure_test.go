@@ -199,7 +199,14 @@ func TestRefusedAtTheSource(t *testing.T) {
 	if _, err := r.a.Adopt(t.Context(), "web1", r.vm.QMP); !errors.Is(err, ErrExists) {
 		t.Errorf("adopt twice: %v", err)
 	}
-	r.a.adopt(t, "plain", vmtest.StartPrivate(t, vmtest.Dir(t)).QMP)
+	if m := r.a.adopt(t, "plain", vmtest.StartPrivate(t, vmtest.Dir(t)).QMP); !strings.Contains(m.Problem, "guest memory is not a shared file") || !strings.Contains(m.Problem, "mem-path=FILE,share=on") {
+		t.Errorf("on adopting a machine that cannot be relocated its problem is %q", m.Problem)
+	}
+	for _, m := range r.a.Machines(t.Context()) {
+		if (m.Problem == "") != (m.Name == "web1") {
+			t.Errorf("%s has the problem %q", m.Name, m.Problem)
+		}
+	}
 	if _, err := r.a.Relocate(t.Context(), "plain", r.b.addr, Options{}); !errors.Is(err, qemu.ErrNoSharedFile) {
 		t.Errorf("relocate without shared memory: %v", err)
 	} else {
@@ -218,6 +225,9 @@ func TestUnreachableDestination(t *testing.T) {
 	r.relocate(addr, Options{})
 	r.awaitEnd()
 	r.backAtSource("reach the destination " + addr)
+	if s := r.a.last(t, RoleSource); strings.Count(s.Error, addr) > 2 || !strings.Contains(s.Error, "is pagewarpd running") {
+		t.Errorf("the reason is %q", s.Error)
+	}
 }
 
 // atPhase calls f when the relocation enters a phase at h.

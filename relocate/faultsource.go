@@ -56,8 +56,18 @@ func (h *Host) FaultSource() (source, reason string, err error) {
 	}
 }
 
+// mayTrace reports whether this process may take a userfaultfd out of any QEMU.
+func mayTrace() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&hdr, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_PTRACE) != 0
+}
+
 // sayFaultSource tells once, at the start, what was found.
 func (h *Host) sayFaultSource() {
+	if source, _, _ := h.FaultSource(); source == FaultUserfaultfd && !mayTrace() {
+		h.log.Warn("without CAP_SYS_PTRACE machines can arrive only if their QEMU is this user's and vm.unprivileged_userfaultfd is 1; run the daemon as root (`pagewarp doctor` checks a host)")
+	}
 	switch source, reason, err := h.FaultSource(); {
 	case err != nil:
 		h.log.Error("no machine can arrive here", "err", err)
@@ -101,7 +111,7 @@ func (in *incoming) chooseSource(o *offer, t *qemu.Template) error {
 			path = "/dev/shm/" + b.Object
 			*t = t.WithMemory(b.ID, path)
 		}
-		if err := in.clearMemory(path, o.Allocated); err != nil {
+		if err := in.clearMemory(path, b.Size, o.Allocated); err != nil {
 			return err
 		}
 		in.rec.Memory = append(in.rec.Memory, memoryRecord{ID: o.Regions[i].Name, Path: path, Size: b.Size})

@@ -57,3 +57,10 @@ func TestFaultSourceUnknown(t *testing.T) {
 		t.Errorf("a fault source that nobody knows: %v", err)
 	}
 }
+
+func TestAddressInUse(t *testing.T) {
+	h := startHost(t, vmtest.Dir(t), "a", nil)
+	if _, err := NewHost(t.Context(), HostConfig{StateDir: t.TempDir(), Listen: []string{h.addr}}); err == nil || !strings.Contains(err.Error(), "choose another `listen`") || !strings.Contains(err.Error(), h.addr) {
+		t.Errorf("an address that is taken: %v", err)
+	}
+}

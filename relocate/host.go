@@ -17,6 +17,7 @@ import (
 	"github.com/pagewarp/pagewarp/pagecache"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport/tcp"
+	"golang.org/x/sys/unix"
 )
 
 // Defaults of HostConfig.
@@ -108,11 +109,13 @@ type Host struct {
 	wg      sync.WaitGroup // transfers and connection handlers
 
 	listeners []*tcp.Listener // immutable after NewHost
+	strangers strangers
 
 	in, out *pagecache.Pool // what relocations to and from here share
 
 	mu        sync.Mutex
 	machines  map[string]*machine  // guarded by mu; by name
+	restoring []savedMachine       // guarded by mu; of the last run, not adopted again yet
 	outgoing  map[string]*outgoing // guarded by mu; live, by token
 	incoming  map[string]*incoming // guarded by mu; live, by token
 	ended     []Status             // guarded by mu; oldest first, at most endedKept
@@ -162,9 +165,12 @@ func NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	}
 	h.ctx, h.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	for _, addr := range cfg.Listen {
-		l, err := tcp.Listen(addr, tcp.ListenOptions{TLS: cfg.ServerTLS, Admit: h.admit, Tuning: h.tuning()})
+		l, err := tcp.Listen(addr, tcp.ListenOptions{TLS: cfg.ServerTLS, Admit: h.admit, Failed: h.refused, Tuning: h.tuning()})
 		if err != nil {
 			h.Close()
+			if errors.Is(err, unix.EADDRINUSE) {
+				err = fmt.Errorf("%w; another program has that address, a pagewarpd perhaps: end it, or choose another `listen`", err)
+			}
 			return nil, fmt.Errorf("listen for peers: %w", err)
 		}
 		h.listeners = append(h.listeners, l)
@@ -266,7 +272,11 @@ func (h *Host) Cancel(ctx context.Context, name string) error {
 	h.mu.Unlock()
 	switch {
 	case m == nil:
-		return fmt.Errorf("cancel %s: %w", name, ErrUnknownMachine)
+		err := h.unknown(name)
+		if errors.Is(err, ErrBusy) {
+			err = fmt.Errorf("%w; only its source can cancel it, before the switch-over", err)
+		}
+		return fmt.Errorf("cancel %s: %w", name, err)
 	case o == nil:
 		return fmt.Errorf("cancel %s: %w", name, ErrIdle)
 	case !o.abandon(errors.New("cancelled by the operator")):
@@ -326,10 +336,7 @@ func (h *Host) remember(t *transfer) {
 	s := t.Status()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.ended) == endedKept {
-		h.ended = h.ended[:copy(h.ended, h.ended[1:])]
-	}
-	h.ended = append(h.ended, s)
+	h.endedLocked(s)
 	if t.rec.Role == RoleSource {
 		delete(h.outgoing, t.rec.Token)
 		return
@@ -338,6 +345,18 @@ func (h *Host) remember(t *transfer) {
 	if t.rec.Phase.Final() {
 		h.bury(t.rec)
 	}
+}
+
+// endedLocked adds to the history. What falls out of it at its source is forgotten: the
+// journal of a destination is a tombstone, that of a source is for the history alone.
+func (h *Host) endedLocked(s Status) {
+	if len(h.ended) == endedKept {
+		if old := h.ended[0]; old.Role == RoleSource && old.Phase.Final() {
+			h.journal.forget(old.Role, old.Session)
+		}
+		h.ended = h.ended[:copy(h.ended, h.ended[1:])]
+	}
+	h.ended = append(h.ended, s)
 }
 
 // bury keeps the word of how a relocation ended here, for a source that returns

@@ -57,6 +57,8 @@ type memoryRecord struct {
 	Size int64  `json:"size"` // bytes
 	// Object is the object of the character device whose node Path is, if it is one.
 	Object string `json:"object,omitempty"`
+	// File is which file it was that the machine's source froze.
+	File fileRecord `json:"file,omitzero"`
 	// PageSize is that of an object to be made; 0 is the device's own.
 	PageSize int `json:"page_size,omitempty"` // bytes
 }
@@ -93,8 +95,15 @@ func openJournal(dir string) (*journal, error) {
 }
 
 func (j *journal) path(r *record) string {
-	return filepath.Join(j.dir, string(r.Role)+"-"+sessionName(r.Token)+".json")
+	return j.named(r.Role, sessionName(r.Token))
 }
+
+func (j *journal) named(role Role, session string) string {
+	return filepath.Join(j.dir, string(role)+"-"+session+".json")
+}
+
+// forget deletes the record of an ended relocation.
+func (j *journal) forget(role Role, session string) { os.Remove(j.named(role, session)) }
 
 // residency is the file that holds the claims of a region, beside the record.
 func (j *journal) residency(r *record, region uint32) string {

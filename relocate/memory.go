@@ -17,6 +17,7 @@ import (
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/rdma"
+	"golang.org/x/sys/unix"
 )
 
 // guestMemory is the destination's hold on a VMM's memory: what catches its faults,
@@ -213,6 +214,10 @@ func (g *guestMemory) residency(r transport.Region, fresh bool) (*pagecache.Resi
 	if fresh {
 		if err := f.Truncate(size); err != nil {
 			return nil, fmt.Errorf("residency file %s of %d bytes: %w", path, size, err)
+		}
+		// With memory behind all of it: a store to a page of a full file system is a SIGBUS.
+		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+			return nil, fmt.Errorf("residency file %s of %d bytes: %w (is the state directory full?)", path, size, err)
 		}
 	}
 	mem, err := sysmem.MapShared(int(f.Fd()), 0, size, true)

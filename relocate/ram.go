@@ -30,6 +30,51 @@ func (m memoryRecord) open() (*os.File, error) {
 	return os.NewFile(uintptr(fd), m.Path), nil
 }
 
+// fileRecord tells a file from another of its name; zero: not known.
+type fileRecord struct {
+	Dev uint64 `json:"dev"`
+	Ino uint64 `json:"ino"`
+}
+
+func fileOf(f *os.File) (fileRecord, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fileRecord{}, fmt.Errorf("RAM file %s: %w", f.Name(), err)
+	}
+	return fileRecord{st.Dev, st.Ino}, nil
+}
+
+// note writes down which file it is.
+func (m *memoryRecord) note() error {
+	if m.Object != "" {
+		return nil // objects are named for good
+	}
+	f, err := m.open()
+	if err != nil {
+		return fmt.Errorf("RAM file: %w", err)
+	}
+	defer f.Close()
+	m.File, err = fileOf(f)
+	return err
+}
+
+// frozen opens the memory of a machine that has left, or is about to: the very file.
+func (m memoryRecord) frozen() (*os.File, error) {
+	f, err := m.open()
+	if err != nil || m.File == (fileRecord{}) {
+		return f, err
+	}
+	is, err := fileOf(f)
+	if err == nil && is != m.File {
+		err = fmt.Errorf("%s is another file than the machine's memory was in (inode %d, not %d); put that one back, if it is anywhere", m.Path, is.Ino, m.File.Ino)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 // allocated is what the memory really takes, holes left out, in bytes.
 func (m memoryRecord) allocated() (int64, error) {
 	f, err := m.open()
@@ -64,6 +109,14 @@ func freeMemory(memory []memoryRecord) error {
 	for _, m := range memory {
 		if m.Object != "" {
 			continue
+		}
+		if m.File != (fileRecord{}) && exists(m.Path) {
+			f, err := m.frozen()
+			if err != nil {
+				errs = append(errs, fmt.Errorf("RAM file not removed: %w", err))
+				continue
+			}
+			f.Close() // only looked at
 		}
 		if err := os.Remove(m.Path); err != nil && !os.IsNotExist(err) {
 			errs = append(errs, fmt.Errorf("remove RAM file: %w", err))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pagewarp/pagewarp/relocate/qemu"
@@ -20,11 +21,15 @@ func (h *Host) recover(ctx context.Context) {
 	if err := readJSON(h.machinesFile(), &machines); err != nil {
 		h.log.Error("the list of machines cannot be read; adopt them again", "err", err)
 	}
+	h.mu.Lock()
+	h.restoring = slices.Clone(machines)
+	h.mu.Unlock()
 	recs, err := h.journal.load(time.Now())
 	if err != nil {
 		h.log.Error("some journals cannot be read", "err", err)
 		h.events.add(Event{Kind: "warning", Text: err.Error()})
 	}
+	slices.SortFunc(recs, func(a, b *record) int { return a.Ended.Compare(b.Ended) })
 	for _, rec := range recs {
 		switch {
 		case rec.Phase.Final():
@@ -50,14 +55,12 @@ func (h *Host) recall(rec *record) {
 	if rec.Role == RoleDestination {
 		h.bury(rec)
 	}
-	if len(h.ended) < endedKept {
-		h.ended = append(h.ended, s)
-	}
+	h.endedLocked(s)
 }
 
 // recoverSource rolls back before the point of no return, and serves pages
-// after it. objects are those that were made here for the machine.
-func (h *Host) recoverSource(ctx context.Context, rec *record, objects []string) {
+// after it. here is what was made at this host for the machine.
+func (h *Host) recoverSource(ctx context.Context, rec *record, here made) {
 	o := &outgoing{transfer: newTransfer(h, rec), frozen: make(chan struct{})}
 	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
 	defer cancel()
@@ -70,7 +73,7 @@ func (h *Host) recoverSource(ctx context.Context, rec *record, objects []string)
 		o.vm = vm
 		if desc, ierr := vm.Inspect(ctx); ierr == nil {
 			o.desc = desc
-			o.m = &machine{name: rec.VM, qmp: rec.QMP, vm: vm, last: machineOf(rec.VM, rec.QMP, desc), objects: objects}
+			o.m = &machine{name: rec.VM, qmp: rec.QMP, vm: vm, last: machineOf(rec.VM, rec.QMP, desc), made: here, ram: ramFiles(desc)}
 			if rerr := h.register(o.m); rerr != nil {
 				o.warn("the machine was not adopted again", "err", rerr)
 			}
@@ -85,29 +88,58 @@ func (h *Host) recoverSource(ctx context.Context, rec *record, objects []string)
 	}
 	image, err := o.openImage()
 	if err != nil {
-		o.setError(err)
+		o.setError(fmt.Errorf("its guest waits for pages that cannot be served: %w", err))
 		o.warn("the image of a machine that runs elsewhere cannot be served; its guest waits for the missing pages", "err", err)
-		return
 	}
-	o.image = image
-	o.freezeObjects()
-	o.resumeRDMA()
 	o.committed = true
-	close(o.frozen)
 	h.mu.Lock()
 	h.outgoing[rec.Token] = o
 	if o.m != nil {
 		o.m.busy = o
 	}
 	h.mu.Unlock()
-	o.show(rec.Phase, "taken up after a restart of the daemon: the image is served again")
+	if image != nil {
+		o.image = image
+		o.resumeRDMA()
+		o.serveAgain()
+	}
 	h.wg.Go(func() {
 		s := newServing(o)
 		defer o.finish()
 		defer s.stop()
+		if image == nil {
+			s.wg.Go(func() { o.awaitImage(s.ctx) })
+		}
 		s.reconnect()
 		o.drain(nil, s, nil)
 	})
+}
+
+// serveAgain has the image served that was opened anew.
+func (o *outgoing) serveAgain() {
+	o.freezeObjects()
+	close(o.frozen)
+	o.show(o.rec.Phase, "taken up after a restart of the daemon: the image is served again")
+}
+
+// awaitImage tries to open the image until that succeeds, or ctx ends: whoever has moved
+// its file can put it back. Meanwhile the destination is asked: perhaps it has everything,
+// and the daemon was killed as it let go.
+func (o *outgoing) awaitImage(ctx context.Context) {
+	for {
+		sleep(ctx, redialMax)
+		if ctx.Err() != nil {
+			return
+		}
+		image, err := o.openImage()
+		if err == nil {
+			o.image = image // read by those who wait for frozen, or for this goroutine
+			o.setError(nil)
+			o.serveAgain()
+			return
+		}
+		o.setError(fmt.Errorf("its guest waits for pages that cannot be served: %w", err))
+	}
 }
 
 // recoverRollback makes the machine run at the source again.

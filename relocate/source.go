@@ -48,7 +48,7 @@ func (h *Host) Relocate(ctx context.Context, name, to string, opts Options) (Sta
 	m := h.machines[name]
 	h.mu.Unlock()
 	if m == nil {
-		return Status{}, fmt.Errorf("relocate %s: %w; `pagewarp vm list` shows those adopted, `pagewarp vm add` adopts one", name, ErrUnknownMachine)
+		return Status{}, fmt.Errorf("relocate %s: %w", name, h.unknown(name))
 	}
 	desc, err := m.vm.Inspect(ctx)
 	if err != nil {
@@ -66,7 +66,11 @@ func (h *Host) Relocate(ctx context.Context, name, to string, opts Options) (Sta
 		QMP: m.qmp, PID: desc.PID, StartTime: desc.Start, WasRun: desc.Running, Started: time.Now(),
 	}
 	for i, b := range desc.Backends {
-		rec.Memory = append(rec.Memory, memoryRecord{ID: b.ID, Path: b.Path, Size: b.Size, Object: b.Object})
+		m := memoryRecord{ID: b.ID, Path: b.Path, Size: b.Size, Object: b.Object}
+		if err := m.note(); err != nil {
+			return Status{}, fmt.Errorf("relocate %s: %w", name, err)
+		}
+		rec.Memory = append(rec.Memory, m)
 		rec.Regions = append(rec.Regions, transport.Region{
 			ID: uint32(i), Name: b.ID, PageSize: uint32(b.PageSize), Pages: uint64(b.Size) / uint64(b.PageSize),
 		})
@@ -203,7 +207,7 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 	o.image = image
 	ctl, err := o.dialControl(o.ctx, firstEpoch)
 	if err != nil {
-		return nil, fmt.Errorf("reach the destination %s: %w", o.rec.Peer, err)
+		return nil, fmt.Errorf("reach the destination %s: %w%s", o.rec.Peer, err, reachRemedy(err))
 	}
 	if err := o.takeIndex(ctl); err != nil {
 		return ctl, err
@@ -412,9 +416,7 @@ func (o *outgoing) rollback(ctl *control, s *serving, cause error) {
 	if s != nil {
 		s.stop()
 	}
-	if o.image != nil {
-		o.image.Release()
-	}
+	o.releaseImage()
 	if err := thaw(o.rec.Memory); err != nil {
 		o.warn("the memory stays frozen, the guest ends when it writes", "err", err)
 	}
@@ -429,27 +431,19 @@ func (o *outgoing) rollback(ctl *control, s *serving, cause error) {
 			cause = fmt.Errorf("%w; and the guest could not be resumed: %w; resume it by `cont` on a QMP monitor of pid %d", cause, err, o.rec.PID)
 			o.setError(cause)
 			o.warn("rollback failed", "err", err)
-			if err := o.enter(PhaseLost, "the machine is stopped at the source: "+cause.Error()); err != nil {
-				o.warn("journal not written", "err", err)
-			}
+			o.conclude(PhaseLost, "the machine is stopped at the source: "+cause.Error())
 			return
 		}
 	}
 	o.rec.Error = cause.Error()
 	o.setError(fmt.Errorf("%w: %w", ErrRolledBack, cause))
-	if err := o.enter(PhaseRolledBack, "rolled back, the machine is as it was: "+cause.Error()); err != nil {
-		o.warn("journal not written", "err", err)
-	}
+	o.conclude(PhaseRolledBack, "rolled back, the machine is as it was: "+cause.Error())
 }
 
 func (o *outgoing) openImage() (*pageserver.Image, error) {
 	var sources []pageserver.Source
 	for i, m := range o.rec.Memory {
-		if m.Object == "" {
-			sources = append(sources, pageserver.Source{Region: o.rec.Regions[i], Path: m.Path})
-			continue
-		}
-		f, err := m.open()
+		f, err := m.frozen()
 		if err != nil {
 			return nil, fmt.Errorf("open the memory of %s: %w", o.rec.VM, err)
 		}
@@ -458,7 +452,7 @@ func (o *outgoing) openImage() (*pageserver.Image, error) {
 	}
 	image, err := pageserver.Open(sources)
 	if err != nil {
-		return nil, fmt.Errorf("open the memory of %s: %w", o.rec.VM, err)
+		return nil, fmt.Errorf("open the memory of %s, %s: %w", o.rec.VM, describe(o.rec.Memory), err)
 	}
 	return image, nil
 }

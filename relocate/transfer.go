@@ -15,7 +15,7 @@ import (
 type transfer struct {
 	host   *Host
 	log    *slog.Logger
-	rec    *record // written only by the transfer's own goroutine
+	rec    *record // written only by the transfer's own goroutine; its Phase under mu, name and regions of a destination under Host.mu
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when the transfer's goroutine has ended
@@ -62,7 +62,7 @@ func newTransfer(h *Host, rec *record) *transfer {
 // enter writes the phase down, then shows it. A journal that cannot be written
 // is an error for the caller to act on: before committed it must roll back.
 func (t *transfer) enter(p Phase, text string) error {
-	t.rec.Phase = p
+	t.setPhase(p)
 	if p.Final() {
 		t.rec.Ended = time.Now()
 	}
@@ -71,6 +71,28 @@ func (t *transfer) enter(p Phase, text string) error {
 	}
 	t.show(p, text)
 	return nil
+}
+
+// conclude enters a final phase. It has come whether the journal has room for it or not,
+// and whoever follows the relocation must see its end.
+func (t *transfer) conclude(p Phase, text string) {
+	if err := t.enter(p, text); err != nil {
+		t.warn("journal not written", "err", err)
+		t.show(p, text)
+	}
+}
+
+// setPhase and phase are for goroutines that look at the phase of another's record.
+func (t *transfer) setPhase(p Phase) {
+	t.mu.Lock()
+	t.rec.Phase = p
+	t.mu.Unlock()
+}
+
+func (t *transfer) phase() Phase {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.rec.Phase
 }
 
 // show makes the phase visible to operators without writing it down.

@@ -131,6 +131,9 @@ type Machine struct {
 	Version  string `json:"version"` // of the VMM
 	Machine  string `json:"machine"` // machine type
 	Phase    Phase  `json:"phase,omitempty"`
+	// Problem is why the machine cannot be relocated as it is, with what to do about
+	// it, as it was when it was adopted; empty if it can.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Latency summarises a histogram; all but Count in microseconds.

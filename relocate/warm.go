@@ -377,26 +377,25 @@ func (o *outgoing) keepMemory() error {
 	if !cache.enabled() || o.rec.Options.DropWarm || o.rec.onDevice() {
 		return freeMemory(o.rec.Memory)
 	}
-	vm, regions, memory := o.rec.VM, o.rec.Regions, o.rec.Memory
-	keep := func() {
-		gone, err := cache.keep(o.host.ctx, vm, regions, memory)
-		for _, name := range gone {
-			o.note("warm", "the cached memory of "+name+" made room")
-		}
-		if err != nil {
-			o.warn("the machine's memory was not kept for its return", "err", err)
-		} else {
-			o.note("warm", "the machine's memory is kept for its return")
-		}
-		if err := freeMemory(memory); err != nil {
-			o.warn("the source's memory was not freed", "err", err)
-		}
+	kept, gone, err := cache.hold(o.host.ctx, o.rec.VM, o.rec.Regions, o.rec.Memory)
+	for _, name := range gone {
+		o.note("warm", "the cached memory of "+name+" made room")
 	}
-	var here, there unix.Stat_t
-	if unix.Stat(memory[0].Path, &here) == nil && unix.Stat(cache.cfg.Dir, &there) == nil && here.Dev == there.Dev {
-		keep()
+	if err != nil {
+		o.warn("the machine's memory was not kept for its return", "err", err)
+		return freeMemory(o.rec.Memory)
+	}
+	finish := func() {
+		if err := kept.finish(); err != nil {
+			o.warn("the machine's memory was not kept for its return", "err", err)
+			return
+		}
+		o.note("warm", "the machine's memory is kept for its return")
+	}
+	if len(kept.copies) == 0 {
+		finish()
 	} else {
-		o.host.wg.Go(keep) // it is copied, and nobody waits for that
+		o.host.wg.Go(finish) // nobody waits for the copy
 	}
 	return nil
 }

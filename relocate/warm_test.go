@@ -335,7 +335,7 @@ func TestCacheEvictsWhatWasUsedLongestAgo(t *testing.T) {
 		if err := os.WriteFile(path, noise(1, bytes), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		gone, err := c.keep(t.Context(), vm, []transport.Region{{Name: "ram", Pages: uint64(bytes >> 12), PageSize: 4096}}, []memoryRecord{{Path: path}})
+		gone, err := keepIn(t.Context(), c, vm, []transport.Region{{Name: "ram", Pages: uint64(bytes >> 12), PageSize: 4096}}, []memoryRecord{{Path: path}})
 		if err != nil {
 			t.Fatal(err)
 		}

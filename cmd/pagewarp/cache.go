@@ -67,10 +67,7 @@ func newCacheDrop(a *app) *cobra.Command {
 			if err := a.daemon().CacheDrop(cmd.Context(), n[0]); err != nil {
 				return err
 			}
-			if !a.json {
-				fmt.Fprintf(a.out, "%s dropped from the cache\n", n[0])
-			}
-			return nil
+			return a.done(n[0], "dropped", "dropped from the cache")
 		},
 	}
 }

@@ -43,11 +43,18 @@ func TestMain(m *testing.M) {
 // serve runs the API over a fake host and returns its socket.
 func serve(t *testing.T) (*daemontest.Host, string) {
 	t.Helper()
-	h := daemontest.New()
-	s := daemon.NewServer(h, config.Default(), func() api.VersionReply {
-		return api.VersionReply{API: "v1", PID: 7, Listen: h.Addrs(), Security: api.SecurityLocal, Started: time.Now()}
-	}, slog.New(slog.DiscardHandler))
 	sock := filepath.Join(t.TempDir(), "api.sock")
+	h, _ := serveAt(t, sock)
+	return h, sock
+}
+
+// serveAt does so at sock, until stop.
+func serveAt(t *testing.T, sock string) (_ *daemontest.Host, stop func()) {
+	t.Helper()
+	h, started := daemontest.New(), time.Now()
+	s := daemon.NewServer(h, config.Default(), func() api.VersionReply {
+		return api.VersionReply{API: "v1", PID: 7, Listen: h.Addrs(), Security: api.SecurityLocal, Started: started}
+	}, slog.New(slog.DiscardHandler))
 	l, err := net.Listen("unix", sock)
 	if err != nil {
 		t.Fatal(err)
@@ -56,8 +63,9 @@ func serve(t *testing.T) (*daemontest.Host, string) {
 	ts.Listener.Close()
 	ts.Listener = l
 	ts.Start()
-	t.Cleanup(func() { s.EndStreams(); ts.Close() })
-	return h, sock
+	stop = sync.OnceFunc(func() { s.EndStreams(); ts.Close() })
+	t.Cleanup(stop)
+	return h, stop
 }
 
 type result struct {
@@ -114,7 +122,7 @@ func TestUsage(t *testing.T) {
 		"relocate web1 --bandwith 2G", "relocate web1 --to hostB:7070 --bandwidth 2", "relocate web1 --to hostB:7070 --codec lz4", "relocate web1 --to hostB:7070 --precache hot,cold", "relocate web1 --to hostB:7070 --precache hot --on-demand-only",
 		"relocate web1 --to hostB:7070 --pre-transfer-timeout 5s", "relocate web1 --to hostB:7070 --pre-transfer --pre-transfer-timeout 48h", "relocate web1 --to hostB:7070 --pre-transfer --transport rdma", "relocate web1 --to hostB:7070 --rdma-precache mail",
 		"relocate web1 --to hostB:7070 --demand-channels 99", "relocate web1 --to hostB:7070 --detach --wait", "relocate web1 --to hostB:7070 --json",
-		"bandwidth web1", "bandwidth web1 fast", "limits --host-bandwidth 800K", "limits 2G", "bench fault --link 5", "bench fault --streams 65", "bench fault --qdisc pfifo_fast", "bench fault --link 1G --qdisc codel", "bench fault --link 1G --threads 1,2", "relocate web1 --to hostB:7070 --warm a/b", "cache drop", "cache drop a/b", "cache lst", "bench queue --repeat 0", "bench fault --threads 1,65", "bench fault --channels 0", "bench fault --page-size 1G", "bench fault --region 3T", "bench fault --page-size 2M --region 128M", "bench codec x", "pki isue", "completion ksh", "--sockt x", "status --xyzzy", "events --after -1",
+		"bandwidth web1", "bandwidth web1 fast", "limits --host-bandwidth 800K", "limits 2G", "bench fault --link 5", "bench fault --streams 65", "bench fault --qdisc pfifo_fast", "bench fault --link 1G --qdisc codel", "bench fault --link 1G --threads 1,2", "relocate web1 --to hostB:7070 --warm a/b", "cache drop", "cache drop a/b", "cache lst", "bench queue --repeat 0", "bench fault --threads 1,65", "bench fault --channels 0", "bench fault --page-size 1G", "bench fault --region 3T", "bench fault --page-size 2M --region 128M", "bench codec x", "pki isue", "completion ksh", "--sockt x", "status --xyzzy", "events --after -1", "help nix", "help vm lst", "relocate web1 --to hostB:7070 --json /nonexistent/report.json",
 	} {
 		r := pagewarp(t, strings.Fields(line)...)
 		if r.code != exitUsage || r.out != "" || strings.Count(r.err, "\n") != 1 {
@@ -139,8 +147,8 @@ func TestMachines(t *testing.T) {
 	_, sock := serve(t)
 	var all strings.Builder
 	for _, line := range []string{
-		"vm list", "vm add db1 --qmp /run/db1.qmp", "vm add db1 --qmp /run/db1.qmp", "vm add x --qmp /dead", "vm list --json",
-		"vm rm db1", "vm rm db1", "cancel web1", "bandwidth web1 2G", "limits", "limits --host-bandwidth 2G", "limits --json", "limits --host-bandwidth none", "status", "status web1 --json", "events",
+		"vm list", "vm add db1 --qmp /run/db1.qmp", "vm add db1 --qmp /run/db1.qmp", "vm add x --qmp /dead", "vm list --json", "vm add p1 --qmp /run/private.qmp", "vm list", "vm rm p1 --json",
+		"vm rm db1", "vm rm db1", "cancel web1", "bandwidth web1 2G", "status wbe1", "status web1", "limits", "limits --host-bandwidth 2G", "limits --json", "limits --host-bandwidth none", "status", "status web1 --json", "events",
 	} {
 		r := pagewarp(t, append(strings.Fields(line), "--socket", sock)...)
 		out := r.out
@@ -424,6 +432,12 @@ func TestCompletion(t *testing.T) {
 	}
 	if r := pagewarp(t, "__complete", "relocate", "web1", "--codec", ""); !strings.Contains(r.out, "zstd") {
 		t.Errorf("%+v", r)
+	}
+	for _, words := range []string{"vm add", "relocate web1 --to", "relocate web1 --bandwidth", "bandwidth web1"} {
+		r := pagewarp(t, append(append([]string{"--socket", sock, "__complete"}, strings.Fields(words)...), "")...)
+		if !strings.Contains(r.err, "ShellCompDirectiveNoFileComp") || strings.Contains(words, "band") && !strings.Contains(r.out, "2G\n") {
+			t.Errorf("%s: %+v", words, r)
+		}
 	}
 	if r := pagewarp(t, "__complete", "relocate", "web1", "--precache", "sweep,"); !strings.Contains(r.out, "sweep,hot\n") || strings.Contains(r.out, "sweep,sweep") {
 		t.Errorf("%+v", r)

@@ -138,10 +138,7 @@ func newDeviceDo(a *app, verb, short, done, long string, do func(*kmod.Control, 
 			if err := do(c, n[0]); err != nil {
 				return err
 			}
-			if !a.json {
-				fmt.Fprintf(a.out, "%s %s\n", n[0], done)
-			}
-			return nil
+			return a.done(n[0], done, done)
 		},
 	}
 }

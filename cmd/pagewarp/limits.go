@@ -18,14 +18,17 @@ func newLimits(a *app) *cobra.Command {
 		Long: `Show what caps all relocations of this host together, and change it at once, for
 those that run as well. --host-bandwidth caps the background (precache) streams to
 this host, and those from it; they share it evenly, what one leaves the others take,
-and demand faults never wait. ` + rateHelp + `
+and demand faults never wait.
+
+` + rateHelp + `
 
 A change lasts until the daemon ends or reads its configuration again (SIGHUP);
 relocate.host_bandwidth there is for good.`,
 		Example: "  pagewarp limits\n  pagewarp limits --host-bandwidth 2G\n  pagewarp limits --host-bandwidth none",
 	}
 	c.Flags().Var(&host, "host-bandwidth", "cap of all background streams, e.g. 2G (2 Gbit/s); \"none\" for no cap")
-	c.RegisterFlagCompletionFunc("host-bandwidth", cobra.FixedCompletions([]string{"none", "500M", "1G", "2G", "5G", "10G"}, cobra.ShellCompDirectiveNoFileComp))
+	c.Flags().Lookup("host-bandwidth").DefValue = ""
+	c.RegisterFlagCompletionFunc("host-bandwidth", rates)
 	c.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		var l api.Limits
 		if cmd.Flags().Changed("host-bandwidth") {

@@ -12,6 +12,21 @@ import (
 	"github.com/pagewarp/pagewarp/cmd/internal/pki"
 )
 
+// madeAuthority and madeCertificate are what --json prints of what was made.
+type madeAuthority struct {
+	Name    string    `json:"name"`
+	Dir     string    `json:"dir"`
+	Expires time.Time `json:"expires"`
+}
+
+type madeCertificate struct {
+	Name    string    `json:"name"`
+	CA      string    `json:"ca"`
+	Cert    string    `json:"cert"`
+	Key     string    `json:"key"`
+	Expires time.Time `json:"expires"`
+}
+
 func newPKI(a *app) *cobra.Command {
 	var dir string
 	c := &cobra.Command{
@@ -31,8 +46,9 @@ ca.crt, NAME.crt and NAME.key to the host; ca.key stays where it is.`,
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(a.out, "authority %q made in %s, valid until %s\nnext: pagewarp pki issue NAME --dir %s, for each host\n", name, dir, crt.NotAfter.Format(time.DateOnly), dir)
-			return err
+			return a.print(madeAuthority{name, dir, crt.NotAfter}, func(w io.Writer) {
+				fmt.Fprintf(w, "authority %q made in %s, valid until %s\nnext: pagewarp pki issue NAME --dir %s, for each host\n", name, dir, crt.NotAfter.Format(time.DateOnly), dir)
+			})
 		},
 	}
 	initCmd.Flags().StringVar(&name, "name", "pagewarp authority", "its `NAME` in certificates")
@@ -47,7 +63,9 @@ ca.crt, NAME.crt and NAME.key to the host; ca.key stays where it is.`,
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(a.out, `certificate of %s made, valid until %s
+			made := madeCertificate{n[0], i.CA, i.Cert, i.Key, i.Leaf.NotAfter}
+			return a.print(made, func(w io.Writer) {
+				fmt.Fprintf(w, `certificate of %s made, valid until %s
 copy these to %s, and paste into its pagewarpd.toml (with the paths they have there):
 
 [tls]
@@ -55,7 +73,7 @@ ca = %q
 cert = %q
 key = %q
 `, n[0], i.Leaf.NotAfter.Format(time.DateOnly), n[0], i.CA, i.Cert, i.Key)
-			return err
+			})
 		},
 	}
 	issue.Flags().StringArrayVar(&sans, "san", nil, "a further DNS `NAME` or address; may be repeated")

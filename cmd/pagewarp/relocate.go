@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -46,6 +45,7 @@ Ctrl-C before the switch-over rolls back: the machine runs on here. After it,
 the daemons finish on their own; ` + "`pagewarp status NAME`" + ` shows how far they are.
 
 Progress goes to standard error, the summary to standard output.
+
 ` + rateHelp + `
 
 Exit codes: 0 moved, 1 failed, 2 usage, 3 rolled back, 4 machine lost, 5 daemon
@@ -87,6 +87,10 @@ unreachable, 130 interrupted.`,
 	p.StringVar(&f.report, "json", "", "write the final status as JSON to `FILE`, \"-\" for standard output")
 	p.BoolVar(&f.detach, "detach", false, "return as soon as it has started")
 	p.BoolVar(&f.wait, "wait", true, "wait until every page has arrived; --wait=false is --detach")
+	p.Lookup("bandwidth").DefValue = "" // the help says what it is
+	c.RegisterFlagCompletionFunc("bandwidth", rates)
+	c.RegisterFlagCompletionFunc("to", cobra.NoFileCompletions)
+	c.RegisterFlagCompletionFunc("pre-transfer-timeout", cobra.FixedCompletions([]string{"1m", "5m", "10m", "1h"}, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("precache", completeList(relocate.PolicyNames))
 	c.RegisterFlagCompletionFunc("codec", cobra.FixedCompletions(config.Codecs, cobra.ShellCompDirectiveNoFileComp)) // fails only for an unknown flag
 	c.RegisterFlagCompletionFunc("fault-source", cobra.FixedCompletions(relocate.FaultSources, cobra.ShellCompDirectiveNoFileComp))
@@ -113,6 +117,12 @@ func (f *relocateFlags) request(cmd *cobra.Command) (api.RelocateRequest, error)
 	}
 	if f.opts.PreTransfer && f.opts.Transport == relocate.TransportRDMA {
 		return r, usagef("--pre-transfer and --transport rdma exclude each other")
+	}
+	if f.report != "" && f.report != "-" {
+		// Said now and not when the machine has moved.
+		if fi, err := os.Stat(filepath.Dir(f.report)); err != nil || !fi.IsDir() {
+			return r, usagef("--json %s: its directory %s does not exist", f.report, filepath.Dir(f.report))
+		}
 	}
 	if f.to == "" {
 		return r, usagef("--to is missing: the address of the destination's daemon, HOST:PORT")
@@ -196,21 +206,20 @@ func display(w io.Writer) progress.Display {
 // finish writes the report and the summary, and turns the outcome into an
 // error with its exit code.
 func (m *move) finish(s relocate.Status) error {
-	if err := m.report(s); err != nil {
-		return err
-	}
+	rerr := m.report(s)
 	if m.flags.report != "-" {
 		io.WriteString(m.out, progress.Summary(s)) // nobody reads; the exit code remains
 	}
+	// What has become of the machine is the exit code, whatever became of the report.
 	switch {
 	case s.Phase == relocate.PhaseLost:
-		return &exitError{code: exitLost}
+		return &exitError{exitLost, rerr}
 	case s.Phase == relocate.PhaseRolledBack && m.interrupted:
-		return &exitError{code: exitInterrupted}
+		return &exitError{exitInterrupted, rerr}
 	case s.Phase == relocate.PhaseRolledBack:
-		return &exitError{code: exitRolledBack}
+		return &exitError{exitRolledBack, rerr}
 	}
-	return nil
+	return rerr
 }
 
 func (m *move) report(s relocate.Status) error {
@@ -227,7 +236,7 @@ func (m *move) report(s relocate.Status) error {
 		return err
 	}
 	if err := os.WriteFile(m.flags.report, b, 0o644); err != nil {
-		return errors.Join(fmt.Errorf("write report: %w", err), fmt.Errorf("the relocation itself ended as %s", s.Phase))
+		return fmt.Errorf("write report: %w; the relocation itself is %s", err, s.Phase)
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/cmd/internal/api"
 	"github.com/pagewarp/pagewarp/cmd/internal/config"
+	"github.com/pagewarp/pagewarp/cmd/internal/units"
 	"github.com/pagewarp/pagewarp/cmd/internal/version"
 )
 
@@ -53,6 +54,17 @@ func (a *app) print(v any, text func(io.Writer)) error {
 	return e.Encode(v)
 }
 
+// done says what was done with what has a name.
+func (a *app) done(name, word, text string) error {
+	return a.print(doneReply{name, word}, func(w io.Writer) { fmt.Fprintln(w, name, text) })
+}
+
+// doneReply is what --json prints where there is nothing else to tell.
+type doneReply struct {
+	Name string `json:"name"`
+	Done string `json:"done"` // "forgotten", "rolled-back", "dropped", "gone", "thawed"
+}
+
 const rootHelp = `pagewarp relocates running virtual machines between hosts that run pagewarpd.
 The guest stops for some milliseconds, runs on at the destination, and its
 memory follows.
@@ -70,6 +82,7 @@ func newRoot(a *app) *cobra.Command {
 		Args: group, RunE: help,
 		SilenceErrors: true, SilenceUsage: true,
 		SuggestionsMinimumDistance: 2,
+		Version:                    version.Get().String(),
 	}
 	p := root.PersistentFlags()
 	p.StringVar(&a.socket, "socket", cmp.Or(os.Getenv(socketEnv), config.DefaultSocket), "the daemon's socket `PATH`; $"+socketEnv+" sets it, too")
@@ -82,6 +95,18 @@ func newRoot(a *app) *cobra.Command {
 		root.AddCommand(f())
 	}
 	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "help" {
+			show := c.Run
+			c.Args, c.Run, c.RunE = cobra.ArbitraryArgs, nil, func(cmd *cobra.Command, words []string) error {
+				if found, rest, err := root.Find(words); err != nil || len(rest) > 0 {
+					return group(found, append(rest, words...))
+				}
+				show(cmd, words)
+				return nil
+			}
+		}
+	}
 	root.SetOut(a.out) // the completion commands write where it points now
 	root.InitDefaultCompletionCmd("completion")
 	for _, c := range root.Commands() {
@@ -133,7 +158,7 @@ func flagError(cmd *cobra.Command, err error) error {
 func similarFlag(cmd *cobra.Command, name string) (best string) {
 	least := 3
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		d := distance(name, f.Name)
+		d := units.Distance(name, f.Name)
 		if strings.HasPrefix(f.Name, name) {
 			d = min(d, 2)
 		}
@@ -142,26 +167,6 @@ func similarFlag(cmd *cobra.Command, name string) (best string) {
 		}
 	})
 	return best
-}
-
-// distance is the edit distance of Levenshtein.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diag := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diag, row[j+1] = row[j+1], min(diag+cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // names completes the names of adopted machines.

@@ -29,6 +29,9 @@ func newStatus(a *app) *cobra.Command {
 			vm := strings.Join(n, "")
 			one := func(ctx context.Context, w io.Writer) error {
 				r, err := a.daemon().Status(ctx, vm)
+				if err == nil && vm != "" && len(r.Relocations) == 0 {
+					err = a.known(ctx, vm)
+				}
 				if err != nil {
 					return err
 				}
@@ -44,6 +47,21 @@ func newStatus(a *app) *cobra.Command {
 	}
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "show it again every second, until Ctrl-C")
 	return c
+}
+
+// known is an error if no machine of this host has that name: a typing error must not
+// look like a machine at rest.
+func (a *app) known(ctx context.Context, vm string) error {
+	ms, err := a.daemon().Machines(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range ms {
+		if m.Name == vm {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s: no such machine, and no relocation of one is remembered here; `pagewarp vm list` and `pagewarp status` show those there are", vm)
 }
 
 func newTop(a *app) *cobra.Command {

@@ -42,7 +42,7 @@ machine. It must have been started with shared file-backed memory:
   -object memory-backend-file,id=mem,size=4G,mem-path=/dev/shm/web1,share=on
   -machine memory-backend=mem -qmp unix:/run/web1.qmp,server=on,wait=off`,
 		Example: "  pagewarp vm add web1 --qmp /run/web1.qmp",
-		Args:    nameFirst(1),
+		Args:    nameFirst(1), ValidArgsFunction: cobra.NoFileCompletions, // its name is the operator's choice
 		RunE: func(cmd *cobra.Command, n []string) error {
 			if qmp == "" {
 				return usagef("--qmp is missing: the path of the QMP socket of %s", n[0])
@@ -58,6 +58,9 @@ machine. It must have been started with shared file-backed memory:
 			}
 			return a.print(m, func(w io.Writer) {
 				fmt.Fprintf(w, "%s adopted: QEMU %s, %s, %s, %d vCPU, %s\n", m.Name, m.Version, m.Machine, units.FormatSize(uint64(m.RAMBytes)), m.VCPUs, m.Status)
+				if m.Problem != "" {
+					fmt.Fprintf(w, "  WARNING: it cannot be relocated as it is: %s\n", m.Problem)
+				}
 			})
 		},
 	}
@@ -93,6 +96,11 @@ func machineTable(w io.Writer, ms []relocate.Machine) {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%d\t%s\n", m.Name, m.Status, units.FormatSize(uint64(m.RAMBytes)), m.VCPUs, m.Version, m.Machine, m.PID, phase)
 	}
 	t.Flush()
+	for _, m := range ms {
+		if m.Problem != "" {
+			fmt.Fprintf(w, "%s cannot be relocated as it is: %s\n", m.Name, m.Problem)
+		}
+	}
 }
 
 func newVMRemove(a *app) *cobra.Command {
@@ -102,10 +110,7 @@ func newVMRemove(a *app) *cobra.Command {
 			if err := a.daemon().Remove(cmd.Context(), n[0]); err != nil {
 				return err
 			}
-			if !a.json {
-				fmt.Fprintf(a.out, "%s forgotten; the machine itself was left alone\n", n[0])
-			}
-			return nil
+			return a.done(n[0], "forgotten", "forgotten; the machine itself was left alone")
 		},
 	}
 }
@@ -118,10 +123,7 @@ func newCancel(a *app) *cobra.Command {
 			if err := a.daemon().Cancel(cmd.Context(), n[0]); err != nil {
 				return err
 			}
-			if !a.json {
-				fmt.Fprintf(a.out, "%s rolled back; it runs on at the source\n", n[0])
-			}
-			return nil
+			return a.done(n[0], "rolled-back", "rolled back; it runs on at the source")
 		},
 	}
 }
@@ -130,9 +132,16 @@ func newBandwidth(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "bandwidth NAME RATE", Short: "Change the cap of a running relocation's background stream",
 		Long: `Change the cap of the background (precache) stream of a running relocation, at
-its source or its destination; demand faults are never capped. ` + rateHelp,
+its source or its destination; demand faults are never capped.
+
+` + rateHelp,
 		Example: "  pagewarp bandwidth web1 500M\n  pagewarp bandwidth web1 none",
-		Args:    nameFirst(2), ValidArgsFunction: a.names,
+		Args:    nameFirst(2), ValidArgsFunction: func(cmd *cobra.Command, given []string, typed string) ([]string, cobra.ShellCompDirective) {
+			if len(given) == 1 {
+				return rates(cmd, nil, typed)
+			}
+			return a.names(cmd, given, typed)
+		},
 		RunE: func(cmd *cobra.Command, n []string) error {
 			r, err := units.ParseRate(n[1])
 			if err != nil {
@@ -141,14 +150,19 @@ its source or its destination; demand faults are never capped. ` + rateHelp,
 			if err := a.daemon().SetBandwidth(cmd.Context(), n[0], int64(r)); err != nil {
 				return err
 			}
-			if !a.json {
-				fmt.Fprintf(a.out, "%s: %s\n", n[0], r)
-			}
-			return nil
+			return a.print(bandwidthDone{n[0], int64(r)}, func(w io.Writer) { fmt.Fprintf(w, "%s: %s\n", n[0], r) })
 		},
 	}
 }
 
-const rateHelp = `Rates are bits per second with SI
-prefixes, as network people write them: 2G is 2 Gbit/s, 500M is 500 Mbit/s.
-Bytes need the B: 250MB/s. "none" lifts the cap.`
+// rates completes a rate.
+var rates = cobra.FixedCompletions([]string{"none", "500M", "1G", "2G", "5G", "10G"}, cobra.ShellCompDirectiveNoFileComp)
+
+// bandwidthDone is what `bandwidth --json` prints.
+type bandwidthDone struct {
+	Name           string `json:"name"`
+	BytesPerSecond int64  `json:"bytes_per_second"` // 0: no cap
+}
+
+const rateHelp = `Rates are bits per second with SI prefixes, as network people write them: 2G is
+2 Gbit/s, 500M is 500 Mbit/s. Bytes need the B: 250MB/s. "none" lifts the cap.`

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -93,7 +94,7 @@ func (m *matrix) cancelled() {
 
 func TestInterruptBeforeTheSwitch(t *testing.T) {
 	t.Parallel()
-	for _, p := range []relocate.Phase{relocate.PhaseReady, relocate.PhaseFrozen} {
+	for _, p := range append([]relocate.Phase{relocate.PhaseConnecting, relocate.PhasePreparing}, before...) {
 		t.Run(string(p), func(t *testing.T) {
 			t.Parallel()
 			m := heldMatrix(t, relocate.RoleSource, p)
@@ -120,6 +121,99 @@ func TestInterruptAfterTheSwitch(t *testing.T) {
 	pagewarp(t, m.a, "status", "web1").exits(0, "draining")
 	m.arrived()
 	pagewarp(t, m.a, "status", "web1").exits(0, "done")
+}
+
+// Ctrl-C at the very moment of the switch-over: the machine is the destination's.
+func TestInterruptAtTheSwitch(t *testing.T) {
+	t.Parallel()
+	m := heldMatrix(t, relocate.RoleSource, relocate.PhaseCommitted)
+	c := pagewarp(t, m.a, "relocate", "web1", "--to", m.to)
+	m.awaitHold()
+	c.interrupt()
+	c.exits(130, "past the switch-over")
+	m.letGo()
+	m.arrived()
+}
+
+// What scripts branch on, beside the codes that other tests of this package see: 0, 1, 3
+// and 130.
+func TestExitCodes(t *testing.T) {
+	t.Parallel()
+	m := newMatrix(t, "", "")
+	pagewarp(t, m.a, "relocate", "web1").exits(2, "--to is missing")
+	pagewarp(t, m.a, "relocate", "web1", "--to", m.to, "--bandwith", "2G").exits(2, "did you mean --bandwidth?")
+	c := pagewarp(t, m.a, "relocate", "web1", "--to", m.to, "--bandwidth", "16M")
+	vmtest.Wait(t, "the drain", func() bool { return m.b.status(relocate.RoleDestination).Phase == relocate.PhaseDraining })
+	m.killIncoming()
+	c.exits(4, "web1 is lost")
+	pagewarp(t, m.a, "status", "web1").exits(0, "lost")
+	vmtest.Wait(t, "the destination to tidy up", func() bool { return m.b.status(relocate.RoleDestination).Phase == relocate.PhaseLost })
+	vmtest.Wait(t, "its memory to be freed", func() bool {
+		_, err := os.Stat(filepath.Join(m.b.dir, "vm.mem"))
+		return os.IsNotExist(err)
+	})
+	if _, err := os.Stat(filepath.Join(m.a.dir, "vm.mem")); err != nil {
+		t.Errorf("what is left of the machine, its memory at the source: %v", err)
+	}
+	m.a.kill()
+	pagewarp(t, m.a, "status").exits(5, "is pagewarpd running?")
+}
+
+// A daemon that is not root's says what it cannot do, and the command who may use it.
+func TestWithoutPermission(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "pw")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	asNobody := func(name string, args ...string) (*exec.Cmd, *lockedBuffer) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		b, err := os.ReadFile(program(t, name))
+		if err == nil {
+			err = os.WriteFile(path, b, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := new(lockedBuffer)
+		cmd := exec.Command(path, args...)
+		cmd.Stdout, cmd.Stderr, cmd.Dir = out, out, dir
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		return cmd, out
+	}
+	cmd, out := asNobody("pagewarpd", "--state-dir", "/run/pagewarp-of-nobody")
+	if err := cmd.Run(); err == nil || !strings.Contains(out.String(), "--state-dir") || !strings.Contains(out.String(), "as root") {
+		t.Errorf("a state directory that cannot be made: %v\n%s", err, out.String())
+	}
+	state := filepath.Join(dir, "s")
+	cmd, out = asNobody("pagewarpd", "--state-dir", state, "--listen", "unix:"+filepath.Join(dir, "p"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	vmtest.Wait(t, "the daemon", func() bool { return strings.Contains(out.String(), "daemon is ready") })
+	if !strings.Contains(out.String(), "CAP_SYS_PTRACE") {
+		t.Errorf("the daemon says\n%s", out.String())
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("stopped: %v", err)
+	}
+	// And the other way round: root's daemon, asked by somebody else.
+	m := newMatrix(t, "", "")
+	if err := os.Chmod(m.root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd, out = asNobody("pagewarp", "--socket", filepath.Join(m.a.stateDir(), "api.sock"), "status")
+	if err := cmd.Run(); err == nil || cmd.ProcessState.ExitCode() != 5 || !strings.Contains(out.String(), "run this as root") {
+		t.Errorf("asked by another user: %v\n%s", err, out.String())
+	}
 }
 
 func TestCancelByTheOperator(t *testing.T) {

@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"os/exec"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -179,6 +182,13 @@ func newCheck(f *flags) *cobra.Command {
 				security = fmt.Sprintf("mutual TLS as %s until %s", s.Leaf().Subject.CommonName, s.Leaf().NotAfter.Format(time.DateOnly))
 				if w := s.Expiring(time.Now()); w != "" {
 					fmt.Fprintln(cmd.ErrOrStderr(), "pagewarpd: warning:", w)
+				}
+			}
+			for _, name := range slices.Sorted(maps.Keys(c.Templates)) {
+				if b := c.Templates[name].Binary; b != "" {
+					if _, err := exec.LookPath(b); err != nil {
+						fmt.Fprintf(cmd.ErrOrStderr(), "pagewarpd: warning: templates.%q.binary cannot be run: %v\n", name, err)
+					}
 				}
 			}
 			fmt.Fprintf(out, "configuration is good\n  peers     %v\n  security  %s\n  socket    %s\n", c.Listeners(), security, c.Socket())

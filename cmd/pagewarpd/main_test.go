@@ -92,6 +92,7 @@ func TestCheck(t *testing.T) {
 		{strings.ReplaceAll(tls, "hostA.key", "hostB.key"), "tls.key", exitError},
 		{"[log]\nlevl='x'", `pagewarpd.toml:2: unknown key "log.levl"`, exitError},
 		{"listen=['10.0.0.1:7070']", "no certificates", exitError},
+		{"[templates.web1]\nbinary='/nonexistent/qemu'", `warning: templates."web1".binary cannot be run`, 0},
 	} {
 		if r := pagewarpd(t, "check", "--config", write(t, c.text)); r.code != c.code || !strings.Contains(r.out+r.err, c.want) {
 			t.Errorf("%q: %+v, want %q", c.text, r, c.want)
@@ -199,7 +200,7 @@ func TestUnitFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"KillMode=process", "Type=notify", "RuntimeDirectoryPreserve=yes", "RuntimeDirectory=" + filepath.Base(config.DefaultStateDir)} {
+	for _, want := range []string{"KillMode=process", "Type=notify", "RuntimeDirectoryPreserve=yes", "StartLimitIntervalSec=0", "TimeoutStartSec=10min", "RuntimeDirectory=" + filepath.Base(config.DefaultStateDir)} {
 		if !strings.Contains(string(b), "\n"+want+"\n") {
 			t.Errorf("no %s", want)
 		}

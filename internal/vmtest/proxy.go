@@ -1,6 +1,7 @@
 package vmtest
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"sync"
@@ -16,6 +17,7 @@ type Proxy struct {
 	mu    sync.Mutex
 	conns map[net.Conn]bool // guarded by mu
 	down  bool              // guarded by mu
+	spoil int               // guarded by mu; pieces to be damaged
 }
 
 // StartProxy listens on loopback and forwards to target; it ends with the test.
@@ -54,7 +56,11 @@ func (p *Proxy) run() {
 		}
 		for _, pair := range [][2]net.Conn{{in, out}, {out, in}} {
 			p.wg.Go(func() {
-				io.Copy(pair[0], pair[1])
+				var to io.Writer = pair[0]
+				if pair[0] == out {
+					to = spoiler{p, out}
+				}
+				io.Copy(to, pair[1])
 				in.Close()
 				out.Close()
 			})
@@ -69,6 +75,41 @@ func (p *Proxy) track(conns ...net.Conn) bool {
 		p.conns[c] = true
 	}
 	return !p.down
+}
+
+// spoilFrom is the least length of a piece that is damaged: those of pages, not what the
+// hosts say to each other.
+const spoilFrom = 8 << 10
+
+// Spoil flips a bit in each of the next n long pieces on their way to the target.
+func (p *Proxy) Spoil(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.spoil = n
+}
+
+// Spoilt reports whether all of them have gone through.
+func (p *Proxy) Spoilt() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.spoil == 0
+}
+
+// spoiler is the way to the target.
+type spoiler struct {
+	p  *Proxy
+	to net.Conn
+}
+
+func (s spoiler) Write(b []byte) (int, error) {
+	s.p.mu.Lock()
+	if s.p.spoil > 0 && len(b) >= spoilFrom {
+		s.p.spoil--
+		b = bytes.Clone(b)
+		b[len(b)/2] ^= 1 << 3
+	}
+	s.p.mu.Unlock()
+	return s.to.Write(b)
 }
 
 // Cut drops every connection and refuses new ones until Restore.

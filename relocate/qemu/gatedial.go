@@ -74,6 +74,9 @@ func dialError(path string, err error) error {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return detailed(ErrTimeout, "connect to QMP socket %s: %w", path, err)
 	}
+	if errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("connect to QMP socket %s: %w: this daemon runs as uid %d; run it as root, or as QEMU's user", path, err, os.Geteuid())
+	}
 	return fmt.Errorf("connect to QMP socket %s: %w", path, err)
 }
 
@@ -153,6 +156,11 @@ func (g *gate) handshake(greeting []byte) error {
 		}
 		if err != nil {
 			return detailed(ErrDisconnected, "QMP handshake: %w", err)
+		}
+		if bytes.Contains(line, []byte(`"QMP"`)) {
+			// A QEMU that is connected to while it starts may greet twice: as the socket
+			// is, and as the monitor behind it. The command is still to be answered.
+			continue
 		}
 		if event, _, err := classify(line); err != nil {
 			return fmt.Errorf("QMP handshake: %w", err)

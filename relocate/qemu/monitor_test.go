@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/relocate/qemu/qemutest"
+	"golang.org/x/sys/unix"
 )
 
 func fake(t *testing.T) (*qemutest.Server, string) {
@@ -87,6 +88,22 @@ func TestConnectDead(t *testing.T) {
 	ln.Close()
 	_, err = Connect(t.Context(), path)
 	wantError(t, err, ErrMonitorDead, path)
+}
+
+// A QEMU that has just been started was seen to greet twice, on a busy host.
+func TestGreetedTwice(t *testing.T) {
+	s, path := fake(t)
+	s.Greet(qemutest.Greeting + "\n" + qemutest.Greeting + "\n")
+	m, err := Connect(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Close()
+}
+
+func TestConnectRefusedByPermission(t *testing.T) {
+	err := dialError("/run/q", &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", unix.EACCES)})
+	wantError(t, err, unix.EACCES, "/run/q", "run it as root")
 }
 
 func TestConnectFaults(t *testing.T) {

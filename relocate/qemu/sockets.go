@@ -6,6 +6,11 @@ import "strings"
 // line creates. QEMU removes them when it ends by itself, not when it is killed.
 func ServerSockets(argv []string) []string {
 	p, err := ParseArgv(argv)
+	for err != nil && len(argv) > 1 {
+		// A template may have added a flag at the end that only its QEMU knows.
+		argv = argv[:len(argv)-1]
+		p, err = ParseArgv(argv)
+	}
 	if err != nil {
 		return nil
 	}

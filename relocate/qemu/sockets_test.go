@@ -15,4 +15,8 @@ func TestServerSockets(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("server sockets %q, want %q", got, want)
 	}
+	// What the parser does not know must not hide what it does.
+	if got := ServerSockets([]string{"qemu", "-qmp", "unix:/run/a.qmp,server=on", "-flag-of-a-later-qemu"}); !slices.Equal(got, []string{"/run/a.qmp"}) {
+		t.Errorf("before an unknown flag: %q", got)
+	}
 }

@@ -123,5 +123,10 @@ func dialNet(ctx context.Context, addr string) (net.Conn, error) {
 		return nil, err
 	}
 	var d net.Dialer
-	return d.DialContext(ctx, network, address)
+	nc, err := d.DialContext(ctx, network, address)
+	var oe *net.OpError
+	if errors.As(err, &oe) && oe.Err != nil {
+		err = oe.Err // the rest is the address, which the caller says
+	}
+	return nc, err
 }

@@ -114,7 +114,7 @@ func welcomePeer(w *wire, peer string, admit Admit) (transport.Hello, error) {
 	if reject != nil {
 		w.write(textFrame(transport.Header{Type: transport.TypeReject}, reject.Code, reject.Text))
 		if err == nil {
-			err = fmt.Errorf("rejected a %v channel of session %v (%v): %s", hello.Kind, hello.Token, reject.Code, reject.Text)
+			err = &rejectedError{hello, reject}
 		}
 		return welcome, err
 	}
@@ -122,6 +122,19 @@ func welcomePeer(w *wire, peer string, admit Admit) (transport.Hello, error) {
 	welcome.Put(body)
 	return welcome, w.write(transport.AppendFrame(nil, transport.Header{Type: transport.TypeWelcome}, body))
 }
+
+// rejectedError is a HELLO that this side has refused.
+type rejectedError struct {
+	hello  transport.Hello
+	reject *transport.RemoteError
+}
+
+func (e *rejectedError) Error() string {
+	return fmt.Sprintf("rejected a %v channel of session %v (%v): %s", e.hello.Kind, e.hello.Token, e.reject.Code, e.reject.Text)
+}
+
+// Unwrap is what the peer was told.
+func (e *rejectedError) Unwrap() error { return e.reject }
 
 func readHello(w *wire) (transport.Hello, error) {
 	h, crc, err := w.frame(0)

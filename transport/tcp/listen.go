@@ -133,4 +133,7 @@ func (l *Listener) shake(nc net.Conn) {
 func (l *Listener) note(err error) {
 	l.failed.Add(1)
 	l.last.Store(&err)
+	if l.o.Failed != nil && l.ctx.Err() == nil {
+		l.o.Failed(err)
+	}
 }

@@ -84,6 +84,9 @@ type ListenOptions struct {
 	TLS *tls.Config
 	// Admit decides on each HELLO. It must be set.
 	Admit Admit
+	// Failed is told of each connection that did not become a channel, by its own
+	// goroutine; nil: nobody is. A REJECT of Admit's is in the error.
+	Failed func(error)
 	// HalfOpen bounds the connections whose handshake is not done or that have
 	// not been accepted. At the bound, new connections wait in the kernel's
 	// backlog. Default 64.

@@ -50,7 +50,7 @@ func explainTLS(err error, tc *tls.Config, client bool) error {
 	case errors.As(err, &header):
 		return fmt.Errorf("peer does not speak TLS; configure TLS on both sides or on neither: %w", err)
 	case client && errors.As(err, &op) && op.Op == "remote error":
-		return fmt.Errorf("peer refused our certificate or our TLS version: %w", err)
+		return fmt.Errorf("peer refused our certificate or our TLS version; its log says why: %w", err)
 	}
 	return err
 }

@@ -98,6 +98,25 @@ func TestUnknownKeys(t *testing.T) {
 	}
 }
 
+// TestUnknownKeysSayWhatWasMeant: what is close to a key is taken for a typing error, and an
+// unknown table is said once.
+func TestUnknownKeysSayWhatWasMeant(t *testing.T) {
+	for text, want := range map[string]string{
+		"listn = []":                           "did you mean listen?",
+		"[relocat]\nbandwidth = '2G'":          "did you mean relocate?",
+		"[log]\nlevl = 'info'":                 "did you mean log.level?",
+		"[templates.web1]\nbinray = '/x'":      "did you mean templates.NAME.binary?",
+		"host_bandwith = '2G'":                 "did you mean relocate.host_bandwidth?",
+		"[rdma]\npolicy = 'ask'\nbudgte = '1'": "did you mean rdma.budget?",
+		"zzz = 1":                              "`pagewarpd config --example`",
+	} {
+		_, err := Parse("p.toml", text)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Count(err.Error(), "unknown key") != 1 || strings.Contains(text, "zzz") && strings.Contains(err.Error(), "mean") {
+			t.Errorf("%q: %v, want %q once", text, err, want)
+		}
+	}
+}
+
 func TestParseErrorsNameTheLine(t *testing.T) {
 	for text, want := range map[string]string{
 		"a = \n":                        "p.toml:1",

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"reflect"
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/pagewarp/pagewarp/cmd/internal/units"
 )
 
 // Load reads the file at path over the defaults. Unknown keys and syntax errors
@@ -36,14 +39,69 @@ func Parse(name, text string) (Config, error) {
 		return Config{}, fmt.Errorf("%s: %w", name, err)
 	}
 	var errs []error
+	var table toml.Key // the last unknown one: its keys need no word of their own
 	for _, k := range md.Undecoded() {
+		if len(table) > 0 && len(k) > len(table) && equal(table, k[:len(table)]) {
+			continue
+		}
+		table = k
 		at := name
 		if n := lineOf(text, k); n > 0 {
 			at = fmt.Sprintf("%s:%d", name, n)
 		}
-		errs = append(errs, fmt.Errorf("%s: unknown key %q; `pagewarpd config --example` lists them all", at, k))
+		hint := ""
+		if meant := similarKey(k); meant != "" {
+			hint = fmt.Sprintf("did you mean %s? ", meant)
+		}
+		errs = append(errs, fmt.Errorf("%s: unknown key %q; %s`pagewarpd config --example` lists them all", at, k, hint))
 	}
 	return c, errors.Join(errs...)
+}
+
+// similarKey returns the key or table that k is meant to be, if there is one: one whose
+// name is two letters away at most, first in the table of k, then in any.
+func similarKey(k toml.Key) string {
+	last := k[len(k)-1]
+	best, least := "", 3
+	for _, known := range knownKeys(reflect.TypeFor[Config](), nil) {
+		name := known[len(known)-1]
+		d := units.Distance(last, name)
+		if d >= min(3, len(name)) {
+			continue
+		}
+		if len(known) != len(k) || !equal(known[:len(known)-1], k[:len(k)-1]) && !inTemplate(known, k) {
+			d++ // elsewhere
+		}
+		if d < least {
+			best, least = strings.Join(known, "."), d
+		}
+	}
+	return best
+}
+
+// inTemplate reports whether both are keys of a template, whatever its name.
+func inTemplate(known, k toml.Key) bool {
+	return len(k) == 3 && len(known) == 3 && k[0] == known[0] && k[0] == "templates"
+}
+
+// knownKeys lists the keys and tables of a configuration.
+func knownKeys(t reflect.Type, at toml.Key) (keys []toml.Key) {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		tag, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
+		if tag == "" || tag == "-" {
+			continue
+		}
+		k := append(at[:len(at):len(at)], tag)
+		keys = append(keys, k)
+		switch {
+		case f.Type.Kind() == reflect.Struct:
+			keys = append(keys, knownKeys(f.Type, k)...)
+		case f.Type.Kind() == reflect.Map && f.Type.Elem().Kind() == reflect.Struct:
+			keys = append(keys, knownKeys(f.Type.Elem(), append(k, "NAME"))...)
+		}
+	}
+	return keys
 }
 
 // lineOf finds the line that defines key, or 0. The decoder does not keep the

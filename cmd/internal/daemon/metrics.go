@@ -14,7 +14,7 @@ import (
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
-// Metrics is the daemon's own registry. What describes relocations is read from
+// Metrics is the daemon's own registry; docs/OPERATIONS.md lists it. What describes relocations is read from
 // the host when it is scraped; nothing is counted twice on the data path.
 type Metrics struct {
 	host     Observer
@@ -38,28 +38,28 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	descPhase      = desc("relocation_phase", "1 for the phase that the relocation is in.", "phase")
-	descPages      = desc("pages", "Pages by class: made resident by demand, precache or as zero; same: of these, confirmed and not sent; reserved: with memory before the switch-over; remaining; total.", "class")
-	descEarly      = desc("pre_transfer_bytes", "Bytes on the wire before the switch-over, by a pre-transfer.")
-	descSaved      = desc("saved_bytes", "Guest memory that did not travel, since the destination had it.")
-	descGuest      = desc("guest_bytes", "Guest memory made resident, in bytes, zero pages included.")
-	descWire       = desc("wire_bytes", "Bytes on the wire.")
-	descRate       = desc("guest_bytes_per_second", "Guest memory made resident in the last second.")
+	descPages      = desc("pages", "Pages by class. demand, precache, zero: made resident so; same, moved: of these, those that the destination had, there or elsewhere; reserved: with memory before the switch-over; remaining; total.", "class")
+	descEarly      = desc("pre_transfer_bytes_total", "Bytes on the wire before the switch-over, by a pre-transfer.")
+	descSaved      = desc("saved_bytes_total", "Guest memory that did not travel, since the destination had it.")
+	descGuest      = desc("guest_bytes_total", "Guest memory made resident, in bytes, zero pages included.")
+	descWire       = desc("wire_bytes_total", "Bytes of frames on the wire, after the switch-over.")
+	descRate       = desc("guest_bytes_per_second", "Guest memory made resident in the last second; of relocations under way.")
 	descFault      = desc("fault_latency_seconds", "Latency of demand faults, from the touch to the wake-up.")
 	descStage      = desc("fault_stage_latency_seconds", "Latency of demand faults by stage.", "stage")
-	descPaced      = desc("demand_sends_paced", "Sends of demand fetches that waited, since the destination is short of CPU.")
-	descChannels   = desc("channels", "Channels of the session: up and agreed.", "state")
-	descReconnects = desc("reconnects", "Times that a cut session was taken up again.")
-	descReads      = desc("rdma_reads", "RDMA READs: posted; completed; retried, which did not complete and whose pages were fetched again.", "device", "state")
-	descReadBytes  = desc("rdma_read_bytes", "Bytes that RDMA READs brought.", "device")
-	descInPlace    = desc("rdma_pages_in_place", "Pages that RDMA READs brought into the guest's memory itself, without a copy.", "device")
-	descMessages   = desc("rdma_messages", "Answers that came by RDMA SEND.", "device")
-	descMsgBytes   = desc("rdma_message_bytes", "Bytes of answers that came by RDMA SEND.", "device")
-	descSendTime   = desc("rdma_send_seconds", "The source's time for answers by RDMA SEND: build, to make them; wait, for the link. Shown at the source.", "device", "what")
-	descTCPFetches = desc("rdma_tcp_fetches", "Fetches that TCP answered on channels that have RDMA, too.", "device")
-	descFallbacks  = desc("rdma_fallbacks", "Times that a channel lost RDMA and went on by TCP.", "device")
+	descPaced      = desc("demand_sends_paced_total", "Sends of demand fetches that waited, since the destination is short of CPU.")
+	descChannels   = desc("channels", "Page channels: up, and agreed on; of relocations under way.", "state")
+	descReconnects = desc("reconnects_total", "Times that a cut session was taken up again.")
+	descReads      = desc("rdma_reads_total", "RDMA READs: posted; completed; retried, which did not complete and whose pages were fetched again.", "device", "state")
+	descReadBytes  = desc("rdma_read_bytes_total", "Bytes that RDMA READs brought.", "device")
+	descInPlace    = desc("rdma_pages_in_place_total", "Pages that RDMA READs brought into the guest's memory itself, without a copy.", "device")
+	descMessages   = desc("rdma_messages_total", "Answers that came by RDMA SEND.", "device")
+	descMsgBytes   = desc("rdma_message_bytes_total", "Bytes of answers that came by RDMA SEND.", "device")
+	descSendTime   = desc("rdma_send_seconds_total", "The source's time for answers by RDMA SEND: build, to make them; wait, for the link. Shown at the source.", "device", "what")
+	descTCPFetches = desc("rdma_tcp_fetches_total", "Fetches that TCP answered on channels that have RDMA, too.", "device")
+	descFallbacks  = desc("rdma_fallbacks_total", "Times that a channel lost RDMA and went on by TCP.", "device")
 	descRDMAUp     = desc("rdma_channels", "Channels whose pages come by RDMA.", "device")
 	descRegistered = desc("rdma_registered_bytes", "Memory that this host has registered for RDMA: of the image, or for pages to land in.", "device")
-	descConnected  = desc("connected", "1 while the control channel is up.")
+	descConnected  = desc("connected", "1 while the control channel is up, 0 while it is cut; of relocations under way.")
 	descDowntime   = desc("downtime_seconds", "From the guest's stop at the source to its resumption at the destination.")
 )
 
@@ -101,7 +101,7 @@ func (m *Metrics) ServeTCP() http.Handler {
 
 func (m *Metrics) request(route, method string, code int) {
 	switch method {
-	case http.MethodGet, http.MethodPost, http.MethodDelete:
+	case http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete:
 	default:
 		method = "other" // the label's values must not be a client's choice
 	}
@@ -172,45 +172,50 @@ func (m *Metrics) Watch(stop <-chan struct{}) {
 func key(s relocate.Status) relocation { return relocation{s.VM, s.Session, s.Role} }
 
 func collect(ch chan<- prometheus.Metric, k relocation, s relocate.Status) {
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, append([]string{k.vm, string(k.role), k.session}, labels...)...)
+	value := func(t prometheus.ValueType) func(*prometheus.Desc, float64, ...string) {
+		return func(d *prometheus.Desc, v float64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, t, v, append([]string{k.vm, string(k.role), k.session}, labels...)...)
+		}
 	}
+	gauge, counter := value(prometheus.GaugeValue), value(prometheus.CounterValue)
 	gauge(descPhase, 1, string(s.Phase))
 	for class, n := range map[string]uint64{
 		"demand": s.PagesDemand, "precache": s.PagesPrecache, "zero": s.PagesZero, "same": s.PagesSame, "moved": s.PagesMoved, "reserved": s.PagesReserved, "remaining": s.PagesRemaining, "total": s.PagesTotal,
 	} {
 		gauge(descPages, float64(n), class)
 	}
-	gauge(descSaved, float64(s.BytesSaved))
-	gauge(descEarly, float64(s.BytesPreTransfer))
-	gauge(descGuest, float64(s.BytesGuest))
-	gauge(descWire, float64(s.BytesWire))
-	gauge(descRate, s.RateBytes)
-	gauge(descPaced, float64(s.DemandPaced))
-	gauge(descChannels, float64(s.ChannelsUp), "up")
-	gauge(descChannels, float64(s.ChannelsTotal), "agreed")
-	gauge(descReconnects, float64(s.Reconnects))
+	counter(descSaved, float64(s.BytesSaved))
+	counter(descEarly, float64(s.BytesPreTransfer))
+	counter(descGuest, float64(s.BytesGuest))
+	counter(descWire, float64(s.BytesWire))
+	counter(descPaced, float64(s.DemandPaced))
+	counter(descReconnects, float64(s.Reconnects))
 	if r := s.RDMA; r != nil {
 		device := r.Device + ":" + strconv.Itoa(r.Port)
-		gauge(descReads, float64(r.ReadsPosted), device, "posted")
-		gauge(descReads, float64(r.ReadsCompleted), device, "completed")
-		gauge(descReads, float64(r.ReadsRetried), device, "retried")
-		gauge(descReadBytes, float64(r.ReadBytes), device)
-		gauge(descMessages, float64(r.Messages), device)
-		gauge(descMsgBytes, float64(r.MessageBytes), device)
-		gauge(descSendTime, r.SendBuildMS/1e3, device, "build")
-		gauge(descSendTime, r.SendWaitMS/1e3, device, "wait")
-		gauge(descInPlace, float64(r.PagesInPlace), device)
-		gauge(descTCPFetches, float64(r.TCPFetches), device)
-		gauge(descFallbacks, float64(r.Fallbacks), device)
+		counter(descReads, float64(r.ReadsPosted), device, "posted")
+		counter(descReads, float64(r.ReadsCompleted), device, "completed")
+		counter(descReads, float64(r.ReadsRetried), device, "retried")
+		counter(descReadBytes, float64(r.ReadBytes), device)
+		counter(descMessages, float64(r.Messages), device)
+		counter(descMsgBytes, float64(r.MessageBytes), device)
+		counter(descSendTime, r.SendBuildMS/1e3, device, "build")
+		counter(descSendTime, r.SendWaitMS/1e3, device, "wait")
+		counter(descInPlace, float64(r.PagesInPlace), device)
+		counter(descTCPFetches, float64(r.TCPFetches), device)
+		counter(descFallbacks, float64(r.Fallbacks), device)
 		gauge(descRDMAUp, float64(r.ChannelsUp), device)
 		gauge(descRegistered, float64(r.Registered), device)
 	}
-	up := 0.
-	if s.Connected {
-		up = 1
+	if !s.Phase.Final() { // a session that is over has no channels that could be up or down
+		up := 0.
+		if s.Connected {
+			up = 1
+		}
+		gauge(descConnected, up)
+		gauge(descRate, s.RateBytes)
+		gauge(descChannels, float64(s.ChannelsUp), "up")
+		gauge(descChannels, float64(s.ChannelsTotal), "agreed")
 	}
-	gauge(descConnected, up)
 	if s.DowntimeMS > 0 {
 		gauge(descDowntime, s.DowntimeMS/1e3)
 	}

@@ -281,6 +281,7 @@ func fixed(a, b config.Config) (keys []string) {
 		{"state_dir", a.StateDir, b.StateDir}, {"listen", a.Listeners(), b.Listeners()}, {"insecure", a.Insecure, b.Insecure},
 		{"api.socket", a.Socket(), b.Socket()}, {"tls", a.TLS.Enabled(), b.TLS.Enabled()}, {"log.format", a.Log.Format, b.Log.Format},
 		{"metrics.listen", a.Metrics.Listen, b.Metrics.Listen}, {"engine", a.Engine, b.Engine}, {"cache", a.Cache, b.Cache},
+		{"rdma", a.RDMA, b.RDMA},
 		// Outgoing connections keep the authority that they were set up with.
 		{"tls.ca", a.TLS.CA, b.TLS.CA},
 	} {

@@ -20,7 +20,9 @@ const lockName = "pagewarpd.lock"
 // prepareDir makes dir with mode 0700 or checks that nobody else can write to
 // the one that is there.
 func prepareDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("make state directory: %w; run the daemon as root, or give it a directory of its own with --state-dir", err)
+	} else if err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
 	fi, err := os.Stat(dir)

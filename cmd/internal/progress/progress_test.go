@@ -110,3 +110,22 @@ func TestSummary(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// TestSummarySaysWhere: the peer of a destination is where the machine came from.
+func TestSummarySaysWhere(t *testing.T) {
+	for want, s := range map[string]relocate.Status{
+		"web1 runs at hostB:7070\n":                 {Role: relocate.RoleSource, Peer: "hostB:7070"},
+		"web1 is at hostB:7070, paused\n":           {Role: relocate.RoleSource, Peer: "hostB:7070", Options: relocate.Options{Paused: true}},
+		"web1 runs here, from 10.0.0.1:41000\n":     {Role: relocate.RoleDestination, Peer: "10.0.0.1:41000"},
+		"web1 is here, from 10.0.0.1:41000, paused": {Role: relocate.RoleDestination, Peer: "10.0.0.1:41000", Options: relocate.Options{Paused: true}},
+	} {
+		s.VM, s.Phase = "web1", relocate.PhaseDone
+		if got := Summary(s); !strings.HasPrefix(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	cut := relocate.Status{VM: "web1", Phase: relocate.PhaseDraining, Reconnects: 2}
+	if got := Summary(cut); !strings.Contains(got, "2, the last one goes on") {
+		t.Errorf("%q", got)
+	}
+}

@@ -17,10 +17,14 @@ func Summary(s relocate.Status) string {
 	}
 	switch s.Phase {
 	case relocate.PhaseDone:
-		fmt.Fprintf(&b, "%s runs at %s\n", s.VM, s.Peer)
+		place := "at " + s.Peer
+		if s.Role == relocate.RoleDestination {
+			place = "here, from " + s.Peer
+		}
 		if s.Options.Paused {
-			b.Reset()
-			fmt.Fprintf(&b, "%s is at %s, paused\n", s.VM, s.Peer)
+			fmt.Fprintf(&b, "%s is %s, paused\n", s.VM, place)
+		} else {
+			fmt.Fprintf(&b, "%s runs %s\n", s.VM, place)
 		}
 	case relocate.PhaseRolledBack:
 		fmt.Fprintf(&b, "%s was rolled back and runs on at the source\n", s.VM)
@@ -81,7 +85,11 @@ func Summary(s relocate.Status) string {
 		row("faults", "p50 %s, p99 %s, max %s (%s)%s", Micros(f.P50), Micros(f.P99), Micros(f.Max), count(uint64(f.Count)), by)
 	}
 	if s.Reconnects > 0 {
-		row("cuts", "%d, each taken up again", s.Reconnects)
+		how := "each taken up again"
+		if !s.Phase.Final() && !s.Connected {
+			how = "the last one goes on"
+		}
+		row("cuts", "%d, %s", s.Reconnects, how)
 	}
 	return b.String()
 }

@@ -36,7 +36,8 @@ func New() *Host {
 	return h
 }
 
-// Adopt implements daemon.Adopter. A path with "dead" in it has no QEMU behind.
+// Adopt implements daemon.Adopter. A path with "dead" in it has no QEMU behind, one with
+// "private" a machine that cannot be relocated.
 func (h *Host) Adopt(_ context.Context, name, qmp string) (relocate.Machine, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -47,6 +48,9 @@ func (h *Host) Adopt(_ context.Context, name, qmp string) (relocate.Machine, err
 		return relocate.Machine{}, fmt.Errorf("connect to QMP socket %s: connection refused; is QEMU running?", qmp)
 	}
 	m := relocate.Machine{Name: name, QMP: qmp, PID: 1, Status: "running", RAMBytes: 1 << 30, VCPUs: 1, Version: "11.1.0", Machine: "pc-q35-11.1"}
+	if strings.Contains(qmp, "private") {
+		m.Problem = "guest memory is not a shared file: there is no memory backend"
+	}
 	h.machines[name] = m
 	return m, nil
 }

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/pagewarp/pagewarp/relocate"
+)
+
+// TestEventsFollowARestart: whoever follows sees the events of the next daemon, too, whose
+// numbers begin at 1 again.
+func TestEventsFollowARestart(t *testing.T) {
+	sock := filepath.Join(t.TempDir(), "api.sock")
+	h, stop := serveAt(t, sock)
+	for _, text := range []string{"one", "two", "three"} {
+		h.Event(relocate.Event{Kind: "warning", Text: text})
+	}
+	sig := make(chan os.Signal, 1)
+	pr, pw := io.Pipe()
+	done := make(chan int, 1)
+	var errOut bytes.Buffer
+	ctx := t.Context()
+	go func() {
+		done <- run(ctx, []string{"events", "-f", "--json", "--socket", sock}, nil, pw, &errOut, sig)
+		pw.Close()
+	}()
+	d := json.NewDecoder(pr)
+	expect := func(text string) {
+		t.Helper()
+		var e relocate.Event
+		if err := d.Decode(&e); err != nil || e.Text != text {
+			t.Fatalf("%+v, %v, want %q", e, err, text)
+		}
+	}
+	expect("one")
+	expect("two")
+	expect("three")
+	stop()
+	h, _ = serveAt(t, sock)
+	h.Event(relocate.Event{Kind: "warning", Text: "of the next daemon"})
+	expect("of the next daemon")
+	sig <- syscall.SIGINT
+	if code := <-done; code != 0 || !strings.Contains(errOut.String(), "started anew") {
+		t.Errorf("exit code %d, %q", code, errOut.String())
+	}
+}
+
+// TestEveryAnswerIsJSON: with --json standard output is JSON whatever is asked.
+func TestEveryAnswerIsJSON(t *testing.T) {
+	_, sock := serve(t)
+	dir := filepath.Join(t.TempDir(), "pki")
+	for _, line := range []string{
+		"vm list", "vm add db2 --qmp /run/db2.qmp", "vm rm db2", "status", "status web1", "limits", "limits --host-bandwidth 2G", "cache list", "cache path db1", "cache drop db1",
+		"relocate web1 --to 127.0.0.1:7070 --detach --json -", "bandwidth web1 2G", "cancel web1", "events", "version", "doctor --qemu true", "rdma list",
+		"pki init --dir " + dir, "pki issue hostA --dir " + dir, "pki show --dir " + dir,
+	} {
+		words := append(strings.Fields(line), "--socket", sock)
+		if !strings.HasPrefix(line, "relocate") {
+			words = append(words, "--json")
+		}
+		r := pagewarp(t, words...)
+		d := json.NewDecoder(strings.NewReader(r.out))
+		n := 0
+		for ; ; n++ {
+			var v any
+			if err := d.Decode(&v); err == io.EOF {
+				break
+			} else if err != nil {
+				t.Errorf("%s: %v in %q", line, err, r.out)
+				break
+			}
+		}
+		if n == 0 || n > 1 && line != "events" || r.code != exitOK && !strings.HasPrefix(line, "doctor") {
+			t.Errorf("%s: %d values of JSON, %+v", line, n, r)
+		}
+	}
+}
+
+func TestVersionFlag(t *testing.T) {
+	if r := pagewarp(t, "--version"); r.code != 0 || !strings.HasPrefix(r.out, "pagewarp ") || r.err != "" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestReportThatCannotBeWritten: the exit code is what has become of the machine.
+func TestReportThatCannotBeWritten(t *testing.T) {
+	h, sock := serve(t)
+	dir := filepath.Join(t.TempDir(), "gone")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	wait := started(t, h, make(chan os.Signal), "relocate", "web1", "--to", "127.0.0.1:7070", "--json", filepath.Join(dir, "r.json"), "--socket", sock)
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	h.Phase("web1", relocate.PhaseLost, func(s *relocate.Status) { s.Error = "its QEMU has died" })
+	if r := wait(); r.code != exitLost || !strings.Contains(r.err, "write report") || !strings.Contains(r.out, "its QEMU has died") {
+		t.Errorf("%+v", r)
+	}
+}
