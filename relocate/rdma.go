@@ -386,6 +386,9 @@ func (in *incoming) overRDMA(conn *tcp.Conn, f transport.Fetcher) (transport.Fet
 			in.warn(fmt.Sprintf("%v channel %d: no more RDMA, %s", kind, index, instead), "err", err)
 		},
 	}
+	if in.rec.Options.RDMALand == RDMALandAlias {
+		o.LentBytes = rdma.LentBytes
+	}
 	rf, err := over(by, dev, f, conn, in.rec.Regions, o)
 	switch {
 	case errors.Is(err, rdma.ErrDeviceClosed):

@@ -11,6 +11,7 @@ import (
 	"github.com/pagewarp/pagewarp/bench/floor"
 	"github.com/pagewarp/pagewarp/bench/report"
 	"github.com/pagewarp/pagewarp/internal/softroce"
+	"github.com/pagewarp/pagewarp/transport/rdma"
 )
 
 // way names how pages land in a run.
@@ -24,7 +25,8 @@ type landWay struct {
 var landWays = []landWay{
 	{"staging, nothing reserved", Options{}},
 	{"staging, reserved", Options{Reserve: true}},
-	{"in place", Options{Land: "all"}},
+	{"in place, at most 128 KiB", Options{Land: "all", LentBytes: rdma.LentBytes}},
+	{"demand in place, precache by the link's rate", Options{Land: "all"}},
 }
 
 // engine starts an engine whose pages come by RDMA.
@@ -163,8 +165,8 @@ func stream(b *testing.B, e *Engine) Stats {
 var busyWays = []landWay{
 	{"staging, reserved", Options{Reserve: true}},
 	{"demand alone in place", Options{Land: "demand"}},
-	{"in place, at most 128 KiB", Options{Land: "all"}},
-	{"in place, at most 1 MiB", Options{Land: "all", LentBytes: 1 << 20}},
+	{"in place, at most 128 KiB", Options{Land: "all", LentBytes: rdma.LentBytes}},
+	{"demand in place, precache by the link's rate", Options{Land: "all"}},
 }
 
 // BenchmarkRDMABusy times faults while precache runs: those on pages whose precache

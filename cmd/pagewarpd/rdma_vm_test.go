@@ -105,7 +105,7 @@ func TestRDMAThereAndBack(t *testing.T) {
 	m := overRDMA(t, true)
 	twin := m.allowTwin(m.a)
 	m.begin("", "")
-	s := move(t, m.a, m.b, "--transport", "rdma")
+	s := move(t, m.a, m.b, "--transport", "rdma", "--rdma-land", "alias")
 	r := s.RDMA
 	if r == nil || r.Device != softroce.Device || r.Port != 1 || r.ReadsCompleted == 0 || r.ReadsCompleted != r.ReadsPosted || r.ReadsRetried != 0 || r.Messages != 0 || r.Fallbacks != 0 || r.Registered == 0 || r.PagesInPlace == 0 {
 		t.Errorf("READs: %+v", r)

@@ -92,14 +92,13 @@ func median(xs []float64) (mid, low, high float64) {
 
 // benchStream is a channel over an image of one registered chunk at most, whose pages
 // land in place or in the staging buffer.
-func benchStream(b *testing.B, kind transport.Kind, pages uint64, spin time.Duration, place bool) (*rig, *blind) {
+func benchStream(b *testing.B, kind transport.Kind, pages uint64, fetch FetchOptions, place bool) (*rig, *blind) {
 	reg := transport.Region{ID: 1, Name: "ram", Pages: pages, PageSize: pageSize}
 	im := transporttest.NewImage(b, reg)
 	for p := range pages {
 		im.Put(1, p, transporttest.Random, 1)
 	}
 	sink, dev := &blind{mem: transporttest.Memory(b, int(pages)*pageSize)}, testDevice(b)
-	fetch := FetchOptions{Spin: spin}
 	if place {
 		var err error
 		fetch.Landing, err = NewLanding(dev, []Stretch{{transport.Range{Region: 1, Count: uint32(pages)}, sink.mem}}, LandingOptions{})
@@ -176,14 +175,18 @@ type benchWay struct {
 	ours, posting, rest figure
 }
 
-// benchWays are channels of both ways.
+// benchWays are channels of each way that there is for a kind of channel.
 func benchWays(b *testing.B, kind transport.Kind, pages uint64, spin time.Duration) (ws []*benchWay) {
-	for _, place := range []bool{false, true} {
-		w := &benchWay{name: "by the staging buffer"}
-		if place {
-			w.name = "in place"
+	for _, way := range []struct {
+		name  string
+		place bool
+		lent  int
+	}{{"by the staging buffer", false, 0}, {"in place, at most 128 KiB", true, LentBytes}, {"by the link's rate", true, 0}} {
+		if kind == transport.Demand && way.place && way.lent == 0 {
+			continue // it has no bound
 		}
-		w.r, w.sink = benchStream(b, kind, pages, spin, place)
+		w := &benchWay{name: way.name}
+		w.r, w.sink = benchStream(b, kind, pages, FetchOptions{Spin: spin, LentBytes: way.lent}, way.place)
 		ws = append(ws, w)
 	}
 	return ws

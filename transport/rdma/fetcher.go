@@ -42,7 +42,8 @@ type FetchOptions struct {
 	// and the sink lends ([transport.LendSink]), READs write to by themselves.
 	Landing *Landing
 	// LentBytes bounds what a precache channel has READs under way for in place, which
-	// is what a fault on such a page waits for. Default 128 KiB.
+	// is what a fault on such a page waits for. 0: what the link carries in 50 µs, and
+	// none, so that precache goes by the stage, where that is less than a READ is worth.
 	LentBytes int
 	// StageBytes bounds the staging buffer, which is registered and so pinned. It
 	// holds at least 4 READs. Default 16 MiB, of which precache uses half.
@@ -108,6 +109,7 @@ type Fetcher struct {
 	vacant  []int                      // guarded by mu; slots in place
 	under   int                        // guarded by mu; slots in use
 	lent    int                        // guarded by mu; bytes
+	lending lending                    // guarded by mu
 	reads   fifo[part]                 // guarded by mu; READs that wait for a slot
 	zeros   fifo[part]                 // guarded by mu; holes to be reported
 	ready   fifo[*flight]              // guarded by mu; all parts have come
@@ -151,6 +153,7 @@ type op struct {
 	posted time.Time
 	busy   bool
 	placed bool   // its one part is lent
+	size   int    // bytes
 	parts  []part // adjacent at the source, in order
 }
 
@@ -172,10 +175,7 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	if o.StageBytes <= 0 {
 		o.StageBytes = stageBytes
 	}
-	if o.LentBytes <= 0 {
-		o.LentBytes = lentBytes
-	}
-	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), flights: make(map[uint64]*flight), sleeper: sleeper{wakeFD: -1}, sink: newLateSink(), stats: o.Stats}
+	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), flights: make(map[uint64]*flight), sleeper: sleeper{wakeFD: -1}, sink: newLateSink(), stats: o.Stats, lending: newLending(o.LentBytes)}
 	if f.stats == nil {
 		f.stats = new(Stats)
 	}
@@ -370,9 +370,8 @@ func (f *Fetcher) route(fl *flight) {
 		}
 		for p.count > 0 {
 			n, lkey, mem := f.opt.Landing.at(fl.Region, p.first, min(p.count, most))
-			if mem != nil && f.ch.Kind() == transport.Precache { // two are under way at least
-				n = min(n, max(1, uint32(f.opt.LentBytes/2/int(r.PageSize))))
-				mem = mem[:int(n)*int(r.PageSize)]
+			if mem != nil && f.ch.Kind() == transport.Precache {
+				n, mem = f.lending.cut(n, mem)
 			}
 			fl.parts++
 			f.reads.push(part{fl: fl, first: p.first, count: n, rkey: p.rkey, addr: p.addr, lkey: lkey, mem: mem})

@@ -39,7 +39,7 @@ func (f *Fetcher) land(dones []done) error {
 		for _, p := range o.parts {
 			f.came(p.fl)
 		}
-		f.freed(int(d.id))
+		f.freed(int(d.id), at)
 		f.post(at)
 		f.mu.Unlock()
 	}

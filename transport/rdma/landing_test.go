@@ -102,7 +102,7 @@ func TestNextRead(t *testing.T) {
 		sink := &lender{claims: make(map[uint64]bool), how: func(p uint64) transport.Lending { return transport.Lending(ways[p] % 3) }}
 		kind := rapid.SampledFrom([]transport.Kind{transport.Demand, transport.Precache}).Draw(t, "kind")
 		f := &Fetcher{ch: pageChannel{kind: kind}, table: newTable([]transport.Region{{ID: 1, Pages: pages, PageSize: ps}}), sink: newLateSink(),
-			slotSize: 64 << 10, stageSlots: 3, ops: make([]op, 3+5), stageMR: &region{lkey: 9}, flights: make(map[uint64]*flight), opt: FetchOptions{LentBytes: bound}}
+			slotSize: 64 << 10, stageSlots: 3, ops: make([]op, 3+5), stageMR: &region{lkey: 9}, flights: make(map[uint64]*flight), lending: newLending(bound)}
 		f.sink.bind(sink)
 		f.allFree()
 		for p, id := uint64(0), uint64(1); p < pages; id++ {
@@ -162,7 +162,7 @@ func TestNextRead(t *testing.T) {
 						}
 						f.came(p.fl)
 					}
-					f.freed(i)
+					f.freed(i, time.Time{})
 				}
 			}
 		}

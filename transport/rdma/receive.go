@@ -259,10 +259,10 @@ func (f *Fetcher) take(spin time.Duration) (int, error) {
 func (f *Fetcher) Poll(c *transport.Completion) bool {
 	for {
 		f.mu.Lock()
-		ok := f.popReady(c)
+		ok, idle := f.popReady(c), f.under == 0
 		f.mu.Unlock()
-		if ok {
-			return true
+		if ok || idle {
+			return ok
 		}
 		// Whoever has pollMu is Receive, which looks whether READs are under way before
 		// it sleeps; and without a sink nothing can be landed.
