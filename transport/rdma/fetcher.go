@@ -125,6 +125,7 @@ type Fetcher struct {
 // flight is one outstanding fetch.
 type flight struct {
 	transport.Fetch
+	reg    *regionTable
 	sent   time.Time
 	wire   time.Duration // to the last READ
 	copied time.Duration
@@ -304,7 +305,7 @@ func (f *Fetcher) enter(fs []transport.Fetch, now time.Time) error {
 		if n := len(f.idle); n > 0 {
 			fl, f.idle = f.idle[n-1], f.idle[:n-1]
 		}
-		*fl = flight{Fetch: fs[i], sent: now}
+		*fl = flight{Fetch: fs[i], reg: f.table.regions[fs[i].Region], sent: now}
 		f.flights[fs[i].ID] = fl
 	}
 	return nil
@@ -338,7 +339,7 @@ func (f *Fetcher) drop(fl *flight) {
 // route decides how a flight's pages come: by READ, as the hole that they are, by
 // FETCH, or, for precache, after their chunk has been mapped. mu is held.
 func (f *Fetcher) route(fl *flight) {
-	r := f.table.regions[fl.Region]
+	r := fl.reg
 	if f.q == nil && f.opt.Only {
 		f.waiting = append(f.waiting, fl)
 		return

@@ -107,7 +107,7 @@ func TestNextRead(t *testing.T) {
 		f.allFree()
 		for p, id := uint64(0), uint64(1); p < pages; id++ {
 			n := min(rapid.Uint64Range(1, 16).Draw(t, "count"), pages-p)
-			fl := &flight{Fetch: transport.Fetch{ID: id, Range: transport.Range{Region: 1, First: p, Count: uint32(n)}}, parts: 1}
+			fl := &flight{Fetch: transport.Fetch{ID: id, Range: transport.Range{Region: 1, First: p, Count: uint32(n)}}, reg: f.table.regions[1], parts: 1}
 			f.flights[id] = fl
 			x := part{fl: fl, first: p, count: uint32(n), rkey: 4, addr: p * ps}
 			if rapid.Bool().Draw(t, "registered") {

@@ -58,7 +58,7 @@ func (f *Fetcher) head(n uint32) part {
 	if n >= p.count {
 		return f.reads.pop()
 	}
-	size := uint64(n) * uint64(f.table.regions[p.fl.Region].PageSize)
+	size := uint64(n) * uint64(p.fl.reg.PageSize)
 	head := *p
 	head.count = n
 	p.fl.parts++
@@ -92,7 +92,7 @@ func (f *Fetcher) staged(wr *read, now time.Time, n uint32) bool {
 	o := &f.ops[slot]
 	o.parts, o.posted, o.busy = o.parts[:0], now, true
 	p := f.head(n)
-	ps := int(f.table.regions[p.fl.Region].PageSize)
+	ps := int(p.fl.reg.PageSize)
 	size := int(p.count) * ps
 	for o.parts = append(o.parts, p); f.reads.len() > 0; {
 		next := f.reads.peek()

@@ -208,7 +208,7 @@ func (f *Fetcher) zero(p part) error {
 	r := transport.Range{Region: p.fl.Region, First: p.first, Count: p.count}
 	if last := p.fl.First + uint64(p.fl.Count); p.first+uint64(p.count) == last {
 		f.mu.Lock()
-		p.fl.ahead = uint32(f.table.regions[r.Region].hole(last, maxHole))
+		p.fl.ahead = uint32(p.fl.reg.hole(last, maxHole))
 		f.mu.Unlock()
 		r.Count += p.fl.ahead
 	}
