@@ -55,7 +55,7 @@ test-rdma: guest tools ## pages over RDMA, by soft-RoCE in a virtual machine; pa
 	@test/deps.sh check
 	@$(GO) run ./test/summary -race=false -staticcheck $(TOOLS)/staticcheck ./transport/rdma/...
 
-test-rdma-setups: guest ## 100000 set-ups by RDMA and their end, without a verbs object left (6 minutes); not a part of 'make test'
+test-rdma-setups: guest ## 100000 set-ups by RDMA and their end, without a verbs object left (8 minutes); not a part of 'make test'
 	RDMA_PROGRAM=rdma RDMA_RUN='^TestManySetUps$$' RDMA_SETUPS=100000 $(GO) test -count=1 -v -timeout 25m -run '^TestInVM$$' ./transport/rdma/rdmatest
 
 lint: tools ## gofmt, go vet, staticcheck, and the rules on imports

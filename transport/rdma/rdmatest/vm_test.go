@@ -28,7 +28,7 @@ func TestInVM(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 22*time.Minute, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(t, ctx)
-	// For work on single tests of one program; RDMA_SETUPS is for TestManySetUps, 3 ms each.
+	// For work on single tests of one program; RDMA_SETUPS is for TestManySetUps, 3 to 5 ms each.
 	only, setUps := os.Getenv("RDMA_PROGRAM"), os.Getenv("RDMA_SETUPS")
 	timeout := "10m"
 	if setUps != "" {
