@@ -102,7 +102,7 @@ type Fetcher struct {
 	pending *queue                     // guarded by mu; waits for ACCEPT
 	mine    endpoint                   // of pending
 	table   *table                     // guarded by mu
-	flights map[uint64]*flight         // guarded by mu; all that is outstanding
+	flights flights                    // guarded by mu; all that is outstanding
 	idle    []*flight                  // guarded by mu; to be used again
 	ops     []op                       // guarded by mu; by slot, those in place last
 	free    []int                      // guarded by mu; slots of the stage
@@ -125,6 +125,7 @@ type Fetcher struct {
 // flight is one outstanding fetch.
 type flight struct {
 	transport.Fetch
+	next   *flight // of a chain of flights
 	reg    *regionTable
 	sent   time.Time
 	wire   time.Duration // to the last READ
@@ -176,7 +177,7 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	if o.StageBytes <= 0 {
 		o.StageBytes = stageBytes
 	}
-	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), flights: make(map[uint64]*flight), sleeper: sleeper{wakeFD: -1}, sink: newLateSink(), stats: o.Stats, lending: newLending(o.LentBytes)}
+	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), sleeper: sleeper{wakeFD: -1}, sink: newLateSink(), stats: o.Stats, lending: newLending(o.LentBytes)}
 	if f.stats == nil {
 		f.stats = new(Stats)
 	}
@@ -272,7 +273,7 @@ func (f *Fetcher) FetchAndPoll(fs []transport.Fetch) error {
 		return err
 	}
 	for i := range fs {
-		f.route(f.flights[fs[i].ID])
+		f.route(f.flights.at(fs[i].ID))
 	}
 	f.post(now)
 	unsent := f.unsent()
@@ -297,16 +298,18 @@ func (f *Fetcher) enter(fs []transport.Fetch, now time.Time) error {
 	for i := range fs {
 		if err := f.check(&fs[i]); err != nil {
 			for _, done := range fs[:i] {
-				f.drop(f.flights[done.ID])
+				f.drop(f.flights.at(done.ID))
 			}
 			return fmt.Errorf("fetch %d pages at %d of region %d: %w", fs[i].Count, fs[i].First, fs[i].Region, err)
 		}
-		fl := new(flight)
+		var fl *flight
 		if n := len(f.idle); n > 0 {
 			fl, f.idle = f.idle[n-1], f.idle[:n-1]
+		} else {
+			fl = new(flight)
 		}
 		*fl = flight{Fetch: fs[i], reg: f.table.regions[fs[i].Region], sent: now}
-		f.flights[fs[i].ID] = fl
+		f.flights.add(fl)
 	}
 	return nil
 }
@@ -322,9 +325,9 @@ func (f *Fetcher) check(r *transport.Fetch) error {
 		return fmt.Errorf("max_count of this channel is %d", f.opt.MaxCount)
 	case r.Plain && f.ch.Features()&transport.FeatureWarm == 0:
 		return errors.New("a plain fetch needs the warm feature, which is not in force")
-	case len(f.flights) >= maxOutstanding:
+	case f.flights.n >= maxOutstanding:
 		return fmt.Errorf("%d fetches are outstanding, the limit", maxOutstanding)
-	case f.flights[r.ID] != nil:
+	case f.flights.at(r.ID) != nil:
 		return fmt.Errorf("id %d is outstanding already", r.ID)
 	}
 	return nil
@@ -332,7 +335,7 @@ func (f *Fetcher) check(r *transport.Fetch) error {
 
 // drop ends a flight. mu is held.
 func (f *Fetcher) drop(fl *flight) {
-	delete(f.flights, fl.ID)
+	f.flights.remove(fl)
 	f.idle = append(f.idle, fl)
 }
 
@@ -428,8 +431,6 @@ func (f *Fetcher) send() error {
 func (f *Fetcher) Outstanding(buf []transport.Fetch) []transport.Fetch {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, fl := range f.flights {
-		buf = append(buf, fl.Fetch)
-	}
+	f.flights.each(func(fl *flight) { buf = append(buf, fl.Fetch) })
 	return buf
 }

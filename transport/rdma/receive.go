@@ -41,7 +41,7 @@ func (f *Fetcher) receiveBelow() {
 		f.mu.Lock()
 		if err != nil {
 			f.err = err
-		} else if fl := f.flights[c.ID]; fl != nil {
+		} else if fl := f.flights.at(c.ID); fl != nil {
 			f.drop(fl)
 			f.stats.Beneath.Add(1)
 			f.answers.push(c)
@@ -388,18 +388,16 @@ func (f *Fetcher) end(why error) error {
 	for f.ready.len() > 0 {
 		done[f.ready.pop()] = true
 	}
-	for _, fl := range f.flights {
-		if f.opt.Only {
-			break // they are fetched again by another channel
-		}
+	f.flights.each(func(fl *flight) {
 		switch {
+		case f.opt.Only: // they are fetched again by another channel
 		case done[fl]:
 			f.ready.push(fl)
 		case !fl.below:
 			fl.data, fl.zero, fl.ahead = 0, 0, 0
 			f.below(fl)
 		}
-	}
+	})
 	f.mu.Unlock()
 	if err := f.opt.over(f.dev, f.ch, f.stats, why); err != nil {
 		return err
