@@ -175,6 +175,15 @@ type benchWay struct {
 	ours, posting, rest figure
 }
 
+// asInTheDaemon gives the runtime as many Ps as pagewarpd does (spareProcessors there). With as
+// many as there are CPUs a thread that comes back from ibv_post_send, which takes soft-RoCE
+// long, has lost its own.
+func asInTheDaemon(b *testing.B) {
+	runtime.LockOSThread()
+	old := runtime.GOMAXPROCS(runtime.NumCPU() + 6)
+	b.Cleanup(func() { runtime.GOMAXPROCS(old) })
+}
+
 // benchWays are channels of each way that there is for a kind of channel.
 func benchWays(b *testing.B, kind transport.Kind, pages uint64, spin time.Duration) (ws []*benchWay) {
 	for _, way := range []struct {
@@ -205,7 +214,7 @@ func (w *benchWay) counted(b *testing.B, least uint64) {
 // its typical time. A ratio is that of one round, whose sides are seconds apart. The
 // thread that fetches polls for the page, as a fault reader does.
 func BenchmarkDemand(b *testing.B) {
-	runtime.LockOSThread()
+	asInTheDaemon(b)
 	const rounds, fetches, pages = 9, 500, 512
 	ways := benchWays(b, transport.Demand, pages, time.Millisecond)
 	var floor, shim figure
@@ -252,7 +261,7 @@ func BenchmarkDemand(b *testing.B) {
 // BenchmarkPrecache alternates a stream with ib_read_bw at its best message size:
 // the goal is 0.9 times its rate.
 func BenchmarkPrecache(b *testing.B) {
-	runtime.LockOSThread()
+	asInTheDaemon(b)
 	const rounds, pages, run, window = 7, 6144, 32, 32
 	ways := benchWays(b, transport.Precache, pages, 100*time.Microsecond)
 	var floor, shim figure
