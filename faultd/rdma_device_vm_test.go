@@ -66,9 +66,7 @@ func TestRDMADevice(t *testing.T) {
 	}{
 		{"from a file", pageSize, false, rdma.PinLazy, false, func(*reader) {}},
 		{"from an object", pageSize, true, rdma.PinLazy, false, func(*reader) {}},
-		{"from an object, all pinned", pageSize, true, rdma.PinAll, false, func(*reader) {}},
 		{"from an object, connections cut", pageSize, true, rdma.PinLazy, false, (*reader).cutAll},
-		{"from an object, RDMA lost", pageSize, true, rdma.PinLazy, false, (*reader).lose},
 		{"from an object, SEND lost", pageSize, true, rdma.PinLazy, true, (*reader).lose},
 		{"huge pages", 2 << 20, true, rdma.PinLazy, false, func(*reader) {}},
 		{"huge pages, RDMA lost", 2 << 20, true, rdma.PinAll, false, (*reader).lose},
