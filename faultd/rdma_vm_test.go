@@ -24,9 +24,11 @@ import (
 // reader is a page server whose image can be read by RDMA, and the way to it.
 type reader struct {
 	*server
+	reg    transport.Region
 	export *rdma.Export
 	dst    *rdma.Device
 	land   *rdma.Landing // nil: READs land in staging buffers
+	lent   int           // rdma.FetchOptions.LentBytes
 	downs  atomic.Int32
 	reads  rdma.Stats
 	batch  bool // precache comes by SEND
@@ -48,17 +50,23 @@ func openDevice(t *testing.T) *rdma.Device {
 
 func newReader(t *testing.T, img *image, pin rdma.Pin) *reader {
 	t.Helper()
-	r := &reader{attached: make(map[*tcp.Conn]*rdma.Attachment), dst: openDevice(t)}
+	return newReaderOf(t, region(img.pages), img.fd, pin)
+}
+
+// newReaderOf serves a file as a region.
+func newReaderOf(t *testing.T, reg transport.Region, fd int, pin rdma.Pin) *reader {
+	t.Helper()
+	r := &reader{reg: reg, lent: rdma.LentBytes, attached: make(map[*tcp.Conn]*rdma.Attachment), dst: openDevice(t)}
 	var err error
-	r.export, err = rdma.NewExport(openDevice(t), []rdma.Source{{Region: region(img.pages), Path: fmt.Sprintf("/proc/self/fd/%d", img.fd)}}, rdma.ExportOptions{Pin: pin})
+	r.export, err = rdma.NewExport(openDevice(t), []rdma.Source{{Region: reg, Path: fmt.Sprintf("/proc/self/fd/%d", fd)}}, rdma.ExportOptions{Pin: pin})
 	must(t, err)
 	t.Cleanup(func() { must(t, r.export.Close()) })
-	r.server = newServer(t, img, "unix:"+t.TempDir()+"/none", tcp.Tuning{}) // its image; channels come below
+	r.server = newServerOf(t, reg, fd, "unix:"+t.TempDir()+"/none", tcp.Tuning{}) // its image; channels come below
 	return r
 }
 
 // open is a [faultd.Opener]: a socket pair's source end is served here.
-func (r *reader) open(t *testing.T, pages uint64) faultd.Opener {
+func (r *reader) open(t *testing.T) faultd.Opener {
 	ln, err := tcp.Listen("127.0.0.1:0", tcp.ListenOptions{Admit: func(transport.Hello, string) (transport.Offer, *transport.RemoteError) {
 		return transport.Offer{Role: transport.Source, Features: transport.AllFeatures&^transport.FeatureWarm | transport.FeatureRDMA | transport.FeatureSend}, nil
 	}})
@@ -93,7 +101,7 @@ func (r *reader) open(t *testing.T, pages uint64) faultd.Opener {
 			})
 		}
 	})
-	regions := []transport.Region{region(pages)}
+	regions := []transport.Region{r.reg}
 	return func(ctx context.Context, kind transport.Kind, index int) (transport.Fetcher, error) {
 		c, err := tcp.Dial(ctx, ln.Addr().String(), tcp.Options{Hello: transport.Hello{
 			Kind: kind, Role: transport.Destination, Index: uint16(index), Token: r.token,
@@ -106,7 +114,7 @@ func (r *reader) open(t *testing.T, pages uint64) faultd.Opener {
 		if err != nil {
 			return nil, err
 		}
-		o := rdma.FetchOptions{StageBytes: 2 << 20, MaxCount: c.MaxCount(), Spin: rdma.DefaultSpin, Stats: &r.reads, Landing: r.land, Down: func(error) { r.downs.Add(1) }}
+		o := rdma.FetchOptions{StageBytes: 2 << 20, MaxCount: c.MaxCount(), Spin: rdma.DefaultSpin, Stats: &r.reads, Landing: r.land, LentBytes: r.lent, Down: func(error) { r.downs.Add(1) }}
 		if r.batch && kind == transport.Precache {
 			f, err := rdma.NewBatchFetcher(r.dst, base, c, regions, o)
 			if err != nil {
@@ -172,21 +180,23 @@ func TestRDMADrain(t *testing.T) {
 		batch bool
 		hurt  func(*reader)
 		place []transport.Range // what is reserved, to land in place
+		lent  int               // how much of it precache may have under way
 	}{
-		{"undisturbed", rdma.PinLazy, false, func(*reader) {}, nil},
-		{"pinned at the freeze", rdma.PinAll, false, func(*reader) {}, most},
-		{"connections cut", rdma.PinLazy, false, (*reader).cutAll, most},
-		{"RDMA lost", rdma.PinLazy, false, (*reader).lose, most},
-		{"connections with SEND cut", rdma.PinLazy, true, (*reader).cutAll, nil},
-		{"SEND lost", rdma.PinLazy, true, (*reader).lose, nil},
+		{"undisturbed", rdma.PinLazy, false, func(*reader) {}, nil, 0},
+		{"pinned at the freeze", rdma.PinAll, false, func(*reader) {}, most, rdma.LentBytes},
+		{"by the link's rate", rdma.PinAll, false, func(*reader) {}, most, 0},
+		{"connections cut", rdma.PinLazy, false, (*reader).cutAll, most, rdma.LentBytes},
+		{"RDMA lost", rdma.PinLazy, false, (*reader).lose, most, rdma.LentBytes},
+		{"connections with SEND cut", rdma.PinLazy, true, (*reader).cutAll, nil, 0},
+		{"SEND lost", rdma.PinLazy, true, (*reader).lose, nil, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx := withDeadline(t, 60*time.Second)
 			m := newMachine(t, ctx, pages, false)
 			r := newReader(t, img, c.pin)
-			r.batch = c.batch
+			r.batch, r.lent = c.batch, c.lent
 			begun := make(chan struct{})
-			e := start(t, m.config(heldOpen(begun, r.open(t, pages))))
+			e := start(t, m.config(heldOpen(begun, r.open(t))))
 			if c.place != nil {
 				r.place(t, e, c.place...)
 			}
@@ -235,7 +245,7 @@ func TestRDMARemoved(t *testing.T) {
 	m := newMachineEvents(t, ctx, pages, false, true)
 	r := newReader(t, img, rdma.PinAll)
 	begun := make(chan struct{})
-	e := start(t, m.config(heldOpen(begun, r.open(t, pages))))
+	e := start(t, m.config(heldOpen(begun, r.open(t))))
 	r.place(t, e, transport.Range{Region: 7, Count: pages})
 	close(begun)
 	gone := make(map[uint64]bool)

@@ -237,15 +237,7 @@ func (o *outgoing) offerRDMA(local net.Addr) error {
 
 // exportBy opens the image for READs; it owns dev.
 func (o *outgoing) exportBy(dev *rdma.Device) error {
-	opt := &o.rec.Options
-	var sources []rdma.Source
-	for i, m := range o.rec.Memory {
-		sources = append(sources, rdma.Source{Region: o.rec.Regions[i], Path: m.Path})
-	}
-	pin, _ := rdma.ParsePin(opt.RDMAPin) // checked before
-	export, err := rdma.NewExport(dev, sources, rdma.ExportOptions{Pin: pin, Budget: o.host.cfg.RDMA.Budget, DeadAfter: o.host.tuning().DeadAfter, Report: func(err error) {
-		o.warn("pages go by TCP where RDMA cannot bring them", "err", err)
-	}})
+	export, err := o.newExport(dev)
 	if err != nil {
 		dev.Close()
 		return err
@@ -254,6 +246,29 @@ func (o *outgoing) exportBy(dev *rdma.Device) error {
 	o.update(func(s *Status) { s.RDMA = statusOf(dev) })
 	o.note("channel", "pages can be read by RDMA through "+dev.String()+"; nothing encrypts them on the wire")
 	return nil
+}
+
+func (o *outgoing) newExport(dev *rdma.Device) (*rdma.Export, error) {
+	var sources []rdma.Source
+	for i, m := range o.rec.Memory {
+		path := m.Path
+		if m.Object != "" {
+			// The memory itself: its holes can be found, a freeze of the object, which is
+			// for its VMM, does not keep the rest of it from being pinned, and no kernel
+			// refuses to (from 6.5 on none pins a writable mapping of the node).
+			f, err := m.open()
+			if err != nil {
+				return nil, err
+			}
+			defer f.Close()
+			path = fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+		}
+		sources = append(sources, rdma.Source{Region: o.rec.Regions[i], Path: path})
+	}
+	pin, _ := rdma.ParsePin(o.rec.Options.RDMAPin) // checked before
+	return rdma.NewExport(dev, sources, rdma.ExportOptions{Pin: pin, Budget: o.host.cfg.RDMA.Budget, DeadAfter: o.host.tuning().DeadAfter, Report: func(err error) {
+		o.warn("pages go by TCP where RDMA cannot bring them", "err", err)
+	}})
 }
 
 // plainTransport says that pages go by TCP; a reason is there if "auto" was asked.
@@ -385,6 +400,9 @@ func (in *incoming) overRDMA(conn *tcp.Conn, f transport.Fetcher) (transport.Fet
 			in.rdmaLost.Store(&why)
 			in.warn(fmt.Sprintf("%v channel %d: no more RDMA, %s", kind, index, instead), "err", err)
 		},
+	}
+	if in.rec.Options.RDMALand == RDMALandAlias {
+		o.LentBytes = rdma.LentBytes
 	}
 	rf, err := over(by, dev, f, conn, in.rec.Regions, o)
 	switch {

@@ -9,8 +9,11 @@ import (
 
 // Values of Options.RDMALand.
 const (
-	RDMALandAuto    = "auto"    // RDMALandAlias
-	RDMALandAlias   = "alias"   // in place, where memory was reserved
+	// RDMALandAuto puts pages in place where memory was reserved: those on demand always,
+	// precache as far as the link carries it in 50 µs, and not at all on one that is so
+	// slow that a fault would wait for it much longer.
+	RDMALandAuto    = "auto"
+	RDMALandAlias   = "alias"   // in place, where memory was reserved; precache has 128 KiB under way
 	RDMALandStaging = "staging" // in a buffer, to be copied
 )
 

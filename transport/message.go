@@ -32,5 +32,8 @@ type Carrier interface {
 	Room() (mem []byte, most int, ok bool)
 	// Send sends the first n bytes of Room's memory. false says that they did not go.
 	Send(n int) bool
+	// Rate is what the way of the messages carries, in bytes a second; 0: not known. It
+	// comes between Room and Leave.
+	Rate() float64
 	Leave()
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/pagewarp/pagewarp/bench/floor"
 	"github.com/pagewarp/pagewarp/bench/report"
 	"github.com/pagewarp/pagewarp/internal/softroce"
+	"github.com/pagewarp/pagewarp/transport/rdma"
 )
 
 // way names how pages land in a run.
@@ -24,8 +25,11 @@ type landWay struct {
 var landWays = []landWay{
 	{"staging, nothing reserved", Options{}},
 	{"staging, reserved", Options{Reserve: true}},
-	{"in place", Options{Land: "all"}},
+	{"in place, at most 128 KiB", Options{Land: "all", LentBytes: rdma.LentBytes}},
 }
+
+// byTheRate has precache land as the link's rate says.
+var byTheRate = landWay{"demand in place, precache by the link's rate", Options{Land: "all"}}
 
 // engine starts an engine whose pages come by RDMA.
 func (w landWay) engine(b *testing.B, ctx context.Context, im *Image) *Engine {
@@ -131,9 +135,9 @@ func BenchmarkRDMAStream(b *testing.B) {
 	defer im.Close()
 	var f figures
 	for range 5 {
-		for _, way := range landWays {
+		for _, way := range append(landWays[:len(landWays):len(landWays)], byTheRate) {
 			s := stream(b, way.engine(b, ctx, im))
-			if s.Reads == 0 || way.Land == "all" && s.InPlace == 0 {
+			if s.Reads == 0 || way.LentBytes > 0 && s.InPlace == 0 {
 				b.Fatalf("%d READs, %d pages in place, %d fetches by TCP", s.Reads, s.InPlace, s.TCPFetches)
 			}
 			f.add(way.name, float64(im.Pages*pageSize)/(1<<20)/s.Elapsed.Seconds())
@@ -163,8 +167,8 @@ func stream(b *testing.B, e *Engine) Stats {
 var busyWays = []landWay{
 	{"staging, reserved", Options{Reserve: true}},
 	{"demand alone in place", Options{Land: "demand"}},
-	{"in place, at most 128 KiB", Options{Land: "all"}},
-	{"in place, at most 1 MiB", Options{Land: "all", LentBytes: 1 << 20}},
+	{"in place, at most 128 KiB", Options{Land: "all", LentBytes: rdma.LentBytes}},
+	byTheRate,
 }
 
 // BenchmarkRDMABusy times faults while precache runs: those on pages whose precache

@@ -78,7 +78,7 @@ unreachable, 130 interrupted.`,
 	p.StringVar(&f.opts.RDMAPin, "rdma-pin", "", "when the source registers its image for RDMA: lazy (as it is wanted), all (at the freeze), odp (never pinned, where the device has on-demand paging) (default lazy)")
 	p.StringVar(&f.opts.RDMAPrecache, "rdma-precache", "", "how the background stream comes by RDMA: read (RDMA READ, as it is in memory), send (RDMA SEND, compressed by --codec), tcp (over the connections, compressed) (default read; send with --codec s2 or zstd)")
 	p.StringVar(&f.opts.RDMALost, "rdma-lost", "", "what pages do where RDMA is lost, e.g. a link goes down: tcp (travel by TCP), wait (for RDMA) (default tcp)")
-	p.StringVar(&f.opts.RDMALand, "rdma-land", "", "where pages land by RDMA: alias (in the guest's memory, where it was reserved), staging (in a buffer, to be copied), auto (alias) (default auto)")
+	p.StringVar(&f.opts.RDMALand, "rdma-land", "", "where pages land by RDMA: alias (in the guest's memory, where it was reserved), staging (in a buffer, to be copied), auto (alias on demand; precache by the link's rate) (default auto)")
 	p.StringVar(&f.opts.Warm, "warm", "", "what the destination may have of the memory: a `NAME` in its cache, or the path of a file there (default: what it kept of the machine)")
 	p.BoolVar(&f.opts.PreTransfer, "pre-transfer", false, "copy the memory before the switch-over, while the guest runs here; what it writes meanwhile is sent again after it")
 	p.DurationVar(&f.preLimit, "pre-transfer-timeout", relocate.DefaultPreTransferTimeout, "switch over after this time with what has been copied")

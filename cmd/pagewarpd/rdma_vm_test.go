@@ -39,7 +39,8 @@ func overRDMA(t *testing.T, withTLS bool) *matrix {
 		}
 	})
 	root := vmtest.Dir(t)
-	rdmaConf := fmt.Sprintf("[rdma]\ndevice = %q\n", softroce.Device)
+	// The module is loaded, but these tests are of userfaultfd.
+	rdmaConf := fmt.Sprintf("[rdma]\ndevice = %q\n[engine]\nfault_source = %q\n", softroce.Device, relocate.FaultUserfaultfd)
 	if !withTLS { // which is slow in an emulator, where much goes by TCP
 		return makeMatrix(t, root, place{conf: rdmaConf}, place{conf: rdmaConf})
 	}
@@ -105,7 +106,7 @@ func TestRDMAThereAndBack(t *testing.T) {
 	m := overRDMA(t, true)
 	twin := m.allowTwin(m.a)
 	m.begin("", "")
-	s := move(t, m.a, m.b, "--transport", "rdma")
+	s := move(t, m.a, m.b, "--transport", "rdma", "--rdma-land", "alias")
 	r := s.RDMA
 	if r == nil || r.Device != softroce.Device || r.Port != 1 || r.ReadsCompleted == 0 || r.ReadsCompleted != r.ReadsPosted || r.ReadsRetried != 0 || r.Messages != 0 || r.Fallbacks != 0 || r.Registered == 0 || r.PagesInPlace == 0 {
 		t.Errorf("READs: %+v", r)
@@ -311,7 +312,7 @@ func TestMeasureSourceCPU(t *testing.T) {
 	}
 	for _, by := range []string{relocate.TransportRDMA, relocate.TransportTCP} {
 		t.Run(by, func(t *testing.T) {
-			p := place{conf: fmt.Sprintf("[rdma]\ndevice = %q\n", softroce.Device)}
+			p := place{conf: fmt.Sprintf("[rdma]\ndevice = %q\n[engine]\nfault_source = %q\n", softroce.Device, relocate.FaultUserfaultfd)}
 			m := makeMatrix(t, vmtest.Dir(t), p, p)
 			m.begin("", "")
 			pid := m.a.cmd.Process.Pid

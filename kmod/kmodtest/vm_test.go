@@ -174,18 +174,7 @@ func prepare(t testing.TB, ctx context.Context, series string) (cfg kvmrig.Confi
 }
 
 // buildModules builds the driver, and the module of ours that tests it, against kdir.
-func buildModules(t testing.TB, ctx context.Context, kdir string) (modules []string) {
+func buildModules(t testing.TB, ctx context.Context, kdir string) []string {
 	t.Helper()
-	root, err := rig.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range []struct{ name, src string }{{"pagewarp", "kmod/driver"}, {"pagewarp_gup", "kmod/kmodtest/gup"}} {
-		path, err := kvmrig.BuildModule(ctx, filepath.Join(root, "build", "kmod"), filepath.Join(root, m.src), kdir, m.name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		modules = append(modules, path)
-	}
-	return modules
+	return []string{rigtest.Module(t, ctx, kdir, "pagewarp", "kmod/driver"), rigtest.Module(t, ctx, kdir, "pagewarp_gup", "kmod/kmodtest/gup")}
 }

@@ -92,14 +92,13 @@ func median(xs []float64) (mid, low, high float64) {
 
 // benchStream is a channel over an image of one registered chunk at most, whose pages
 // land in place or in the staging buffer.
-func benchStream(b *testing.B, kind transport.Kind, pages uint64, spin time.Duration, place bool) (*rig, *blind) {
+func benchStream(b *testing.B, kind transport.Kind, pages uint64, fetch FetchOptions, place bool) (*rig, *blind) {
 	reg := transport.Region{ID: 1, Name: "ram", Pages: pages, PageSize: pageSize}
 	im := transporttest.NewImage(b, reg)
 	for p := range pages {
 		im.Put(1, p, transporttest.Random, 1)
 	}
 	sink, dev := &blind{mem: transporttest.Memory(b, int(pages)*pageSize)}, testDevice(b)
-	fetch := FetchOptions{Spin: spin}
 	if place {
 		var err error
 		fetch.Landing, err = NewLanding(dev, []Stretch{{transport.Range{Region: 1, Count: uint32(pages)}, sink.mem}}, LandingOptions{})
@@ -176,14 +175,27 @@ type benchWay struct {
 	ours, posting, rest figure
 }
 
-// benchWays are channels of both ways.
+// asInTheDaemon gives the runtime as many Ps as pagewarpd does (spareProcessors there). With as
+// many as there are CPUs a thread that comes back from ibv_post_send, which takes soft-RoCE
+// long, has lost its own.
+func asInTheDaemon(b *testing.B) {
+	runtime.LockOSThread()
+	old := runtime.GOMAXPROCS(runtime.NumCPU() + 6)
+	b.Cleanup(func() { runtime.GOMAXPROCS(old) })
+}
+
+// benchWays are channels of each way that there is for a kind of channel.
 func benchWays(b *testing.B, kind transport.Kind, pages uint64, spin time.Duration) (ws []*benchWay) {
-	for _, place := range []bool{false, true} {
-		w := &benchWay{name: "by the staging buffer"}
-		if place {
-			w.name = "in place"
+	for _, way := range []struct {
+		name  string
+		place bool
+		lent  int
+	}{{"by the staging buffer", false, 0}, {"in place, at most 128 KiB", true, LentBytes}, {"by the link's rate", true, 0}} {
+		if kind == transport.Demand && way.place && way.lent == 0 {
+			continue // it has no bound
 		}
-		w.r, w.sink = benchStream(b, kind, pages, spin, place)
+		w := &benchWay{name: way.name}
+		w.r, w.sink = benchStream(b, kind, pages, FetchOptions{Spin: spin, LentBytes: way.lent}, way.place)
 		ws = append(ws, w)
 	}
 	return ws
@@ -202,7 +214,7 @@ func (w *benchWay) counted(b *testing.B, least uint64) {
 // its typical time. A ratio is that of one round, whose sides are seconds apart. The
 // thread that fetches polls for the page, as a fault reader does.
 func BenchmarkDemand(b *testing.B) {
-	runtime.LockOSThread()
+	asInTheDaemon(b)
 	const rounds, fetches, pages = 9, 500, 512
 	ways := benchWays(b, transport.Demand, pages, time.Millisecond)
 	var floor, shim figure
@@ -249,7 +261,7 @@ func BenchmarkDemand(b *testing.B) {
 // BenchmarkPrecache alternates a stream with ib_read_bw at its best message size:
 // the goal is 0.9 times its rate.
 func BenchmarkPrecache(b *testing.B) {
-	runtime.LockOSThread()
+	asInTheDaemon(b)
 	const rounds, pages, run, window = 7, 6144, 32, 32
 	ways := benchWays(b, transport.Precache, pages, 100*time.Microsecond)
 	var floor, shim figure

@@ -29,7 +29,8 @@ type Source struct {
 	transport.Region
 	// Path is its file, on tmpfs or hugetlbfs, which we must be allowed to open
 	// for writing: kernels before 6.2 pin a shared mapping only if it is writable.
-	// Nothing is written.
+	// Nothing is written. Of an object of the character device it is the memory
+	// (OpenMemory of package kmod; /proc/self/fd/N opens it anew), not the node.
 	Path string
 	// Offset of the region's first page in the file, in bytes.
 	Offset int64
@@ -148,7 +149,14 @@ func openExported(s Source) (*exported, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open for pinning", Path: s.Path, Err: err}
 	}
-	fs, err := sysmem.FSOf(fd)
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR {
+		err = fmt.Errorf("%s is a device, whose holes cannot be found: export the memory behind it, which its module opens", s.Path)
+	}
+	var fs sysmem.FSInfo
+	if err == nil {
+		fs, err = sysmem.FSOf(fd)
+	}
 	var mem []byte
 	if err == nil {
 		mem, err = sysmem.MapShared(fd, s.Offset, int64(s.Pages)*int64(s.PageSize), true)

@@ -42,7 +42,8 @@ type FetchOptions struct {
 	// and the sink lends ([transport.LendSink]), READs write to by themselves.
 	Landing *Landing
 	// LentBytes bounds what a precache channel has READs under way for in place, which
-	// is what a fault on such a page waits for. Default 128 KiB.
+	// is what a fault on such a page waits for. 0: what the link carries in 50 µs, and
+	// none, so that precache goes by the stage, where that is less than a READ is worth.
 	LentBytes int
 	// StageBytes bounds the staging buffer, which is registered and so pinned. It
 	// holds at least 4 READs. Default 16 MiB, of which precache uses half.
@@ -101,13 +102,14 @@ type Fetcher struct {
 	pending *queue                     // guarded by mu; waits for ACCEPT
 	mine    endpoint                   // of pending
 	table   *table                     // guarded by mu
-	flights map[uint64]*flight         // guarded by mu; all that is outstanding
+	flights flights                    // guarded by mu; all that is outstanding
 	idle    []*flight                  // guarded by mu; to be used again
 	ops     []op                       // guarded by mu; by slot, those in place last
 	free    []int                      // guarded by mu; slots of the stage
 	vacant  []int                      // guarded by mu; slots in place
 	under   int                        // guarded by mu; slots in use
 	lent    int                        // guarded by mu; bytes
+	lending lending                    // guarded by mu
 	reads   fifo[part]                 // guarded by mu; READs that wait for a slot
 	zeros   fifo[part]                 // guarded by mu; holes to be reported
 	ready   fifo[*flight]              // guarded by mu; all parts have come
@@ -123,6 +125,8 @@ type Fetcher struct {
 // flight is one outstanding fetch.
 type flight struct {
 	transport.Fetch
+	next   *flight // of a chain of flights
+	reg    *regionTable
 	sent   time.Time
 	wire   time.Duration // to the last READ
 	copied time.Duration
@@ -151,6 +155,7 @@ type op struct {
 	posted time.Time
 	busy   bool
 	placed bool   // its one part is lent
+	size   int    // bytes
 	parts  []part // adjacent at the source, in order
 }
 
@@ -172,10 +177,7 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	if o.StageBytes <= 0 {
 		o.StageBytes = stageBytes
 	}
-	if o.LentBytes <= 0 {
-		o.LentBytes = lentBytes
-	}
-	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), flights: make(map[uint64]*flight), sleeper: sleeper{wakeFD: -1}, sink: newLateSink(), stats: o.Stats}
+	f := &Fetcher{base: base, ch: ch, dev: dev, opt: o, table: newTable(regions), sleeper: sleeper{wakeFD: -1}, sink: newLateSink(), stats: o.Stats, lending: newLending(o.LentBytes)}
 	if f.stats == nil {
 		f.stats = new(Stats)
 	}
@@ -271,7 +273,7 @@ func (f *Fetcher) FetchAndPoll(fs []transport.Fetch) error {
 		return err
 	}
 	for i := range fs {
-		f.route(f.flights[fs[i].ID])
+		f.route(f.flights.at(fs[i].ID))
 	}
 	f.post(now)
 	unsent := f.unsent()
@@ -296,16 +298,18 @@ func (f *Fetcher) enter(fs []transport.Fetch, now time.Time) error {
 	for i := range fs {
 		if err := f.check(&fs[i]); err != nil {
 			for _, done := range fs[:i] {
-				f.drop(f.flights[done.ID])
+				f.drop(f.flights.at(done.ID))
 			}
 			return fmt.Errorf("fetch %d pages at %d of region %d: %w", fs[i].Count, fs[i].First, fs[i].Region, err)
 		}
-		fl := new(flight)
+		var fl *flight
 		if n := len(f.idle); n > 0 {
 			fl, f.idle = f.idle[n-1], f.idle[:n-1]
+		} else {
+			fl = new(flight)
 		}
-		*fl = flight{Fetch: fs[i], sent: now}
-		f.flights[fs[i].ID] = fl
+		*fl = flight{Fetch: fs[i], reg: f.table.regions[fs[i].Region], sent: now}
+		f.flights.add(fl)
 	}
 	return nil
 }
@@ -321,9 +325,9 @@ func (f *Fetcher) check(r *transport.Fetch) error {
 		return fmt.Errorf("max_count of this channel is %d", f.opt.MaxCount)
 	case r.Plain && f.ch.Features()&transport.FeatureWarm == 0:
 		return errors.New("a plain fetch needs the warm feature, which is not in force")
-	case len(f.flights) >= maxOutstanding:
+	case f.flights.n >= maxOutstanding:
 		return fmt.Errorf("%d fetches are outstanding, the limit", maxOutstanding)
-	case f.flights[r.ID] != nil:
+	case f.flights.at(r.ID) != nil:
 		return fmt.Errorf("id %d is outstanding already", r.ID)
 	}
 	return nil
@@ -331,14 +335,14 @@ func (f *Fetcher) check(r *transport.Fetch) error {
 
 // drop ends a flight. mu is held.
 func (f *Fetcher) drop(fl *flight) {
-	delete(f.flights, fl.ID)
+	f.flights.remove(fl)
 	f.idle = append(f.idle, fl)
 }
 
 // route decides how a flight's pages come: by READ, as the hole that they are, by
 // FETCH, or, for precache, after their chunk has been mapped. mu is held.
 func (f *Fetcher) route(fl *flight) {
-	r := f.table.regions[fl.Region]
+	r := fl.reg
 	if f.q == nil && f.opt.Only {
 		f.waiting = append(f.waiting, fl)
 		return
@@ -370,9 +374,8 @@ func (f *Fetcher) route(fl *flight) {
 		}
 		for p.count > 0 {
 			n, lkey, mem := f.opt.Landing.at(fl.Region, p.first, min(p.count, most))
-			if mem != nil && f.ch.Kind() == transport.Precache { // two are under way at least
-				n = min(n, max(1, uint32(f.opt.LentBytes/2/int(r.PageSize))))
-				mem = mem[:int(n)*int(r.PageSize)]
+			if mem != nil && f.ch.Kind() == transport.Precache {
+				n, mem = f.lending.cut(n, mem)
 			}
 			fl.parts++
 			f.reads.push(part{fl: fl, first: p.first, count: n, rkey: p.rkey, addr: p.addr, lkey: lkey, mem: mem})
@@ -428,8 +431,6 @@ func (f *Fetcher) send() error {
 func (f *Fetcher) Outstanding(buf []transport.Fetch) []transport.Fetch {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, fl := range f.flights {
-		buf = append(buf, fl.Fetch)
-	}
+	f.flights.each(func(fl *flight) { buf = append(buf, fl.Fetch) })
 	return buf
 }

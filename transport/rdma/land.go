@@ -39,7 +39,7 @@ func (f *Fetcher) land(dones []done) error {
 		for _, p := range o.parts {
 			f.came(p.fl)
 		}
-		f.freed(int(d.id))
+		f.freed(int(d.id), at)
 		f.post(at)
 		f.mu.Unlock()
 	}
@@ -50,7 +50,7 @@ func (f *Fetcher) land(dones []done) error {
 // that of its end.
 func (f *Fetcher) unload(o *op, mem []byte, at time.Time) (time.Time, error) {
 	for _, p := range o.parts {
-		ps := int(f.table.regions[p.fl.Region].PageSize)
+		ps := int(p.fl.reg.PageSize)
 		size := int(p.count) * ps
 		var err error
 		if at, err = f.deliver(p, mem[:size], ps, at); err != nil {
@@ -65,7 +65,7 @@ func (f *Fetcher) unload(o *op, mem []byte, at time.Time) (time.Time, error) {
 // are given back. What is left of the part on an error is to be reclaimed.
 func (f *Fetcher) landed(p *part, begin time.Time) (end time.Time, err error) {
 	fl, mem := p.fl, p.mem
-	ps := int(f.table.regions[fl.Region].PageSize)
+	ps := int(fl.reg.PageSize)
 	fl.wire = begin.Sub(fl.sent)
 	fl.bytes += len(mem)
 	f.stats.Bytes.Add(uint64(len(mem)))

@@ -102,13 +102,13 @@ func TestNextRead(t *testing.T) {
 		sink := &lender{claims: make(map[uint64]bool), how: func(p uint64) transport.Lending { return transport.Lending(ways[p] % 3) }}
 		kind := rapid.SampledFrom([]transport.Kind{transport.Demand, transport.Precache}).Draw(t, "kind")
 		f := &Fetcher{ch: pageChannel{kind: kind}, table: newTable([]transport.Region{{ID: 1, Pages: pages, PageSize: ps}}), sink: newLateSink(),
-			slotSize: 64 << 10, stageSlots: 3, ops: make([]op, 3+5), stageMR: &region{lkey: 9}, flights: make(map[uint64]*flight), opt: FetchOptions{LentBytes: bound}}
+			slotSize: 64 << 10, stageSlots: 3, ops: make([]op, 3+5), stageMR: &region{lkey: 9}, lending: newLending(bound)}
 		f.sink.bind(sink)
 		f.allFree()
 		for p, id := uint64(0), uint64(1); p < pages; id++ {
 			n := min(rapid.Uint64Range(1, 16).Draw(t, "count"), pages-p)
-			fl := &flight{Fetch: transport.Fetch{ID: id, Range: transport.Range{Region: 1, First: p, Count: uint32(n)}}, parts: 1}
-			f.flights[id] = fl
+			fl := &flight{Fetch: transport.Fetch{ID: id, Range: transport.Range{Region: 1, First: p, Count: uint32(n)}}, reg: f.table.regions[1], parts: 1}
+			f.flights.add(fl)
 			x := part{fl: fl, first: p, count: uint32(n), rkey: 4, addr: p * ps}
 			if rapid.Bool().Draw(t, "registered") {
 				x.lkey, x.mem = 5, mem[p*ps:(p+n)*ps]
@@ -162,7 +162,7 @@ func TestNextRead(t *testing.T) {
 						}
 						f.came(p.fl)
 					}
-					f.freed(i)
+					f.freed(i, time.Time{})
 				}
 			}
 		}
@@ -171,8 +171,8 @@ func TestNextRead(t *testing.T) {
 				t.Fatalf("page %d was read %d times", p, n)
 			}
 		}
-		if f.ready.len() != len(f.flights) {
-			t.Fatalf("%d of %d fetches are answered", f.ready.len(), len(f.flights))
+		if f.ready.len() != f.flights.n {
+			t.Fatalf("%d of %d fetches are answered", f.ready.len(), f.flights.n)
 		}
 	})
 }

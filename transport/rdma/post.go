@@ -6,12 +6,8 @@ import (
 	"github.com/pagewarp/pagewarp/transport"
 )
 
-// What a precache channel has under way in place, at most. A fault on a page of it waits
-// for its READ, so it is short: 10 µs of a link of 100 Gbit/s, twice an idle READ there.
-const (
-	lentSlots = 64
-	lentBytes = 128 << 10
-)
+// lentSlots is how many READs in place a precache channel has under way, at most.
+const lentSlots = 64
 
 // post posts waiting READs while there are slots. mu is held.
 func (f *Fetcher) post(now time.Time) {
@@ -40,7 +36,7 @@ func (f *Fetcher) nextRead(wr *read, now time.Time) bool {
 		if p.mem == nil || lender == nil {
 			return f.staged(wr, now, p.count)
 		}
-		if len(f.vacant) == 0 || f.lent > 0 && f.ch.Kind() == transport.Precache && f.lent+len(p.mem) > f.opt.LentBytes {
+		if len(f.vacant) == 0 || f.lent > 0 && f.ch.Kind() == transport.Precache && f.lent+len(p.mem) > f.lending.bound {
 			return false
 		}
 		n, how := lender.Lend(transport.Range{Region: p.fl.Region, First: p.first, Count: p.count})
@@ -62,7 +58,7 @@ func (f *Fetcher) head(n uint32) part {
 	if n >= p.count {
 		return f.reads.pop()
 	}
-	size := uint64(n) * uint64(f.table.regions[p.fl.Region].PageSize)
+	size := uint64(n) * uint64(p.fl.reg.PageSize)
 	head := *p
 	head.count = n
 	p.fl.parts++
@@ -77,10 +73,10 @@ func (f *Fetcher) head(n uint32) part {
 func (f *Fetcher) placed(wr *read, now time.Time, p part) {
 	slot := f.vacant[len(f.vacant)-1]
 	f.vacant = f.vacant[:len(f.vacant)-1]
-	f.under++
+	f.begun(now)
 	f.lent += len(p.mem)
 	o := &f.ops[slot]
-	o.parts, o.posted, o.busy, o.placed = append(o.parts[:0], p), now, true, true
+	o.parts, o.size, o.posted, o.busy, o.placed = append(o.parts[:0], p), len(p.mem), now, true, true
 	*wr = read{id: uint64(slot), local: addressOf(p.mem), remote: p.addr, length: uint32(len(p.mem)), lkey: p.lkey, rkey: p.rkey}
 }
 
@@ -92,11 +88,11 @@ func (f *Fetcher) staged(wr *read, now time.Time, n uint32) bool {
 	}
 	slot := f.free[len(f.free)-1]
 	f.free = f.free[:len(f.free)-1]
-	f.under++
+	f.begun(now)
 	o := &f.ops[slot]
 	o.parts, o.posted, o.busy = o.parts[:0], now, true
 	p := f.head(n)
-	ps := int(f.table.regions[p.fl.Region].PageSize)
+	ps := int(p.fl.reg.PageSize)
 	size := int(p.count) * ps
 	for o.parts = append(o.parts, p); f.reads.len() > 0; {
 		next := f.reads.peek()
@@ -107,16 +103,25 @@ func (f *Fetcher) staged(wr *read, now time.Time, n uint32) bool {
 		o.parts = append(o.parts, f.reads.pop())
 		size += bytes
 	}
+	o.size = size
 	*wr = read{id: uint64(slot), local: addressOf(f.stage) + uint64(slot*f.slotSize), remote: p.addr, length: uint32(size), lkey: f.stageMR.lkey, rkey: p.rkey}
 	return true
 }
 
+// begun counts a READ that is under way from now on. mu is held.
+func (f *Fetcher) begun(now time.Time) {
+	if f.under++; f.under == 1 {
+		f.lending.begin(now)
+	}
+}
+
 // freed takes the slot of an op back that has ended. mu is held.
-func (f *Fetcher) freed(slot int) {
+func (f *Fetcher) freed(slot int, now time.Time) {
 	o := &f.ops[slot]
+	f.lending.end(o.size, now)
 	if o.placed {
 		f.vacant = append(f.vacant, slot)
-		f.lent -= len(o.parts[0].mem)
+		f.lent -= o.size
 	} else {
 		f.free = append(f.free, slot)
 	}

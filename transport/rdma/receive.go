@@ -41,7 +41,7 @@ func (f *Fetcher) receiveBelow() {
 		f.mu.Lock()
 		if err != nil {
 			f.err = err
-		} else if fl := f.flights[c.ID]; fl != nil {
+		} else if fl := f.flights.at(c.ID); fl != nil {
 			f.drop(fl)
 			f.stats.Beneath.Add(1)
 			f.answers.push(c)
@@ -208,7 +208,7 @@ func (f *Fetcher) zero(p part) error {
 	r := transport.Range{Region: p.fl.Region, First: p.first, Count: p.count}
 	if last := p.fl.First + uint64(p.fl.Count); p.first+uint64(p.count) == last {
 		f.mu.Lock()
-		p.fl.ahead = uint32(f.table.regions[r.Region].hole(last, maxHole))
+		p.fl.ahead = uint32(p.fl.reg.hole(last, maxHole))
 		f.mu.Unlock()
 		r.Count += p.fl.ahead
 	}
@@ -259,10 +259,10 @@ func (f *Fetcher) take(spin time.Duration) (int, error) {
 func (f *Fetcher) Poll(c *transport.Completion) bool {
 	for {
 		f.mu.Lock()
-		ok := f.popReady(c)
+		ok, idle := f.popReady(c), f.under == 0
 		f.mu.Unlock()
-		if ok {
-			return true
+		if ok || idle {
+			return ok
 		}
 		// Whoever has pollMu is Receive, which looks whether READs are under way before
 		// it sleeps; and without a sink nothing can be landed.
@@ -388,18 +388,16 @@ func (f *Fetcher) end(why error) error {
 	for f.ready.len() > 0 {
 		done[f.ready.pop()] = true
 	}
-	for _, fl := range f.flights {
-		if f.opt.Only {
-			break // they are fetched again by another channel
-		}
+	f.flights.each(func(fl *flight) {
 		switch {
+		case f.opt.Only: // they are fetched again by another channel
 		case done[fl]:
 			f.ready.push(fl)
 		case !fl.below:
 			fl.data, fl.zero, fl.ahead = 0, 0, 0
 			f.below(fl)
 		}
-	}
+	})
 	f.mu.Unlock()
 	if err := f.opt.over(f.dev, f.ch, f.stats, why); err != nil {
 		return err

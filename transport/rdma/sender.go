@@ -43,6 +43,8 @@ type sender struct {
 	began  time.Time  // when it was taken
 	broken bool
 	dones  [sendRooms]done
+	sizes  [sendRooms]int // of the messages under way, by room
+	rate   sendRate
 }
 
 // newSender makes the rooms, by the word of the destination on how many messages it can
@@ -73,16 +75,14 @@ func newSender(d *Device, peer *endpoint, dead time.Duration, stats *SendStats, 
 func (s *sender) Room() (mem []byte, most int, ok bool) {
 	s.mu.Lock()
 	begin := time.Now()
-	for !s.drain() {
+	for waited := false; !s.drain(waited) || s.rate.narrow(); waited = s.wait() {
 		if s.broken || s.closed.Load() {
 			s.mu.Unlock()
 			return nil, 0, false
 		}
 		if waited := time.Since(begin); waited > s.dead {
 			s.fail(fmt.Errorf("no SEND completes: %v have passed", waited.Round(time.Millisecond)))
-			continue
 		}
-		s.wait()
 	}
 	if s.broken || s.closed.Load() {
 		s.mu.Unlock()
@@ -95,8 +95,9 @@ func (s *sender) Room() (mem []byte, most int, ok bool) {
 	return s.mem[s.taken*s.room:][:s.room:s.room], s.most, true
 }
 
-// drain takes completions, and reports whether there is a room. mu is held.
-func (s *sender) drain() bool {
+// drain takes completions, and reports whether there is a room. If waited, the last one has
+// just come. mu is held.
+func (s *sender) drain(waited bool) bool {
 	if s.q == nil {
 		return false
 	}
@@ -109,26 +110,35 @@ func (s *sender) drain() bool {
 			s.fail(fmt.Errorf("SEND failed: %s (vendor code %#x)", statusText(d.status), d.vendor))
 		}
 		s.free = append(s.free, int(d.id))
+		s.rate.came(s.sizes[d.id])
 	}
+	s.rate.look(time.Now(), waited && n > 0)
 	return len(s.free) > 0
 }
 
-// wait waits for a completion, for a short time. mu is held.
-func (s *sender) wait() {
+// wait waits for a completion, for a short time, and reports whether it slept until one
+// came. mu is held.
+func (s *sender) wait() bool {
+	if s.broken || s.q == nil {
+		return false
+	}
 	if err := s.q.arm(); err != nil {
 		s.fail(err)
-		return
+		return false
 	}
-	if s.drain() { // it came before the arming
-		return
+	under := s.rate.queued
+	if s.drain(false); s.rate.queued < under { // it came before the arming
+		return false
 	}
 	fds := [1]unix.PollFd{{Fd: int32(s.q.fd), Events: unix.POLLIN}}
 	if _, err := unix.Poll(fds[:], int(sendLook/time.Millisecond)); err != nil && err != unix.EINTR {
 		s.fail(fmt.Errorf("wait for RDMA: %w", err))
 	}
-	if fds[0].Revents != 0 {
-		s.q.disarm()
+	if fds[0].Revents == 0 {
+		return false
 	}
+	s.q.disarm()
+	return true
 }
 
 // fail says that nothing is sent any more. mu is held.
@@ -142,16 +152,25 @@ func (s *sender) Send(n int) bool {
 	if s.broken || s.closed.Load() {
 		return false
 	}
+	s.drain(false) // what has ended before is not taken for what is slow
+	if s.broken {
+		return false
+	}
 	m := slot{id: uint64(s.taken), local: addressOf(s.mem) + uint64(s.taken*s.room), length: uint32(n), lkey: s.mr.lkey}
 	if err := s.q.send(&m); err != nil {
 		s.fail(err)
 		return false
 	}
+	s.sizes[s.taken] = n
+	s.rate.posted(n, time.Now())
 	s.taken = -1
 	s.stats.Messages.Add(1)
 	s.stats.Bytes.Add(uint64(n))
 	return true
 }
+
+// Rate implements [transport.Carrier].
+func (s *sender) Rate() float64 { return s.rate.rate }
 
 // Leave implements [transport.Carrier].
 func (s *sender) Leave() {

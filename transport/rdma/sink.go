@@ -3,6 +3,7 @@ package rdma
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"github.com/pagewarp/pagewarp/transport"
 )
@@ -13,6 +14,7 @@ import (
 type lateSink struct {
 	once  sync.Once
 	bound chan struct{}
+	is    atomic.Bool // bound is closed
 
 	mu sync.Mutex
 	s  transport.Sink // immutable once bound is closed
@@ -25,6 +27,7 @@ func (l *lateSink) bind(s transport.Sink) {
 	l.once.Do(func() {
 		l.s = s
 		close(l.bound)
+		l.is.Store(true)
 	})
 }
 
@@ -49,14 +52,7 @@ func (l *lateSink) Commit(r transport.Range, dst [][]byte) error {
 }
 
 // known says whether it is known which sink it is.
-func (l *lateSink) known() bool {
-	select {
-	case <-l.bound:
-		return true
-	default:
-		return false
-	}
-}
+func (l *lateSink) known() bool { return l.is.Load() }
 
 // takes says whether pages go by Take; the sink is known.
 func (l *lateSink) takes() bool {

@@ -40,6 +40,9 @@ func newStream(t *testing.T, pages uint64, o rigOptions) *stream {
 	if o.place {
 		o.dstDev = testDevice(t)
 		o.fetch.Landing = landingOf(t, o.dstDev, s.sink)
+		if !o.byTime {
+			o.fetch.LentBytes = LentBytes
+		}
 	}
 	s.rig = newRig(t, o)
 	if o.place {
@@ -151,5 +154,25 @@ func (s *stream) spoil() {
 		for i := range w {
 			w[i].rkey ^= 0x5500
 		}
+	}
+}
+
+// On a link as slow as soft-RoCE's, precache begins in place and goes on by the staging
+// buffer; demand stays in place.
+func TestByTheRate(t *testing.T) {
+	for kind, inPlace := range map[transport.Kind]bool{transport.Precache: false, transport.Demand: true} {
+		t.Run(kind.String(), func(t *testing.T) {
+			const pages = 4096
+			s := newStream(t, pages, rigOptions{kind: kind, place: true, byTime: true})
+			s.ready(t)
+			s.receive(s.post(0, pages/2))
+			before, read := s.f.Stats().InPlace.Load(), s.f.Stats().Bytes.Load()
+			s.receive(s.post(pages/2, pages/2))
+			more, bytes := s.f.Stats().InPlace.Load()-before, s.f.Stats().Bytes.Load()-read
+			if before == 0 || (more > 0) != inPlace || inPlace && more*pageSize != bytes {
+				t.Errorf("of %d bytes by READ %d pages were in place, %d before", bytes, more, before)
+			}
+			s.whole(pages)
+		})
 	}
 }

@@ -70,6 +70,7 @@ type rigOptions struct {
 	dstDev  *Device
 	batch   bool // answers by SEND
 	place   bool // pages land in the sink's memory
+	byTime  bool // as many as the link's rate allows
 }
 
 func newRig(t testing.TB, o rigOptions) *rig {
@@ -201,7 +202,7 @@ func (h *harness) Pair(t testing.TB, o transporttest.Options) (transport.Fetcher
 	}
 	fetch := FetchOptions{Spin: h.spin, StageBytes: 2 << 20}
 	if h.alias && o.Sink != nil && o.Image != nil {
-		fetch.Landing = landingOf(t, h.dst, o.Sink)
+		fetch.Landing, fetch.LentBytes = landingOf(t, h.dst, o.Sink), LentBytes
 	}
 	r := newRig(t, rigOptions{kind: o.Kind, srcDev: h.src, dstDev: h.dst, regions: o.Regions, sources: sources, export: ExportOptions{Pin: h.pin},
 		fetch: fetch, dead: o.DeadAfter, faults: o.Faults, codec: o.Codec,

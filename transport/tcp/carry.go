@@ -54,6 +54,7 @@ func (r *Responder) carry(by transport.Carrier, a *transport.Answer) (done bool,
 	defer r.turn()
 	r.place = mem
 	defer func() { r.place = nil }()
+	r.chooser.Link(by.Rate())
 	size, err := r.build(a)
 	switch {
 	case err != nil:

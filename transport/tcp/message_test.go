@@ -16,11 +16,13 @@ type pigeon struct {
 	mem  [256 << 10]byte
 	sent chan []byte
 	most int
+	rate float64
 	lost atomic.Bool
 }
 
 func (p *pigeon) Room() ([]byte, int, bool) { return p.mem[:], p.most, !p.lost.Load() }
 func (p *pigeon) Leave()                    {}
+func (p *pigeon) Rate() float64             { return p.rate }
 func (p *pigeon) Send(n int) bool {
 	p.sent <- slices.Clone(p.mem[:n])
 	return true
@@ -301,3 +303,27 @@ func (s oneSink) Reserve(_ transport.Range, dst [][]byte) { dst[0] = s.mem }
 func (oneSink) Commit(transport.Range, [][]byte) error    { return nil }
 func (oneSink) Abort(transport.Range, [][]byte)           {}
 func (oneSink) Zero(transport.Range) error                { return nil }
+
+// What the carrier knows of its way decides, from the first answer on, whether it pays to
+// compress, not what is known of the connection.
+func TestCarriedByTheRate(t *testing.T) {
+	for name, c := range map[string]struct {
+		rate float64
+		raw  bool
+	}{"not known": {0, true}, "slow": {2 << 20, false}, "fast": {50e9, true}} {
+		t.Run(name, func(t *testing.T) {
+			x := newCarried(t, transport.ModeAuto)
+			x.p.rate = c.rate
+			x.f.Invite(3)
+			for _, f := range x.ask(0, 3) {
+				x.answer(f)
+				if len(x.p.sent) != 1 {
+					t.Fatalf("%d messages", len(x.p.sent))
+				}
+				if n := len(<-x.p.sent); (n >= 16*4096) != c.raw {
+					t.Errorf("the answer to fetch %d has %d bytes", f.ID, n)
+				}
+			}
+		})
+	}
+}

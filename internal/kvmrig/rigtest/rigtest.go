@@ -33,6 +33,31 @@ func Build(t testing.TB, ctx context.Context, folder, name, pkg string, env []st
 	return path
 }
 
+// ModuleDir is where modules are built, and the headers of kernels are.
+func ModuleDir(t testing.TB) string {
+	t.Helper()
+	root, err := rig.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(root, "build", "kmod")
+}
+
+// Module builds the module whose sources are in the folder src of the repository against
+// kdir, and returns the path of name.ko.
+func Module(t testing.TB, ctx context.Context, kdir, name, src string) string {
+	t.Helper()
+	root, err := rig.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := kvmrig.BuildModule(ctx, ModuleDir(t), filepath.Join(root, src), kdir, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // Report boots the VM and reports every test that ran in it.
 func Report(t *testing.T, ctx context.Context, cfg kvmrig.Config, release string) {
 	t.Helper()

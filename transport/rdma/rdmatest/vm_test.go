@@ -28,22 +28,28 @@ func TestInVM(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 22*time.Minute, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(t, ctx)
-	// For work on single tests; RDMA_SETUPS is for TestManySetUps.
-	run, only, setUps := cmp.Or(os.Getenv("RDMA_RUN"), "."), os.Getenv("RDMA_PROGRAM"), os.Getenv("RDMA_SETUPS")
+	// For work on single tests of one program; RDMA_SETUPS is for TestManySetUps, 3 to 5 ms each.
+	only, setUps := os.Getenv("RDMA_PROGRAM"), os.Getenv("RDMA_SETUPS")
+	timeout := "10m"
+	if setUps != "" {
+		timeout = "20m"
+	}
+	run := func(program, tests string) string {
+		if only == program || only == "" && program == "rdma" {
+			tests = cmp.Or(os.Getenv("RDMA_RUN"), tests)
+		}
+		return "-test.run=" + tests
+	}
 	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma")
 	cfg.Programs = append(cfg.Programs,
-		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=10m", "-rapid.checks=10", "-test.run=" + run},
+		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=" + timeout, "-rapid.checks=10", run("rdma", ".")},
 			Env: []string{"RDMA_SETUPS=" + setUps}},
 		kvmrig.Program{Name: "faultd", Path: compile(t, ctx, &cfg, "faultd.test", "./faultd"),
-			Args: []string{"-test.v", "-test.timeout=6m", "-test.run=^TestRDMA"}},
+			Args: []string{"-test.v", "-test.timeout=6m", run("faultd", "^TestRDMA")}},
 		// The shim under AddressSanitizer, whose leak check runs at the end.
 		kvmrig.Program{Name: "asan", Path: compile(t, ctx, &cfg, "rdma-asan.test", "./transport/rdma", "-asan"),
-			Args: []string{"-test.v", "-test.timeout=5m", "-test.run=^Test(WrongKey|ReadPastTheEnd|SourceGone|LinkDown|Budget|Memlock|BatchHostile|BatchTwice|BatchGone|BatchNotReady)$"}})
-	moves := "^TestRDMA"
-	if only == "relocate" {
-		moves = cmp.Or(os.Getenv("RDMA_RUN"), moves)
-	}
-	cfg.Programs = append(cfg.Programs, relocations(t, ctx, &cfg, moves))
+			Args: []string{"-test.v", "-test.timeout=5m", run("asan", "^Test(WrongKey|ReadPastTheEnd|SourceGone|LinkDown|Budget|Memlock|BatchHostile|BatchTwice|BatchGone|BatchNotReady)$")}})
+	cfg.Programs = append(cfg.Programs, relocations(t, ctx, &cfg, run("relocate", "^TestRDMA")))
 	if only != "" {
 		cfg.Programs = slices.DeleteFunc(cfg.Programs, func(p kvmrig.Program) bool { return p.Name != only })
 	}
@@ -64,8 +70,8 @@ func relocations(t testing.TB, ctx context.Context, cfg *kvmrig.Config, run stri
 	merge(cfg, []kvmrig.File{{Path: "/opt/pagewarpd", From: daemon}, {Path: "/opt/pagewarp", From: command}})
 	cfg.MemMiB = 2048
 	return kvmrig.Program{
-		Name: "relocate", Path: rigtest.Build(t, ctx, "rdma", "pagewarpd.test", "./cmd/pagewarpd", nil, "test", "-c", "-tags", "rdmavm", "-ldflags=-s -w"),
-		Args: []string{"-test.v", "-test.timeout=14m", "-test.run=" + run},
+		Name: "relocate", Path: rigtest.Build(t, ctx, "rdma", "pagewarpd.test", "./cmd/pagewarpd", nil, "test", "-c", "-tags", "rdmavm,kmodvm", "-ldflags=-s -w"),
+		Args: []string{"-test.v", "-test.timeout=14m", run},
 		Env:  []string{"PAGEWARP_TEST_BINARIES=/opt"},
 	}
 }
@@ -79,7 +85,7 @@ func BenchmarkInVM(b *testing.B) {
 	for _, tool := range []string{"ib_read_lat", "ib_read_bw"} {
 		add(b, ctx, &cfg, "/usr/bin/"+tool)
 	}
-	cfg.Programs = []kvmrig.Program{relocations(b, ctx, &cfg, "^TestMeasure"), {Name: "bench", Path: compile(b, ctx, &cfg, "rdma.test", "./transport/rdma"),
+	cfg.Programs = []kvmrig.Program{relocations(b, ctx, &cfg, "-test.run=^TestMeasure"), {Name: "bench", Path: compile(b, ctx, &cfg, "rdma.test", "./transport/rdma"),
 		Args: []string{"-test.run=^$", "-test.bench=" + cmp.Or(os.Getenv("RDMA_RUN"), "^Benchmark(Demand|Precache)$"), "-test.benchtime=1x", "-test.timeout=150s"}},
 		{Name: "fault", Path: compile(b, ctx, &cfg, "fault.test", "./bench/fault"), Args: []string{"-test.run=^$", "-test.bench=" + cmp.Or(os.Getenv("RDMA_RUN"), "RDMA"), "-test.benchtime=1x"}}}
 	if only := os.Getenv("RDMA_PROGRAM"); only != "" { // for work on one of them
@@ -118,6 +124,11 @@ func prepare(t testing.TB, ctx context.Context) (cfg kvmrig.Config, release stri
 	if cfg.Modules, err = kvmrig.KernelModules(ctx, dir, release, modules...); err != nil {
 		t.Fatal(err)
 	}
+	kdir, err := kvmrig.Headers(ctx, rigtest.ModuleDir(t), release)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Modules = append(cfg.Modules, rigtest.Module(t, ctx, kdir, "pagewarp", "kmod/driver")) // memory on the character device
 	if _, err := os.Stat(provider); err != nil {
 		t.Fatalf("%v; install the package ibverbs-providers ('make deps')", err)
 	}
@@ -129,7 +140,7 @@ func prepare(t testing.TB, ctx context.Context) (cfg kvmrig.Config, release stri
 // compile builds the tests of a package, likewise.
 func compile(t testing.TB, ctx context.Context, cfg *kvmrig.Config, name, pkg string, args ...string) string {
 	t.Helper()
-	return build(t, ctx, cfg, name, pkg, append([]string{"test", "-c", "-tags", "rdma,rdmavm"}, args...)...)
+	return build(t, ctx, cfg, name, pkg, append([]string{"test", "-c", "-tags", "rdma,rdmavm,kmodvm"}, args...)...)
 }
 
 // build builds a program with cgo, and adds what it loads.
