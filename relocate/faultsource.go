@@ -4,10 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/pagewarp/pagewarp/faultd"
+	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/kmod"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"golang.org/x/sys/unix"
@@ -16,6 +18,10 @@ import (
 // ringEntries is the size of an object's fault ring: more than a machine has
 // threads that fault, so that it is never full.
 const ringEntries = 1024
+
+// deviceHugePage is what an object's page can have beside 4 KiB, in bytes, where the
+// kernel can: docs/UAPI.md.
+const deviceHugePage = 2 << 20
 
 // attachWait is how long a daemon that died may take to be gone from an object.
 const attachWait = 5 * time.Second
@@ -86,30 +92,43 @@ func (in *incoming) chooseSource(o *offer, t *qemu.Template) error {
 	if !slices.Contains(FaultSources, want) {
 		return fmt.Errorf("fault source %q in the offer: this host knows %q", want, FaultSources)
 	}
-	source := FaultUserfaultfd
+	reason := errNotAsked
 	if want != FaultUserfaultfd {
-		with, err := in.onDevice(o, *t, want == FaultDevice)
+		var with qemu.Template
+		with, reason = in.onDevice(o, *t, want == FaultDevice)
 		switch {
-		case err == nil:
-			source, *t = FaultDevice, with
+		case reason == nil:
+			*t = with
+			return nil
 		case want == FaultDevice:
-			return fmt.Errorf("catch faults by the character device: %w", err)
-		case !errors.Is(err, kmod.ErrNoDevice): // that was said at the start
-			in.note("machine", "faults are caught by userfaultfd, the device cannot be used: "+err.Error())
+			return fmt.Errorf("catch faults by the character device: %w", reason)
+		case !errors.Is(reason, kmod.ErrNoDevice): // that was said at the start
+			in.note("machine", "faults are caught by userfaultfd, the device cannot be used: "+reason.Error())
 		}
 	}
-	if source == FaultDevice {
-		return nil
-	}
+	return in.inFiles(o, t, reason)
+}
+
+// errNotAsked is why a machine is not on the device that was not to be.
+var errNotAsked = errors.New("the fault source is userfaultfd; relocate with --fault-source device")
+
+// inFiles plans the machine's memory as files, for userfaultfd; reason is why it is not
+// on the device.
+func (in *incoming) inFiles(o *offer, t *qemu.Template, reason error) error {
 	for i, b := range o.Description.Backends {
+		size := int64(o.Regions[i].PageSize)
 		path := qemu.RewritePath(t.Rewrite, b.Path)
 		if b.Object != "" && path == b.Path {
 			// It was on the source's device, and no rewrite says where else.
-			if size := o.Regions[i].PageSize; size != 4096 {
-				return fmt.Errorf("backend %s is on the source's device in pages of %d bytes, which no file on /dev/shm has: load the pagewarp module here, or map %s to hugetlbfs with a `rewrite` in the template", b.ID, size, b.Path)
+			if int(size) != sysmem.PageSize {
+				return fmt.Errorf("backend %s is on the source's device in pages of %d bytes, which no file on /dev/shm has, and cannot be on the device here: %w; or map %s to hugetlbfs here with a `rewrite` in the template",
+					b.ID, size, reason, b.Path)
 			}
 			path = "/dev/shm/" + b.Object
 			*t = t.WithMemory(b.ID, path)
+		}
+		if err := checkPages(b.ID, path, size, reason); err != nil {
+			return err
 		}
 		if err := in.clearMemory(path, b.Size, o.Allocated); err != nil {
 			return err
@@ -117,6 +136,33 @@ func (in *incoming) chooseSource(o *offer, t *qemu.Template) error {
 		in.rec.Memory = append(in.rec.Memory, memoryRecord{ID: o.Regions[i].Name, Path: path, Size: b.Size})
 	}
 	return nil
+}
+
+// checkPages makes sure that the file of a backend will have pages of as many bytes as
+// at the source: a fault is of one page, here as there. Whether there is a folder for
+// it, and room, is not asked here.
+func checkPages(id, path string, size int64, reason error) error {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil // a device brings its own memory
+	}
+	dir := filepath.Dir(path)
+	var fs unix.Statfs_t
+	if unix.Statfs(dir, &fs) != nil {
+		return nil
+	}
+	here := int64(sysmem.PageSize)
+	if fs.Type == unix.HUGETLBFS_MAGIC {
+		here = fs.Bsize
+	}
+	switch {
+	case here == size:
+		return nil
+	case int(size) == sysmem.PageSize:
+		return fmt.Errorf("backend %s has pages of %d bytes at the source, but %s is on hugetlbfs here, with pages of %d: map the path to tmpfs (/dev/shm) with a `rewrite` in the template", id, size, dir, here)
+	}
+	return fmt.Errorf("backend %s has pages of %d bytes at the source, but files in %s have pages of %d here: mount hugetlbfs there (pagesize=%d) and reserve huge pages, or map the path to one with a `rewrite` in the template; it is not on the device since %w",
+		id, size, dir, here, size, reason)
 }
 
 // faultSource is what catches the faults.
@@ -135,15 +181,22 @@ func (in *incoming) onDevice(o *offer, t qemu.Template, asked bool) (qemu.Templa
 	if err != nil {
 		return t, err
 	}
+	return in.planObjects(o, t, info, asked)
+}
+
+// planObjects is onDevice on a device of that kind.
+func (in *incoming) planObjects(o *offer, t qemu.Template, info kmod.Info, asked bool) (qemu.Template, error) {
 	var memory []memoryRecord
 	for i, b := range o.Description.Backends {
 		size := int(o.Regions[i].PageSize)
 		switch {
 		case size == info.PageSize:
+		case size == deviceHugePage && info.HugePageSize == 0:
+			return t, fmt.Errorf("backend %s has pages of %d bytes, the device on this kernel has them of %d only: boot one with transparent huge pages (CONFIG_TRANSPARENT_HUGEPAGE) on a processor that has them, and a module that knows them", b.ID, size, info.PageSize)
 		case size != info.HugePageSize:
-			return t, fmt.Errorf("backend %s has pages of %d bytes, the device's can have %d and, where this kernel has huge pages of shared memory, %d", b.ID, size, info.PageSize, info.HugePageSize)
+			return t, fmt.Errorf("backend %s has pages of %d bytes, the device's have %d or %d: have it on hugetlbfs here, with --fault-source userfaultfd", b.ID, size, info.PageSize, info.HugePageSize)
 		case b.Object == "" && !asked:
-			return t, fmt.Errorf("backend %s is on hugetlbfs, where it stays; ask for the device to have it there", b.ID)
+			return t, fmt.Errorf("backend %s is on hugetlbfs, where it stays unless the device is asked for (--fault-source device)", b.ID)
 		}
 		// Its own name: the source's object may be in the same kernel.
 		name := fmt.Sprintf("%.40s-%s", o.VM, in.session)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/internal/hugetest"
 	"github.com/pagewarp/pagewarp/internal/vmtest"
+	"github.com/pagewarp/pagewarp/kmod"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,6 +79,43 @@ func TestNoHugePagesThere(t *testing.T) {
 		t.Errorf("the machine is %q at its source", got)
 	}
 	vmtest.CheckPattern(t, vm.RAM, want)
+	killAll(t, b)
+}
+
+// A destination without hugetlbfs, and without the device, refuses before the machine
+// has stopped, and says what to do.
+func TestNoPagesOfThatSizeThere(t *testing.T) {
+	root := vmtest.Dir(t)
+	hugetest.Reserve(t, vmtest.RAMBytes/hugePage)
+	mountHuge(t, filepath.Join(root, "a", "huge"), vmtest.RAMBytes)
+	if err := os.MkdirAll(filepath.Join(root, "b", "huge"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a, b := startHost(t, root, "a", nil), startHost(t, root, "b", nil)
+	vm := vmtest.StartOn(t, a.dir, filepath.Join(a.dir, "huge", "vm.mem"))
+	want := vmtest.Pattern(6)
+	vmtest.WritePattern(t, vm.RAM, want)
+	a.adopt(t, "web1", vm.QMP)
+	for source, text := range map[string]string{FaultAuto: "mount hugetlbfs", FaultUserfaultfd: "--fault-source device", FaultDevice: kmod.ErrNoDevice.Error()} {
+		if _, err := a.Relocate(t.Context(), "web1", b.addr, Options{FaultSource: source}); err != nil {
+			t.Fatal(err)
+		}
+		var s Status
+		vmtest.Wait(t, "the refusal", func() bool {
+			s = a.last(t, RoleSource)
+			return s.Options.FaultSource == source && s.Phase == PhaseRolledBack
+		})
+		if !strings.Contains(s.Error, text) {
+			t.Errorf("fault source %s: %q does not say %q", source, s.Error, text)
+		}
+		if !s.Stopped.IsZero() || runState(t, a, "web1") != "running" {
+			t.Errorf("fault source %s: the machine was stopped", source)
+		}
+	}
+	vmtest.CheckPattern(t, vm.RAM, want)
+	if entries, err := os.ReadDir(filepath.Join(b.dir, "huge")); len(entries) != 0 || err != nil {
+		t.Errorf("left at the destination: %v (%v)", entries, err)
+	}
 	killAll(t, b)
 }
 

@@ -219,23 +219,28 @@ func TestDeviceRolledBack(t *testing.T) {
 }
 
 // A machine on hugetlbfs whose operator asks for the device moves to an object of pages
-// of 2 MiB, and from that to another.
+// of 2 MiB, from that to another, and from there to hugetlbfs, where a rewrite says so.
+// Where none does, a destination that is not to use its device refuses.
 func TestDeviceHugePages(t *testing.T) {
 	const hugePage = 2 << 20
 	sweep(t)
 	root := vmtest.Dir(t)
 	huge := filepath.Join(root, "huge")
-	hugetest.Reserve(t, vmtest.RAMBytes/hugePage)
+	hugetest.Reserve(t, 2*vmtest.RAMBytes/hugePage) // the test itself holds on to the memory that has left
 	if err := errors.Join(os.Mkdir(huge, 0o700), unix.Mount("hugetlbfs", huge, "hugetlbfs", 0, "pagesize=2M")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		os.Remove(filepath.Join(huge, "vm.mem")) // where the test failed
+		files, _ := filepath.Glob(filepath.Join(huge, "*"))
+		for _, f := range files {
+			os.Remove(f)
+		}
 		if err := unix.Unmount(huge, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
-	m := makeMatrixOn(t, root, filepath.Join(huge, "vm.mem"), place{}, place{})
+	m := makeMatrixOn(t, root, filepath.Join(huge, "vm.mem"), place{},
+		place{tmpl: fmt.Sprintf("[[templates.\"*\".rewrite]]\nfrom = %q\nto = %q\n", strings.TrimSuffix(kmod.NodeDir, "/"), huge)})
 	m.begin("", "")
 	onObject := func(n *node, s relocate.Status, ignore ...string) (node string) {
 		t.Helper()
@@ -259,10 +264,25 @@ func TestDeviceHugePages(t *testing.T) {
 	first := onObject(m.b, move(t, m.a, m.b, "--fault-source", "device"))
 	<-m.vm.Done
 	os.Remove(filepath.Join(m.a.dir, "vm.qmp"))
+	c := pagewarp(t, m.b, "relocate", "web1", "--to", m.a.addr, "--fault-source", "userfaultfd")
+	vmtest.Wait(t, "the command to end", c.ended)
+	if code := c.wait(); code == 0 || !strings.Contains(c.text(), "in pages of 2097152 bytes") || !strings.Contains(c.text(), "--fault-source device") {
+		t.Errorf("to a host that is not to use its device: exit code %d, %s", code, c.text())
+	}
+	if s := m.b.status(relocate.RoleSource); s.Phase != relocate.PhaseRolledBack || !s.Stopped.IsZero() || m.b.state() != "running" {
+		t.Errorf("after the refusal: %+v", s)
+	}
 	second := onObject(m.a, move(t, m.b, m.a), filepath.Base(first)) // "auto", the default
 	if first == second {
 		t.Errorf("both objects are %s", first)
 	}
+	os.Remove(filepath.Join(m.b.dir, "vm.qmp"))
+	s := move(t, m.a, m.b, "--fault-source", "userfaultfd")
+	if s.FaultSource != relocate.FaultUserfaultfd || s.PagesTotal != vmtest.RAMBytes/hugePage || s.PagesRemaining != 0 {
+		t.Errorf("back on hugetlbfs: %+v", s)
+	}
+	file := filepath.Join(huge, filepath.Base(second))
+	t.Run("file", func(t *testing.T) { vmtest.CheckPattern(t, file, m.want) })
 	m.killIncoming()
 	noObjects(t)
 }

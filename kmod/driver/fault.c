@@ -363,8 +363,11 @@ static vm_fault_t pw_map_pages(struct vm_fault *vmf, pgoff_t start, pgoff_t end)
 	end = min_t(u64, end, pages - 1);
 	/* A reset waits for those who have seen the memory plain. */
 	rcu_read_lock();
-	/* As in pw_present(). */
-	if (smp_load_acquire(&o->plain)) {
+	/*
+	 * As in pw_present(). Of memory that has shrunk a huge page may be left that
+	 * is not of the object as a whole: see below.
+	 */
+	if (smp_load_acquire(&o->plain) && pages == o->max_pages << o->order) {
 		ret = pw_shmem_ops->map_pages(vmf, start, end);
 		rcu_read_unlock();
 		return ret;

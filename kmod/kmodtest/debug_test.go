@@ -15,8 +15,7 @@ import (
 )
 
 // TestOnDebugKernel runs the driver's tests on a kernel that checks its locks, its
-// memory accesses and its leaks while it runs: 'make test-kmod-debug'. It gives shared
-// memory no huge pages, so their tests are left to the other kernels.
+// memory accesses and its leaks while it runs: 'make test-kmod-debug'.
 func TestOnDebugKernel(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 880*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
@@ -34,7 +33,7 @@ func TestOnDebugKernel(t *testing.T) {
 	cfg.Modules = append(cfg.Modules, buildModules(t, ctx, k.Build)...)
 	path := build(t, ctx, "vmtests-debug.test", "./kmod/vmtests", "test", "-c", "-tags", "kmodvm,kmoddebug")
 	cfg.Programs = []kvmrig.Program{
-		{Name: "vmtests", Path: path, Args: []string{"-test.v", "-test.timeout=600s", "-test.skip=^TestKmemleak$|Huge|TestHostileConsumer/2M|TestDaemonIsKilledAndAnotherTakesOver/2M"}},
+		{Name: "vmtests", Path: path, Args: []string{"-test.v", "-test.timeout=600s", "-test.skip=^TestKmemleak$"}},
 		{Name: "leaks", Path: path, Args: []string{"-test.v", "-test.timeout=250s", "-test.run=^TestKmemleak$"}},
 	}
 	rigtest.Report(t, ctx, cfg, "with its own checks")

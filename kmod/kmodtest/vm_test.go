@@ -103,7 +103,7 @@ func runInVM(t *testing.T, series string) {
 
 // BenchmarkInVM runs the benchmarks of vmtests in a VM of each kernel and prints what
 // they print. It is one run, whatever b.N. CPUS in the environment is how many the VM
-// has; 2 if it is not set.
+// has; 2 if it is not set. APPEND is more of the kernel's command line, BENCH which benchmarks.
 func BenchmarkInVM(b *testing.B) {
 	b.Run("guest", func(b *testing.B) { benchInVM(b, "") })
 	b.Run("6.12", func(b *testing.B) { benchInVM(b, "6.12") })
@@ -113,6 +113,7 @@ func benchInVM(b *testing.B, series string) {
 	ctx, cancel := context.WithTimeoutCause(b.Context(), 290*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
 	cfg, release := prepare(b, ctx, series)
+	cfg.Prealloc, cfg.Append = true, os.Getenv("APPEND")
 	if n := os.Getenv("CPUS"); n != "" {
 		var err error
 		if cfg.CPUs, err = strconv.Atoi(n); err != nil || cfg.CPUs < 1 {
@@ -120,7 +121,7 @@ func benchInVM(b *testing.B, series string) {
 		}
 	}
 	cfg.Programs = []kvmrig.Program{{Name: "bench", Path: build(b, ctx, "vmtests.test", "./kmod/vmtests", "test", "-c", "-tags", "kmodvm"),
-		Args: []string{"-test.run=^$", "-test.bench=.", "-test.benchtime=1x", "-test.timeout=270s"}}}
+		Args: []string{"-test.run=^$", "-test.bench=" + cmp.Or(os.Getenv("BENCH"), "."), "-test.benchtime=1x", "-test.timeout=270s"}}}
 	o, err := kvmrig.Run(ctx, cfg)
 	if err != nil {
 		b.Fatal(err)

@@ -303,37 +303,46 @@ func BenchmarkStages(b *testing.B) {
 	for _, threads := range []int{1, 4} {
 		for k, mk := range makers {
 			b.Run(fmt.Sprintf("threads=%d/%s", threads, makerNames[k]), func(b *testing.B) {
-				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-				defer cancel()
-				type row struct{ total, wait, copying, install, batch float64 }
-				var rows []row
-				for range rounds {
-					m := mk(b, ctx, pages)
-					var s stages
-					stop := m.serve(b, &s)
-					lat, err := m.reg.TouchAll(0, pages, false, threads)
-					must(b, err)
-					stop()
-					m.done()
-					var total float64
-					for _, ns := range lat {
-						total += float64(ns)
-					}
-					per := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / float64(s.faults) / 1000 }
-					rows = append(rows, row{total / float64(len(lat)) / 1000, per(s.wait), per(s.copying), per(s.install), float64(s.faults) / float64(s.batches)})
-				}
-				slices.SortFunc(rows, func(x, y row) int { return cmp.Compare(x.total, y.total) })
-				r := rows[len(rows)/2]
-				b.ReportMetric(r.total, "total-µs")
-				b.ReportMetric(r.wait, "wait-µs")
-				b.ReportMetric(r.copying, "copy-µs")
-				b.ReportMetric(r.install, "install-µs")
-				b.ReportMetric(r.total-r.wait-r.copying-r.install, "rest-µs")
-				b.ReportMetric(r.batch, "faults/batch")
-				b.ReportMetric(0, "ns/op")
+				reportStages(b, mk, pages, threads)
 			})
 		}
 	}
+}
+
+// reportStages has threads touch each page of a memory.
+func reportStages(b *testing.B, mk maker, pages uint64, threads int) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	type row struct{ total, wait, copying, install, batch float64 }
+	var rows []row
+	for range rounds {
+		m := mk(b, ctx, pages)
+		var at []uint64
+		for p := uint64(0); p < m.reg.Pages(); p += m.size / m.reg.PageSize {
+			at = append(at, p)
+		}
+		var s stages
+		stop := m.serve(b, &s)
+		lat, err := m.reg.Touch(at, false, threads)
+		must(b, err)
+		stop()
+		m.done()
+		var total float64
+		for _, ns := range lat {
+			total += float64(ns)
+		}
+		per := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / float64(s.faults) / 1000 }
+		rows = append(rows, row{total / float64(len(lat)) / 1000, per(s.wait), per(s.copying), per(s.install), float64(s.faults) / float64(s.batches)})
+	}
+	slices.SortFunc(rows, func(x, y row) int { return cmp.Compare(x.total, y.total) })
+	r := rows[len(rows)/2]
+	b.ReportMetric(r.total, "total-µs")
+	b.ReportMetric(r.wait, "wait-µs")
+	b.ReportMetric(r.copying, "copy-µs")
+	b.ReportMetric(r.install, "install-µs")
+	b.ReportMetric(r.total-r.wait-r.copying-r.install, "rest-µs")
+	b.ReportMetric(r.batch, "faults/batch")
+	b.ReportMetric(0, "ns/op")
 }
 
 // BenchmarkInstall makes pages visible that were written and that nobody waits

@@ -4,6 +4,7 @@ package vmtests
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -127,25 +128,47 @@ func TestFaultsBeforeTheFirstAttach(t *testing.T) {
 }
 
 func TestDeadline(t *testing.T) {
-	o := newObject(t, 8, func(c *kmod.Config) { c.Deadline = 100 * time.Millisecond })
-	mem := o.mmap(8, true)
+	deadline := func(c *kmod.Config) { c.Deadline = 100 * time.Millisecond }
+	t.Run("4K", func(t *testing.T) { testDeadline(t, newObject(t, 8, deadline), 1) })
+	t.Run("2M", func(t *testing.T) { testDeadline(t, newHugeObject(t, 4, deadline), perHuge) })
+}
+
+// testDeadline is for an object of at least four pages of per times 4 KiB.
+func testDeadline(t *testing.T, o *object, per uint64) {
+	mem := o.mmap(4*per, true)
 	d := o.attach(16)
 	d.fill(0, 1, 1)
-	done := peeking(mem, 2)
+	done := peeking(mem, 2*per+per/2)
 	d.faults(o.ctx, 1)
 	d.close()
 	wantErr(t, "who waited", o.await(done), unix.EFAULT)
-	_, err := peek(mem, 3)
+	_, err := peek(mem, 3*per)
 	wantErr(t, "who came later", err, unix.EFAULT)
-	o.check(mem, 0, 1)
-	if st, _ := o.c.Stat(o.name); st.Killed < 2 || st.State != kmod.Orphaned {
-		t.Errorf("stat %+v", st)
+	before, err := o.c.Stat(o.name)
+	must(t, err)
+	if before.Killed < 2 || before.State != kmod.Orphaned {
+		t.Errorf("stat %+v", before)
+	}
+	if got := takeNoWait(t, mem, 2*per); got != -int(unix.EFAULT) {
+		t.Errorf("taking a missing page without waiting: %d, want -EFAULT, %d", got, -int(unix.EFAULT))
+	}
+	wantErr(t, "mlock", unix.Mlock(mem), unix.ENOMEM) // as of memory that cannot be had
+	must(t, unix.Munlock(mem))
+	f, err := os.Open("/proc/self/mem")
+	must(t, err)
+	defer f.Close()
+	if _, err := f.ReadAt(make([]byte, 8), int64(addressOf(mem))+int64(2*per*pageSize)); !errors.Is(err, unix.EIO) {
+		t.Errorf("reading a missing page in /proc/self/mem: %v, want %v", err, unix.EIO)
+	}
+	o.check(mem, per-1, 1)
+	if st, err := o.c.Stat(o.name); st.Killed < before.Killed+3 || err != nil {
+		t.Errorf("%d touches ended in SIGBUS, %d before the last three (%v)", st.Killed, before.Killed, err)
 	}
 	// A new daemon ends the deadline.
 	d = o.attach(16)
 	d.serve(4)
-	o.check(mem, 2, 4)
-	o.check(mem, 3, 4)
+	o.check(mem, 2*per, 4)
+	o.check(mem, 4*per-1, 4)
 }
 
 func TestDestroyWithMappers(t *testing.T) {

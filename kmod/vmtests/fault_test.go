@@ -4,7 +4,6 @@ package vmtests
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -306,47 +305,6 @@ func TestShrink(t *testing.T) {
 	must(t, o.c.Shrink(o.name, 20*pageSize))
 }
 
-func TestPtraceWaits(t *testing.T) {
-	o := newObject(t, 8, nil)
-	d := o.attach(16)
-	mem := o.mmap(8, true)
-	f, err := os.Open("/proc/self/mem")
-	must(t, err)
-	defer f.Close()
-	got := make([]byte, pageSize)
-	done := make(chan error, 1)
-	go func() {
-		_, err := f.ReadAt(got, int64(addressOf(mem))+5*pageSize)
-		done <- err
-	}()
-	d.faults(o.ctx, 1)
-	d.fill(5, 1, 9)
-	must(t, o.await(done))
-	want := make([]byte, pageSize)
-	touch.Fill(want, 5, 9)
-	if touch.Sum(got) != touch.Sum(want) {
-		t.Error("/proc/self/mem read something else")
-	}
-}
-
-func TestMlockWaitsForAllPages(t *testing.T) {
-	o := newObject(t, 8, nil)
-	d := o.attach(16)
-	d.serve(4)
-	mem := o.mmap(8, true)
-	done := make(chan error, 1)
-	go func() { done <- unix.Mlock(mem) }()
-	must(t, o.await(done))
-	for p := range uint64(8) {
-		if !d.Resident(p) {
-			t.Errorf("page %d is not resident after mlock", p)
-		}
-	}
-	if got := mapped(t, mem); got != 8*pageSize {
-		t.Errorf("%d bytes are mapped after mlock", got)
-	}
-}
-
 func TestAdvice(t *testing.T) {
 	o := newObject(t, 8, nil)
 	d := o.attach(16)
@@ -410,38 +368,6 @@ func TestWaitingProcessIsKilled(t *testing.T) {
 	p.Kill()
 	wantErr(t, "the touch", o.await(done), touch.ErrDead)
 	o.until("the mapping is gone", func() bool { return o.c.Destroy(o.name) == nil })
-}
-
-// A fault that may not sleep, as KVM's asynchronous ones, is reported and returns
-// at once; the page is there when it is taken again.
-func TestNoWait(t *testing.T) {
-	const params = "/sys/module/pagewarp_gup/parameters/"
-	o := newObject(t, 8, nil)
-	d := o.attach(16)
-	mem := o.mmap(8, true)
-	take := func() string {
-		must(t, os.WriteFile(params+"address", fmt.Appendf(nil, "%#x", addressOf(mem)+3*pageSize), 0))
-		text, err := os.ReadFile(params + "result")
-		must(t, err)
-		return string(text)
-	}
-	for range 3 {
-		if got := take(); got != "0\n" {
-			t.Errorf("taking a missing page: %q, want 0 pages", got)
-		}
-	}
-	f := d.faults(o.ctx, 1)[0]
-	if f.Page != 3 || f.Flags != kmod.FaultNoWait|kmod.FaultWrite {
-		t.Errorf("fault %+v", f)
-	}
-	if st, _ := o.c.Stat(o.name); st.Posted != 1 {
-		t.Errorf("%d entries for one page", st.Posted)
-	}
-	d.fill(3, 1, 1)
-	if got := take(); got != "1\n" {
-		t.Errorf("taking a resident page: %q, want 1 page", got)
-	}
-	o.check(mem, 3, 1)
 }
 
 // Memory that a VMM has used is empty after a reset, also while threads touch it.

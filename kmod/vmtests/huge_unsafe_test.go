@@ -3,6 +3,7 @@
 package vmtests
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -131,6 +132,35 @@ func TestHugePagesAreMappedWhole(t *testing.T) {
 	d.fill(pages-1, 1, 2)
 	must(t, o.await(done))
 	o.check(mem, pages-1, 2)
+}
+
+// A shrink into the middle of a huge page that cannot be split, since somebody holds on
+// to a part of it: what is beyond the new end is not mapped along with the rest.
+func TestShrinkWithinAHugePage(t *testing.T) {
+	allowHuge(t)
+	o := newObject(t, 2*hugeSize/pageSize, func(c *kmod.Config) { c.Plain = true })
+	mem := o.mmapHuge()
+	must(t, poke(mem, 3, 7))
+	var pipe [2]int
+	must(t, unix.Pipe2(pipe[:], unix.O_CLOEXEC))
+	defer func() { must(t, errors.Join(unix.Close(pipe[0]), unix.Close(pipe[1]))) }()
+	part := unix.Iovec{Base: &mem[10*pageSize]}
+	part.SetLen(pageSize)
+	_, err := unix.Vmsplice(pipe[1], []unix.Iovec{part}, 0)
+	must(t, err)
+	must(t, o.c.Shrink(o.name, 100*pageSize))
+	if shmemHuge(t) == 0 {
+		t.Fatal("there is no huge page any more, so that there is nothing to test")
+	}
+	if b, err := peek(mem, 3); err != nil || b[0] != 7 {
+		t.Errorf("a page before the new end begins with %v (%v), want 7", b[:1], err)
+	}
+	for _, at := range []uint64{100, 511, 512} {
+		_, err := peek(mem, at)
+		wantErr(t, "beyond the new end", err, unix.EFAULT)
+		wantErr(t, "beyond the new end", poke(mem, at, 1), unix.EFAULT)
+	}
+	must(t, poke(mem, 99, 8))
 }
 
 // mmapAligned maps the first 4 MiB of the object at addresses that agree with

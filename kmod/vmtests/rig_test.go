@@ -27,6 +27,7 @@ var patience = 30 * time.Second
 func TestMain(m *testing.M) {
 	touch.Main()
 	daemonMain()
+	lockerMain()
 	goleak.VerifyTestMain(m)
 }
 
