@@ -13,12 +13,15 @@ import (
 // a worker that decodes, it would wait for a scheduler slice of 10 ms, which is
 // where a latency tail comes from. With Ps in reserve it goes on at once, and the
 // kernel decides who gets the CPU; and as many threads as there are Ps in reserve
-// sleep without a word to Go's scheduler (internal/syspoll). It never lowers
+// sleep without a word to Go's scheduler (internal/syspoll), and the runtime's
+// monitor thread wakes more rarely ([sched.QuietMonitor]). It never lowers
 // GOMAXPROCS. Call it once in a process, with the sum over all engines.
 func Tune(blocking int) int {
 	n := max(runtime.NumCPU()+blocking, runtime.GOMAXPROCS(0))
 	runtime.GOMAXPROCS(n)
 	syspoll.Allow(min(blocking, n-runtime.NumCPU()))
+	// Refused without CAP_SYS_NICE: then it takes the CPU time that it always did.
+	sched.QuietMonitor(sched.Monitor)
 	return n
 }
 
