@@ -161,6 +161,7 @@ func (in *incoming) prepare(ctl *control) error {
 	in.limit = memory.setBandwidth
 	in.prefer = memory.prefer()
 	in.mu.Unlock()
+	collect() // and what it leaves to do is done by READY
 	in.warmUp(ctx, ctl, &o)
 	if err := in.reserve(ctx, &o); err != nil {
 		return err

@@ -236,6 +236,7 @@ func (o *outgoing) switchOver(s *serving) (*control, error) {
 	if slices.Contains(policies, "hot") {
 		o.hot = o.watchMemory(ctl)
 	}
+	collect() // while the destination is at work
 	var ready readyMsg
 	if err := ctl.expect(o.ctx, msgReady, "READY", o.host.cfg.deadlines.prepare, &ready); err != nil {
 		return ctl, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -33,6 +34,11 @@ type transfer struct {
 }
 
 const rateSlots = 8
+
+// collect has the garbage collector do its work now, some ms of it, before the guest stops: a
+// cycle that began in the switch-over took a sixth of the daemons' CPU time there (perf,
+// 25 relocations), from a guest that stands still.
+func collect() { runtime.GC() }
 
 // rateSlot is one sample for the rate shown to the operator.
 type rateSlot struct {

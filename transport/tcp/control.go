@@ -189,8 +189,8 @@ func (m *Control) read() error {
 	}
 }
 
-func (m *Control) body(h *transport.Header, crc uint32) ([]byte, error) {
-	b := make([]byte, h.Length)
+// body reads the rest of a frame into b, which has its length.
+func (m *Control) body(h *transport.Header, crc uint32, b []byte) ([]byte, error) {
 	if err := m.c.w.readFull(b); err != nil {
 		return nil, err
 	}
@@ -198,7 +198,7 @@ func (m *Control) body(h *transport.Header, crc uint32) ([]byte, error) {
 }
 
 func (m *Control) message(h *transport.Header, crc uint32) error {
-	b, err := m.body(h, crc)
+	b, err := m.body(h, crc, make([]byte, h.Length))
 	if err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func (m *Control) indexFrame(h *transport.Header, crc uint32) error {
 	if uint64(h.Length) != uint64(h.Count)*transport.HashSize || h.Count == 0 {
 		return fmt.Errorf("%w: INDEX of %d pages has %d bytes", transport.ErrMalformed, h.Count, h.Length)
 	}
-	b, err := m.body(h, crc)
+	b, err := m.body(h, crc, make([]byte, h.Length))
 	if err != nil {
 		return err
 	}
@@ -232,7 +232,7 @@ func (m *Control) stateFrame(h *transport.Header, crc uint32) error {
 	if m.c.role != transport.Destination {
 		return m.c.wrong(h)
 	}
-	b, err := m.body(h, crc)
+	b, err := m.body(h, crc, m.state.buffer(int(h.Length)))
 	if err != nil {
 		return err
 	}

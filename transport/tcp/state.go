@@ -11,12 +11,37 @@ type statePipe struct {
 	limit int
 
 	mu     sync.Mutex
-	chunks [][]byte      // guarded by mu
+	chunks []stateChunk  // guarded by mu
+	spare  [][]byte      // buffers that were read; guarded by mu
 	size   int           // bytes in chunks; guarded by mu
 	ended  bool          // the last frame has come; guarded by mu
 	err    error         // what readers get after the chunks; guarded by mu
 	came   chan struct{} // signals a waiting reader; holds one element
 	taken  chan struct{} // signals the writer; holds one element
+}
+
+// stateChunk is one body, of which left is still to be read.
+type stateChunk struct{ buf, left []byte }
+
+// Buffers are used again: new memory costs page faults, while a machine stands still.
+const (
+	spareStates    = 4
+	spareStateSize = 256 << 10 // bytes, of the largest that is kept
+)
+
+// buffer returns memory for a body of n bytes.
+func (s *statePipe) buffer(n int) []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, b := range s.spare {
+		if n > 0 && cap(b) >= n {
+			last := len(s.spare) - 1
+			s.spare[i] = s.spare[last]
+			s.spare = s.spare[:last]
+			return b[:n]
+		}
+	}
+	return make([]byte, n)
 }
 
 func newStatePipe(limit int) *statePipe {
@@ -32,7 +57,7 @@ func (s *statePipe) put(b []byte, end bool, done <-chan struct{}) bool {
 		return false
 	}
 	if len(b) > 0 {
-		s.chunks = append(s.chunks, b)
+		s.chunks = append(s.chunks, stateChunk{b, b})
 		s.size += len(b)
 	}
 	if end {
@@ -76,9 +101,13 @@ func (s *statePipe) Read(p []byte) (int, error) {
 	for {
 		s.mu.Lock()
 		if len(s.chunks) > 0 {
-			n := copy(p, s.chunks[0])
-			if s.chunks[0] = s.chunks[0][n:]; len(s.chunks[0]) == 0 {
-				s.chunks[0] = nil
+			c := &s.chunks[0]
+			n := copy(p, c.left)
+			if c.left = c.left[n:]; len(c.left) == 0 {
+				if len(s.spare) < spareStates && cap(c.buf) <= spareStateSize {
+					s.spare = append(s.spare, c.buf)
+				}
+				*c = stateChunk{}
 				s.chunks = s.chunks[1:]
 			}
 			s.size -= n
