@@ -106,6 +106,7 @@ func (in *incoming) run(conn *tcp.Conn) {
 
 // finish ends what lives only as long as the relocation.
 func (in *incoming) finish() {
+	in.sleepAgain()
 	in.pool.close()
 	if in.memory != nil {
 		in.memory.close()
@@ -193,6 +194,7 @@ func (in *incoming) load(ctl *control) error {
 	if err := in.enter(PhaseReady, "the VMM is up and its faults are caught by "+in.faultSource()); err != nil {
 		return err
 	}
+	in.stayAwake()
 	if err := in.sayReady(ctl); err != nil {
 		return err
 	}

@@ -81,6 +81,9 @@ type HostConfig struct {
 	// Reserve is how long memory is reserved for a machine that is to arrive, before it
 	// stops at its source; 0: not at all.
 	Reserve time.Duration
+	// Awake is how long, from its switch-over on, a relocation keeps the host's CPUs out of
+	// deep sleep, so that faults do not wait for them to wake; 0: not at all.
+	Awake time.Duration
 	// FaultLogDir, if not empty, gets a log of the faults of every machine that
 	// arrives, VM-SESSION.faults; see faultLog.
 	FaultLogDir string

@@ -172,6 +172,7 @@ func (o *outgoing) run() {
 
 // finish ends what lives only as long as the relocation.
 func (o *outgoing) finish() {
+	o.sleepAgain()
 	o.closeRDMA()
 	o.host.remember(o.transfer)
 	o.host.mu.Lock()
@@ -291,6 +292,7 @@ func (o *outgoing) handOver(ctl *control) error {
 	if err := o.enter(PhaseState, "device state begins to flow, the guest runs on"); err != nil {
 		return err
 	}
+	o.stayAwake()
 	if err := o.mig.StartMigrate(ctx, listener.URI()); err != nil {
 		return err
 	}

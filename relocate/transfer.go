@@ -3,6 +3,7 @@ package relocate
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"runtime"
 	"sync"
@@ -28,6 +29,8 @@ type transfer struct {
 	fill      func(*Status)               // guarded by mu; adds the engine's live counters
 	limit     func(int64) error           // guarded by mu; sets the precache bandwidth; nil while there is no way
 	prefer    func([]pagecache.Run) error // guarded by mu; takes a hot list; nil while there is no use for one
+	awake     io.Closer                   // guarded by mu; nil while the CPUs may sleep
+	tired     *time.Timer                 // guarded by mu; ends that
 	rates     [rateSlots]rateSlot         // guarded by mu
 	ratePo    int                         // guarded by mu
 	rateEarly bool                        // the samples are of a pre-transfer; guarded by mu

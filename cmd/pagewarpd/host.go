@@ -26,6 +26,7 @@ func newEngine(ctx context.Context, c daemon.EngineConfig) (daemon.Engine, error
 		Spin:             time.Duration(c.Engine.Spin),
 		DemandPace:       time.Duration(c.Engine.DemandPace),
 		Reserve:          time.Duration(c.Engine.Reserve),
+		Awake:            time.Duration(c.Engine.Awake),
 		RDMA:             relocate.RDMAConfig{Policy: c.RDMA.Policy, Device: c.RDMA.Device, Budget: uint64(c.RDMA.Budget)},
 		Cache:            relocate.CacheConfig{Dir: c.Cache.Dir, Size: c.Cache.Bytes(), Allow: c.Cache.Allow},
 	})

@@ -100,6 +100,7 @@ type Engine struct {
 	Spin         Duration `toml:"spin"`
 	DemandPace   Duration `toml:"demand_pace"`  // 0: faults never wait
 	Reserve      Duration `toml:"reserve"`      // 0: no memory is reserved
+	Awake        Duration `toml:"awake"`        // 0: the CPUs may sleep as they like
 	FaultSource  string   `toml:"fault_source"` // one of relocate.FaultSources
 	FaultLog     string   `toml:"fault_log"`    // folder; empty: none
 }
@@ -144,7 +145,7 @@ func Default() Config {
 		TLS:             TLS{Peers: []string{}},
 		Log:             Log{Level: "info", Format: "auto"},
 		Relocate:        Relocate{Codec: "auto"},
-		Engine:          Engine{FaultSource: "auto", DemandPace: Duration(faultd.DefaultDemandPace), Reserve: Duration(relocate.DefaultReserve)},
+		Engine:          Engine{FaultSource: "auto", DemandPace: Duration(faultd.DefaultDemandPace), Reserve: Duration(relocate.DefaultReserve), Awake: Duration(relocate.DefaultAwake)},
 		RDMA:            RDMA{Policy: "ask"},
 		Cache:           Cache{Dir: "/dev/shm/pagewarp-cache", Size: "0", Allow: []string{}},
 	}

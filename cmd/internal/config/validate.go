@@ -34,6 +34,9 @@ const maxDemandPace = 10 * time.Millisecond
 // maxReserve leaves the source's patience with a destination that prepares alone.
 const maxReserve = 20 * time.Second
 
+// maxAwake bounds for how long a typing error heats a host.
+const maxAwake = 10 * time.Minute
+
 // MaxChannels bounds the channels of one class that an operator may ask for.
 const MaxChannels = 64
 
@@ -137,6 +140,9 @@ func (c Config) Validate() error {
 	}
 	if r := time.Duration(c.Engine.Reserve); r < 0 || r > maxReserve {
 		bad("engine.reserve %v; choose from 0s (no memory is reserved) to %v", r, maxReserve)
+	}
+	if a := time.Duration(c.Engine.Awake); a < 0 || a > maxAwake {
+		bad("engine.awake %v; choose from 0s (the CPUs may sleep as they like) to %v", a, maxAwake)
 	}
 	for name, t := range c.Templates {
 		if name != "*" && !ValidName(name) {
