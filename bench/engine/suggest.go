@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/pagewarp/pagewarp/bench/workloads"
+	"github.com/pagewarp/pagewarp/internal/words"
 )
 
 // Suggest returns "did you mean X? " for the candidate nearest to text, or ""
@@ -14,7 +15,7 @@ import (
 func Suggest(text string, candidates []string) string {
 	best, at := "", len(text)/2+1
 	for _, c := range candidates {
-		if d := distance(strings.ToLower(text), c); d < at {
+		if d := words.Distance(strings.ToLower(text), c); d < at {
 			best, at = c, d
 		}
 	}
@@ -22,27 +23,6 @@ func Suggest(text string, candidates []string) string {
 		return ""
 	}
 	return fmt.Sprintf("did you mean %s? ", best)
-}
-
-// distance is Levenshtein's, over bytes.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // touchAlias is what the guest calls random.

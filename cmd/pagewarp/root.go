@@ -15,8 +15,8 @@ import (
 
 	"github.com/pagewarp/pagewarp/cmd/internal/api"
 	"github.com/pagewarp/pagewarp/cmd/internal/config"
-	"github.com/pagewarp/pagewarp/cmd/internal/units"
 	"github.com/pagewarp/pagewarp/cmd/internal/version"
+	"github.com/pagewarp/pagewarp/internal/words"
 )
 
 const socketEnv = "PAGEWARP_SOCKET"
@@ -158,7 +158,7 @@ func flagError(cmd *cobra.Command, err error) error {
 func similarFlag(cmd *cobra.Command, name string) (best string) {
 	least := 3
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
-		d := units.Distance(name, f.Name)
+		d := words.Distance(name, f.Name)
 		if strings.HasPrefix(f.Name, name) {
 			d = min(d, 2)
 		}

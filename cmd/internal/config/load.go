@@ -10,7 +10,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
-	"github.com/pagewarp/pagewarp/cmd/internal/units"
+	"github.com/pagewarp/pagewarp/internal/words"
 )
 
 // Load reads the file at path over the defaults. Unknown keys and syntax errors
@@ -65,7 +65,7 @@ func similarKey(k toml.Key) string {
 	best, least := "", 3
 	for _, known := range knownKeys(reflect.TypeFor[Config](), nil) {
 		name := known[len(known)-1]
-		d := units.Distance(last, name)
+		d := words.Distance(last, name)
 		if d >= min(3, len(name)) {
 			continue
 		}

@@ -1,4 +1,5 @@
-package units
+// Package words says how near a word is to the one that was meant.
+package words
 
 // Distance is the edit distance of Levenshtein, in bytes: what a word is from the one that
 // was meant.
