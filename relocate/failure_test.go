@@ -91,6 +91,16 @@ func (r *rig) relocate(to string, o Options) {
 	}
 }
 
+// arrives relocates the machine to b, and waits until all of it is there.
+func (r *rig) arrives(o Options) {
+	r.t.Helper()
+	r.relocate(r.b.addr, o)
+	if s := r.awaitEnd(); s.Phase != PhaseDone {
+		r.t.Fatalf("ended %s: %s", s.Phase, s.Error)
+	}
+	r.b.await(r.t, "web1", PhaseDone)
+}
+
 func (r *rig) awaitEnd() Status {
 	r.t.Helper()
 	vmtest.Wait(r.t, "the relocation's end", func() bool {

@@ -127,11 +127,7 @@ func TestFaultLog(t *testing.T) {
 	dir := filepath.Join(vmtest.Dir(t), "faults")
 	r := newRig(t, func(c *HostConfig) { c.FaultLogDir = dir })
 	began := time.Now()
-	r.relocate(r.b.addr, Options{Precache: strings.Join(pagecache.PolicyNames, ",")})
-	if s := r.awaitEnd(); s.Phase != PhaseDone {
-		t.Fatalf("ended %s: %s", s.Phase, s.Error)
-	}
-	r.b.await(t, "web1", PhaseDone)
+	r.arrives(Options{Precache: strings.Join(pagecache.PolicyNames, ",")})
 	r.b.awaitIdle(t)
 	r.runsAt(r.b)
 	logs, err := filepath.Glob(filepath.Join(dir, "web1-*.faults"))

@@ -118,11 +118,7 @@ func TestPrecachePolicies(t *testing.T) {
 	if _, err := r.a.Relocate(t.Context(), "web1", r.b.addr, Options{Precache: "hot,cold"}); err == nil || !strings.Contains(err.Error(), `"cold"`) {
 		t.Errorf("an unknown policy: %v", err)
 	}
-	r.relocate(r.b.addr, Options{Precache: "sweep"})
-	if s := r.awaitEnd(); s.Phase != PhaseDone {
-		t.Fatalf("ended %s: %s", s.Phase, s.Error)
-	}
-	r.b.await(t, "web1", PhaseDone)
+	r.arrives(Options{Precache: "sweep"})
 	r.runsAt(r.b)
 	s := r.b.last(t, RoleDestination)
 	if s.HotPages != 0 || len(s.Policies) != 1 || s.Policies[0].Name != "sweep" || s.Policies[0].Pages == 0 {

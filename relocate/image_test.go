@@ -58,11 +58,7 @@ func TestImageIsAnotherFile(t *testing.T) {
 // journal's word of it learns from the destination that all is done.
 func TestKilledWhileLettingGo(t *testing.T) {
 	r := newRig(t, nil)
-	r.relocate(r.b.addr, Options{})
-	if s := r.awaitEnd(); s.Phase != PhaseDone {
-		t.Fatalf("ended %s: %s", s.Phase, s.Error)
-	}
-	r.b.await(t, "web1", PhaseDone)
+	r.arrives(Options{})
 	r.b.awaitIdle(t)
 	r.a.stop(t)
 	recs, err := r.a.journal.load(time.Now())

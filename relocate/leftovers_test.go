@@ -17,11 +17,7 @@ import (
 // neither its memory nor its sockets nor its log any more.
 func TestNothingStaysOfAMachineThatLeft(t *testing.T) {
 	r := newRig(t, nil)
-	r.relocate(r.b.addr, Options{})
-	if s := r.awaitEnd(); s.Phase != PhaseDone {
-		t.Fatalf("ended %s: %s", s.Phase, s.Error)
-	}
-	r.b.await(t, "web1", PhaseDone)
+	r.arrives(Options{})
 	r.b.awaitIdle(t)
 	if _, err := r.b.Relocate(t.Context(), "web1", r.a.addr, Options{}); err != nil {
 		t.Fatal(err)
@@ -42,11 +38,7 @@ func TestNothingStaysOfAMachineThatLeft(t *testing.T) {
 func TestMachineKilledAfterItsArrival(t *testing.T) {
 	for _, restart := range []bool{false, true} {
 		r := newRig(t, nil)
-		r.relocate(r.b.addr, Options{})
-		if s := r.awaitEnd(); s.Phase != PhaseDone {
-			t.Fatalf("ended %s: %s", s.Phase, s.Error)
-		}
-		r.b.await(t, "web1", PhaseDone)
+		r.arrives(Options{})
 		r.b.awaitIdle(t)
 		pid := r.b.Machines(t.Context())[0].PID
 		b := r.b

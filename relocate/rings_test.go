@@ -53,11 +53,7 @@ func TestRings(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newDiskRig(t)
-			r.relocate(r.b.addr, c.o)
-			if s := r.awaitEnd(); s.Phase != PhaseDone {
-				t.Fatalf("ended %s: %s", s.Phase, s.Error)
-			}
-			r.b.await(t, "web1", PhaseDone)
+			r.arrives(c.o)
 			r.runsAt(r.b)
 			var got PolicyCount
 			for _, p := range r.b.last(t, RoleDestination).Policies {
