@@ -56,7 +56,9 @@ a network namespace, and tell what the guest, its clients and the hosts had to
 bear; then the same with a new guest and the next engine, in alternation. Every
 engine gets its best settings, which the report states; one that cannot run here
 is listed with the reason. pagewarp bench peers lists the engines and makes a
-newer QEMU for those named NAME@root. The plots are written to the folder --out.`
+newer QEMU for those named NAME@root. The engine floor is QEMU's own migration
+between two that have the same memory already: what any engine costs here. The
+plots are written to the folder --out.`
 	c.Example = `  pagewarp bench relocate --engine pagewarp,qemu-postcopy-preempt --load touch:ws=512
   pagewarp bench relocate --engine pagewarp@root,qemu-precopy@root,qemu-multifd@root --load churn:ws=256,rate=20000 --link 1G
   pagewarp bench relocate --load specweb-banking:sessions=40,scale=0.02 --repeat 5 --json banking.json`

@@ -5,6 +5,8 @@ import (
 	"os"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Monitor is the slack that QuietMonitor is to be given. By so much the runtime's
@@ -29,6 +31,12 @@ func QuietMonitor(slack time.Duration) error {
 		return fmt.Errorf("timer slack of the runtime's monitor thread: %w (CAP_SYS_NICE allows it)", err)
 	}
 	return nil
+}
+
+// usualSlack gives the calling thread the kernel's default slack, 50 µs: one that the
+// monitor has made was born with the monitor's.
+func usualSlack() {
+	unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(50*time.Microsecond), 0, 0, 0) // cannot fail
 }
 
 // monitorThread is the first thread that the runtime has made, before anything of the

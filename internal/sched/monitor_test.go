@@ -3,6 +3,7 @@ package sched
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -50,6 +51,27 @@ func perSecond(t *testing.T, tid int) float64 {
 	close(done)
 	wg.Wait()
 	return float64(n) / 0.3
+}
+
+// TestUsualSlack: a thread that was born with the monitor's slack does not keep it for
+// the bulk of the pages.
+func TestUsualSlack(t *testing.T) {
+	got := make(chan int)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(Monitor), 0, 0, 0)
+		if err := Lower(0); err != nil {
+			t.Error(err)
+		}
+		slack, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- slack
+	}()
+	if slack := <-got; slack != int(50*time.Microsecond) {
+		t.Errorf("a slack of %d ns", slack)
+	}
 }
 
 // TestQuietMonitor: the thread that is found is the one that wakes all the time, and

@@ -48,6 +48,7 @@ type Fault struct {
 // Raise makes the calling thread a fault thread. It never fails for good: what
 // the kernel refuses (CAP_SYS_NICE is needed) is in Refused.
 func Raise() *Fault {
+	usualSlack()
 	f := &Fault{since: time.Now(), cpu: ThreadCPU()}
 	if err := f.set(true); err != nil {
 		if f.set(false) != nil {
@@ -105,6 +106,9 @@ func (f *Fault) set(realtime bool) error {
 		return err
 	}
 	f.realtime = realtime
+	if !realtime {
+		usualSlack() // what the kernel gives back is what the thread was born with
+	}
 	return nil
 }
 
@@ -121,6 +125,7 @@ func ThreadCPU() time.Duration {
 // Lower has the kernel prefer every other thread over the calling one: nice is
 // added to what it has.
 func Lower(nice int) error {
+	usualSlack()
 	have, err := unix.Getpriority(unix.PRIO_PROCESS, unix.Gettid())
 	if err != nil {
 		return fmt.Errorf("priority of a thread: %w", err)
