@@ -54,6 +54,13 @@ const (
 	worthwhile   = 0.9     // a sample must shrink below this part of itself
 	smooth       = 0.2     // weight of a new measurement
 	explore      = 32      // auto tries another codec in one of so many batches
+	hopeless     = 2       // and not one that would have to be so many times better than it was
+
+	// CPUs count as short from where on the channel's own work waits for one for so much
+	// of its time, and no more from where on it is so little.
+	cpuShort  = 0.2
+	cpuEnough = 0.06
+	cpuSpan   = time.Millisecond // of work that is one measurement
 )
 
 // Chooser picks the codec of each answer of one channel. It is not safe for
@@ -63,10 +70,14 @@ type Chooser struct {
 	features Features
 	sample   [sampleBytes]byte
 	out      [sampleBytes + sampleBytes/2]byte
-	speed    [3]float64 // bytes of guest memory encoded per second, by codec
-	ratio    [3]float64 // encoded bytes per guest byte, by codec
-	link     float64    // bytes per second the socket takes; 0: not known
-	told     bool       // link comes from Link, not from Wrote
+	speed    [3]float64    // bytes of guest memory encoded per second, by codec
+	ratio    [3]float64    // encoded bytes per guest byte, by codec
+	link     float64       // bytes per second the socket takes; 0: not known
+	told     bool          // link comes from Link, not from Wrote
+	wall     time.Duration // of the work that waits does not have yet
+	cpu      time.Duration
+	waits    float64 // share of the channel's work that it waits for a CPU
+	short    bool    // which is too much
 	batches  uint64
 	probe    Codec // the codec tried last
 }
@@ -100,10 +111,14 @@ func (ch *Chooser) wanted() Codec {
 	ch.batches++
 	if ch.batches%explore == 0 {
 		ch.probe = (ch.probe + 1) % 3
-		if ch.features.Codec(ch.probe) {
+		if ch.features.Codec(ch.probe) && hopeless*ch.rate(ch.probe) > ch.rate(ch.best()) {
 			return ch.probe
 		}
 	}
+	return ch.best()
+}
+
+func (ch *Chooser) best() Codec {
 	best := CodecNone
 	for c := CodecS2; c <= CodecZstd; c++ {
 		// A tenth more is asked of a codec before it takes CPU from the guest.
@@ -115,10 +130,15 @@ func (ch *Chooser) wanted() Codec {
 }
 
 // rate estimates guest bytes per second with c: encoding and the wire run side
-// by side, since the socket's buffer decouples them, so the slower one counts.
+// by side, since the socket's buffer decouples them, so the slower one counts. Where
+// CPUs are short they do not: the time that a codec takes is missing where the bytes
+// are sent and received.
 func (ch *Chooser) rate(c Codec) float64 {
-	if ch.link == 0 {
+	switch {
+	case ch.link == 0:
 		return ch.speed[c]
+	case ch.short:
+		return 1 / (1/ch.speed[c] + ch.ratio[c]/ch.link)
 	}
 	return min(ch.speed[c], ch.link/ch.ratio[c])
 }
@@ -154,6 +174,23 @@ func (ch *Chooser) Link(rate float64) {
 		ch.link, ch.told = rate, true
 	}
 }
+
+// Worked records that the channel's own work, without any wait, took wall of the
+// clock's time and cpu of a CPU's: what differs is a wait for a CPU.
+func (ch *Chooser) Worked(wall, cpu time.Duration) {
+	ch.wall, ch.cpu = ch.wall+max(0, wall), ch.cpu+max(0, cpu)
+	if ch.wall < cpuSpan {
+		return
+	}
+	ewma(&ch.waits, max(0, 1-ch.cpu.Seconds()/ch.wall.Seconds()))
+	ch.wall, ch.cpu = 0, 0
+	if !ch.short && ch.waits > cpuShort || ch.short && ch.waits < cpuEnough {
+		ch.short = !ch.short
+	}
+}
+
+// Measures says whether the mode looks at what is measured.
+func (ch *Chooser) Measures() bool { return ch.mode == ModeAuto }
 
 // Wrote records that n bytes were handed to the socket in write, and that total
 // passed since the last such moment. Only a write that waited tells the link's

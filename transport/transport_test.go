@@ -269,6 +269,64 @@ func TestChooserIsTold(t *testing.T) {
 	}
 }
 
+// TestChooserWithoutCPUs: where CPUs are short the time that a codec takes is missing
+// elsewhere, so that only a slow link is worth it.
+func TestChooserWithoutCPUs(t *testing.T) {
+	for _, c := range []struct {
+		link float64 // bytes per second
+		idle Codec   // with CPUs to spare
+		busy Codec
+	}{{20e6, CodecZstd, CodecZstd}, {60e6, CodecZstd, CodecS2}, {400e6, CodecS2, CodecNone}, {8e9, CodecNone, CodecNone}} {
+		ch := NewChooser(ModeAuto, AllFeatures)
+		ch.Link(c.link)
+		work := func(cpu time.Duration) {
+			for range 200 {
+				ch.Worked(100*time.Microsecond, cpu)
+			}
+		}
+		work(99 * time.Microsecond)
+		if got := ch.best(); got != c.idle {
+			t.Errorf("link of %g B/s, CPUs to spare: %v, want %v", c.link, got, c.idle)
+		}
+		// A moment's wait is none.
+		ch.Worked(time.Millisecond, 500*time.Microsecond)
+		if got := ch.best(); got != c.idle {
+			t.Errorf("link of %g B/s, after one wait for a CPU: %v, want %v", c.link, got, c.idle)
+		}
+		work(50 * time.Microsecond)
+		if got := ch.best(); got != c.busy {
+			t.Errorf("link of %g B/s, CPUs short: %v, want %v", c.link, got, c.busy)
+		}
+		work(90 * time.Microsecond) // better, but not well
+		if got := ch.best(); got != c.busy {
+			t.Errorf("link of %g B/s, CPUs still short: %v, want %v", c.link, got, c.busy)
+		}
+		work(99 * time.Microsecond)
+		if got := ch.best(); got != c.idle {
+			t.Errorf("link of %g B/s, CPUs to spare again: %v, want %v", c.link, got, c.idle)
+		}
+	}
+}
+
+// TestChooserTriesNothingHopeless: a codec is tried now and then, unless it would have to
+// be several times as fast as it was.
+func TestChooserTriesNothingHopeless(t *testing.T) {
+	for _, c := range []struct {
+		link float64
+		want Codec // tried
+	}{{8e9, CodecNone}, {200e6, CodecZstd}} {
+		ch := NewChooser(ModeAuto, AllFeatures)
+		ch.Link(c.link)
+		tried := CodecNone
+		for range 3 * explore {
+			tried = max(tried, ch.wanted())
+		}
+		if tried != c.want {
+			t.Errorf("link of %g B/s: tried %v, want %v", c.link, tried, c.want)
+		}
+	}
+}
+
 func TestParseCodecMode(t *testing.T) {
 	for m := ModeNone; m <= ModeAuto; m++ {
 		if got, err := ParseCodecMode(m.String()); err != nil || got != m {

@@ -69,13 +69,17 @@ type backlog struct {
 }
 
 // look takes a reading. It returns the link's rate in bytes per second: where there is a
-// queue before it, what it has carried since the last reading. What the kernel says of
-// its rate is of single acknowledgements, and under a token bucket off by a factor of
-// 30 either way.
+// queue before it, what it has carried since the last reading, else no less than that.
+// What the kernel says of its rate is of single acknowledgements, and under a token
+// bucket off by a factor of 30 either way.
 func (b *backlog) look(l linkState, now time.Time) float64 {
 	rate, wait := l.rate, l.rtt-l.minRTT
-	if b.last.acked != 0 && (b.bound > 0 || wait > queueTime) {
-		rate = goodput(l.acked-b.last.acked, now.Sub(b.at))
+	if b.last.acked != 0 {
+		carried := goodput(l.acked-b.last.acked, now.Sub(b.at))
+		if b.bound > 0 || wait > queueTime {
+			rate = carried
+		}
+		rate = max(rate, carried)
 	}
 	switch {
 	case b.bound > 0 && b.harms(l, now):

@@ -1,6 +1,7 @@
 package tcp
 
 import (
+	"cmp"
 	"net"
 	"testing"
 	"time"
@@ -14,6 +15,8 @@ type link struct {
 	b     backlog
 	now   time.Time
 	acked uint64
+	// kernel is the rate that the kernel says, in bytes per second.
+	kernel float64
 }
 
 func (l *link) read(n int, rate float64, rtt, minRTT time.Duration) (told float64) {
@@ -21,7 +24,7 @@ func (l *link) read(n int, rate float64, rtt, minRTT time.Duration) (told float6
 	for range n {
 		l.now = l.now.Add(step)
 		l.acked += uint64(rate * step.Seconds())
-		told = l.b.look(linkState{rate: 7, acked: l.acked, rtt: rtt, minRTT: minRTT}, l.now)
+		told = l.b.look(linkState{rate: cmp.Or(l.kernel, 7), acked: l.acked, rtt: rtt, minRTT: minRTT}, l.now)
 	}
 	return told
 }
@@ -38,8 +41,16 @@ func TestBacklog(t *testing.T) {
 	if l.b.bound != 0 {
 		t.Fatalf("bound %d after moments of a queue", l.b.bound)
 	}
-	if told := l.read(1, gbit, 200*us, 10*us); told != 7 {
+	l.kernel = 9e9
+	if told := l.read(1, gbit, 200*us, 10*us); told != l.kernel {
 		t.Errorf("rate %.0f without a queue, want the kernel's", told)
+	}
+	if told := l.read(1, gbit, 900*us, 10*us); told < 0.99*gbit || told > 1.01*gbit {
+		t.Errorf("rate %.0f with a queue and a burst that the kernel saw, want what was carried", told)
+	}
+	l.kernel = 7
+	if told := l.read(1, gbit, 200*us, 10*us); told < 0.99*gbit || told > 1.01*gbit {
+		t.Errorf("rate %.0f without a queue, where the kernel says less than was carried, want that", told)
 	}
 	told := l.read(queueReadings+1, gbit, 900*us, 10*us)
 	if told < 0.99*gbit || told > 1.01*gbit {

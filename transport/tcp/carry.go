@@ -55,7 +55,7 @@ func (r *Responder) carry(by transport.Carrier, a *transport.Answer) (done bool,
 	r.place = mem
 	defer func() { r.place = nil }()
 	r.chooser.Link(by.Rate())
-	size, err := r.build(a)
+	size, err := r.work(a)
 	switch {
 	case err != nil:
 		return false, err

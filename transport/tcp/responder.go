@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/sched"
 	"github.com/pagewarp/pagewarp/transport"
 )
 
@@ -145,7 +146,7 @@ func (r *Responder) Answer(a *transport.Answer) error {
 			return err
 		}
 	}
-	size, err := r.build(a)
+	size, err := r.work(a)
 	if err != nil {
 		return err
 	}
@@ -195,6 +196,17 @@ func (r *Responder) forget() { clear(r.vec[:cap(r.vec)]) }
 
 // movedFeatures are what Moved extents need.
 const movedFeatures = transport.FeatureWarm | transport.FeatureMoved
+
+// work is build, and tells the chooser whether a CPU was there for it.
+func (r *Responder) work(a *transport.Answer) (size int, err error) {
+	if !r.chooser.Measures() || r.c.Kind() != transport.Precache {
+		return r.build(a)
+	}
+	wall, cpu := time.Now(), sched.ThreadCPU()
+	size, err = r.build(a)
+	r.chooser.Worked(time.Since(wall), sched.ThreadCPU()-cpu)
+	return size, err
+}
 
 // build puts the whole frame into vec, the head, then the data, and returns its size
 // in bytes. One whose body is longer than max_body has no header yet.
