@@ -135,11 +135,7 @@ func (in *incoming) startVMM(ctx context.Context, o *offer) error {
 		}
 		in.rec.Cleanup = append(in.rec.Cleanup, path)
 	}
-	program, err := qemu.Probe(ctx, argv[0])
-	if err != nil {
-		return err
-	}
-	if err := qemu.CheckDestination(o.Description, program); err != nil {
+	if err := in.host.programs.Check(ctx, argv[0], o.Description); err != nil {
 		return err
 	}
 	// Written before the VMM starts: should this daemon be killed between

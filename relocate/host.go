@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sort"
 	"sync"
@@ -113,6 +114,7 @@ type Host struct {
 
 	listeners []*tcp.Listener // immutable after NewHost
 	strangers strangers
+	programs  qemu.Programs
 
 	in, out *pagecache.Pool // what relocations to and from here share
 
@@ -180,6 +182,7 @@ func NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	}
 	h.sayFaultSource()
 	h.recover(ctx)
+	h.learnVMM()
 	return h, nil
 }
 
@@ -221,6 +224,22 @@ func (h *Host) Serve() error {
 		<-h.ctx.Done()
 	}
 	return errors.Join(errs...)
+}
+
+// usualVMM is the program that machines of this host's architecture have, where the
+// template names none.
+var usualVMM = map[string]string{"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}[runtime.GOARCH]
+
+// learnVMM asks the VMM that arriving machines will most likely have for its version and
+// machine types, in the background, so that the first of them need not wait for that (55
+// ms on the third machine of docs/SPECIFICATION.md). One that does not answer, or is not
+// there, is a matter of the machine that wants it.
+func (h *Host) learnVMM() {
+	if len(h.listeners) == 0 {
+		return // nothing can arrive
+	}
+	binary := cmp.Or(h.cfg.Template("").Binary, usualVMM)
+	h.wg.Go(func() { h.programs.Learn(h.ctx, binary) })
 }
 
 // Close stops the host. Relocations before their switch-over roll back; those

@@ -3,9 +3,11 @@ package qemu
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -45,6 +47,63 @@ func Probe(ctx context.Context, binary string) (Program, error) {
 		}
 	}
 	return p, nil
+}
+
+// Programs remembers what Probe said of programs, each for as long as its file is the
+// same. The zero value is ready; it is safe for concurrent use.
+type Programs struct {
+	mu    sync.Mutex
+	known map[string]knownProgram // guarded by mu; by path
+}
+
+type knownProgram struct {
+	Program
+	file os.FileInfo
+}
+
+// Check is Probe and CheckDestination. A program is run unless it is known, and run again
+// before it is refused: behind a script of the same name there may be another QEMU now.
+func (p *Programs) Check(ctx context.Context, binary string, d Description) error {
+	if path, err := findBinary(binary); err == nil {
+		p.mu.Lock()
+		k, ok := p.known[path]
+		p.mu.Unlock()
+		if now, err := os.Stat(path); ok && err == nil && sameFile(k.file, now) && CheckDestination(d, k.Program) == nil {
+			return nil
+		}
+	}
+	program, err := p.Learn(ctx, binary)
+	if err != nil {
+		return err
+	}
+	return CheckDestination(d, program)
+}
+
+// Learn runs a program, as Probe does, and remembers what it said.
+func (p *Programs) Learn(ctx context.Context, binary string) (Program, error) {
+	path, err := findBinary(binary)
+	if err != nil {
+		return Program{}, err
+	}
+	before, err := os.Stat(path) // of a file that is exchanged meanwhile the older one
+	if err != nil {
+		return Program{}, detailed(ErrBinary, "%w", err)
+	}
+	program, err := Probe(ctx, path)
+	if err != nil {
+		return Program{}, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.known == nil {
+		p.known = make(map[string]knownProgram)
+	}
+	p.known[path] = knownProgram{program, before}
+	return program, nil
+}
+
+func sameFile(a, b os.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 // parseVersion reads "QEMU emulator version 7.2.22 (Debian …)".
