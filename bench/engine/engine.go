@@ -23,8 +23,8 @@ type Engine interface {
 	Available(ctx context.Context) (Facts, error)
 	// Arrange fills in what the engine needs of the source's QEMU.
 	Arrange(c *rig.VMConfig)
-	// Move moves the guest and waits until its memory is at the destination and
-	// the source has let go. It calls j.Begin right before the command. On an
+	// Move moves the guest and waits until its memory is at the destination. It
+	// calls j.Begin right before its first step, starting the destination's QEMU. On an
 	// error the times of what was reached are set, if anything was.
 	Move(ctx context.Context, j *Job) (Moved, error)
 }

@@ -106,7 +106,7 @@ func (m mode) plan(known []string, link uint64, cores int) (plan, error) {
 	if m.sameMemory {
 		memory = "one memory file for both, of which nothing is sent"
 	}
-	says = append(says, memory, "bandwidth unlimited", "no TLS", "the destination's QEMU started beforehand")
+	says = append(says, memory, "bandwidth unlimited", "no TLS", "its time includes starting the destination's QEMU")
 	p.settings = strings.Join(says, ", ")
 	return p, nil
 }

@@ -69,6 +69,7 @@ func (n *native) Move(ctx context.Context, j *Job) (m Moved, err error) {
 	if n.mode.sameMemory {
 		c.MemoryOf = j.VM
 	}
+	m.Started = j.Begin()
 	there, err := rig.StartVM(ctx, j.Pair.B.Host, c)
 	if err != nil {
 		return m, err
@@ -85,7 +86,7 @@ func (n *native) Move(ctx context.Context, j *Job) (m Moved, err error) {
 	if c.RAM%(2*oddMemory) != 0 {
 		m.Settings += ", 8 KiB of memory more, with which QEMU before 9.0 loses no writes of a guest under TCG"
 	}
-	err = g.run(ctx, &m, n.mode.postcopy, j.Begin)
+	err = g.run(ctx, &m, n.mode.postcopy)
 	return m, g.account(ctx, &m, err)
 }
 
@@ -156,12 +157,11 @@ func (g *migration) prepare(ctx context.Context, m mode, link uint64) (settings 
 }
 
 // run migrates and waits until all memory has arrived.
-func (g *migration) run(ctx context.Context, m *Moved, postcopy bool, begin func() time.Time) error {
+func (g *migration) run(ctx context.Context, m *Moved, postcopy bool) error {
 	stop, resume, state := g.src.Subscribe(qemu.EventStop), g.dst.Subscribe(qemu.EventResume), g.src.Subscribe(qemu.EventMigration)
 	defer stop.Close()
 	defer resume.Close()
 	defer state.Close()
-	m.Started = begin()
 	if err := g.src.Execute(ctx, "migrate", map[string]any{"uri": g.to}, nil); err != nil {
 		return err
 	}

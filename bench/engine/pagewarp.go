@@ -69,7 +69,9 @@ func (p *pagewarp) Move(ctx context.Context, j *Job) (Moved, error) {
 	}
 	switch {
 	case err == nil:
-		m.Completed = m.Started.Add(time.Duration(leg.TotalMS * float64(time.Millisecond)))
+		// As of QEMU's own: that the source's QEMU ends, and its memory is freed, comes
+		// after it. Both daemons have this host's clock.
+		m.Completed = leg.Status.Drained
 	case seenAll:
 		m.Notes = append(m.Notes, fmt.Sprintf("%d of %d pages were still at the source %v after the guest had resumed", last.PagesRemaining, last.PagesTotal, span))
 	default:

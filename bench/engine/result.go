@@ -44,7 +44,8 @@ type Row struct {
 	Run      int    `json:"run"`
 	Error    string `json:"error,omitempty"`
 	Settings string `json:"settings"`
-	// TotalMS is from the command until the source has let go, 0 of one on demand
+	// TotalMS is from the command, the destination's QEMU still to be started, until
+	// all memory is there and nothing is needed of the source, 0 of one on demand
 	// that was not complete when it had been watched; DowntimeMS from
 	// the source's stop to the destination's resume; StoppedMS from the command
 	// to the stop.
