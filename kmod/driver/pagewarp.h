@@ -151,7 +151,7 @@ int pw_thaw(struct pw_object *o);
 int pw_reset(struct pw_object *o);
 
 /* memory.c */
-void pw_memory_init(void);
+int pw_memory_init(void);
 void pw_memory_exit(void);
 u32 pw_huge_page_size(void);
 int pw_page_order(u32 page_size);
