@@ -29,8 +29,9 @@ type DeviceConfig struct {
 	// death is noticed. It stays the caller's and must outlive the memory.
 	PIDFD int
 	// Spin is how long at most a reader looks at the rings before it sleeps, and a
-	// thread of the machine for its page, where nothing else wants its CPU; see
-	// [kmod.Daemon.SetSpin]. 0 is kmod.DefaultSpin, less than 1 µs none.
+	// thread of the machine for its page; where other threads want its CPU, for no longer
+	// than a sleep costs. See [kmod.Daemon.SetSpin]. 0 is kmod.DefaultSpin, less than
+	// 1 µs none.
 	Spin time.Duration
 }
 
