@@ -37,7 +37,7 @@ type DeviceConfig struct {
 
 // Device is memory of the pagewarp character device, which the machine's process
 // has mapped, or will map, and needs to do nothing else for. It implements
-// [FaultSource], [Installer], [Placer] and [Writer].
+// [FaultSource], [Installer], [Placer], [Writer] and [Reserver].
 type Device struct {
 	cfg  DeviceConfig
 	list []deviceRegion // immutable
@@ -96,12 +96,12 @@ func (d *Device) unmap() error {
 }
 
 // Memory returns what [Config] wants. Huge pages have no Write: they are stored in place,
-// as a store to a fresh one is one page fault for all of it.
+// as a store to a fresh one is one page fault for all of it. Nor are they reserved.
 func (d *Device) Memory() Memory {
-	m := Memory{Faults: d, Install: d, Place: d, Write: d}
+	m := Memory{Faults: d, Install: d, Place: d, Write: d, Reserve: d}
 	for i := range d.list {
 		if int(d.list[i].PageSize) > sysmem.PageSize {
-			m.Write = nil
+			m.Write, m.Reserve = nil, nil
 		}
 	}
 	return m
