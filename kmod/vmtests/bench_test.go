@@ -232,7 +232,7 @@ type maker func(*testing.B, context.Context, uint64) *memory
 // compare runs f on all kinds of memory, in turn, and reports the medians per
 // page and their ratio.
 func compare(b *testing.B, rounds int, pages uint64, f func(*memory) time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	for range b.N {
 		var took [3][]time.Duration
