@@ -29,14 +29,15 @@ type DeviceConfig struct {
 	// death is noticed. It stays the caller's and must outlive the memory.
 	PIDFD int
 	// Spin is how long at most a reader looks at the rings before it sleeps, and a
-	// thread of the machine for its page, where nothing else wants its CPU; see
-	// [kmod.Daemon.SetSpin]. 0 is kmod.DefaultSpin, less than 1 µs none.
+	// thread of the machine for its page; where other threads want its CPU, for no longer
+	// than a sleep costs. See [kmod.Daemon.SetSpin]. 0 is kmod.DefaultSpin, less than
+	// 1 µs none.
 	Spin time.Duration
 }
 
 // Device is memory of the pagewarp character device, which the machine's process
 // has mapped, or will map, and needs to do nothing else for. It implements
-// [FaultSource], [Installer], [Placer] and [Writer].
+// [FaultSource], [Installer], [Placer], [Writer] and [Reserver].
 type Device struct {
 	cfg  DeviceConfig
 	list []deviceRegion // immutable
@@ -95,12 +96,12 @@ func (d *Device) unmap() error {
 }
 
 // Memory returns what [Config] wants. Huge pages have no Write: they are stored in place,
-// as a store to a fresh one is one page fault for all of it.
+// as a store to a fresh one is one page fault for all of it. Nor are they reserved.
 func (d *Device) Memory() Memory {
-	m := Memory{Faults: d, Install: d, Place: d, Write: d}
+	m := Memory{Faults: d, Install: d, Place: d, Write: d, Reserve: d}
 	for i := range d.list {
 		if int(d.list[i].PageSize) > sysmem.PageSize {
-			m.Write = nil
+			m.Write, m.Reserve = nil, nil
 		}
 	}
 	return m

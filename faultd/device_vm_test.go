@@ -12,6 +12,7 @@ import (
 	"github.com/pagewarp/pagewarp/internal/touch"
 	"github.com/pagewarp/pagewarp/kmod"
 	"github.com/pagewarp/pagewarp/pagecache"
+	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/tcp"
 	"golang.org/x/sys/unix"
 )
@@ -122,6 +123,76 @@ func TestDeviceDrain(t *testing.T) {
 			}
 			t.Logf("demand faults, µs: %+v", s.Stages[faultd.StageTotal].Summary())
 		})
+	}
+}
+
+// TestDeviceReserve: memory that is reserved is as absent as any other, pages come into it
+// by precache and on demand, and what turns out to be zero is given back.
+func TestDeviceReserve(t *testing.T) {
+	const pages = 4096
+	img := makeImage(t, pages, func(i uint64, p []byte) bool {
+		if i/256%2 == 0 {
+			touch.Fill(p, i, 43)
+		} else {
+			clear(p)
+		}
+		return true
+	})
+	for name, precache := range map[string]bool{"with precache": true, "on demand only": false} {
+		t.Run(name, func(t *testing.T) {
+			ctx := withDeadline(t, 60*time.Second)
+			srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+			m := newDeviceMachine(t, ctx, pages, 0)
+			begun := make(chan struct{})
+			cfg := m.config(heldOpen(begun, srv.open(pages)))
+			cfg.PrecacheOff = !precache
+			e := start(t, cfg)
+			if n, err := e.Reserve(transport.Range{Region: 7, Count: pages}); err != nil || n != pages {
+				t.Fatalf("%d pages reserved of %d: %v", n, pages, err)
+			}
+			if got := withMemory(t, m.mem.Place); got != pages {
+				t.Errorf("%d pages have memory, all %d are reserved", got, pages)
+			}
+			if st := e.Stats(); st.PagesLeft != pages {
+				t.Errorf("%d pages are absent of %d", st.PagesLeft, pages)
+			}
+			close(begun)
+			if _, err := m.reg.Touch(shuffled(pages, 2), false, 4); err != nil {
+				t.Fatalf("%v\n%+v", err, e.Stats())
+			}
+			drained(t, ctx, e)
+			m.verify(t, img.sums)
+		})
+	}
+	t.Run("zero", func(t *testing.T) {
+		ctx := withDeadline(t, 60*time.Second)
+		srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+		m := newDeviceMachine(t, ctx, pages, 0)
+		begun := make(chan struct{})
+		e := start(t, m.config(heldOpen(begun, srv.open(pages))))
+		if n, err := e.Reserve(transport.Range{Region: 7, Count: pages}); err != nil || n != pages {
+			t.Fatalf("%d pages reserved of %d: %v", n, pages, err)
+		}
+		close(begun)
+		drained(t, ctx, e)
+		if got := withMemory(t, m.mem.Place); got != pages/2 {
+			t.Errorf("%d pages have memory, %d are not zero", got, pages/2)
+		}
+		m.verify(t, img.sums)
+	})
+}
+
+// withMemory counts the pages of the device's region that have memory.
+func withMemory(t *testing.T, p faultd.Placer) (n uint64) {
+	t.Helper()
+	for at := uint64(0); ; {
+		first, count, ok, err := p.NextData(7, at)
+		must(t, err)
+		if !ok {
+			return n
+		}
+		n += count
+		at = first + count
 	}
 }
 

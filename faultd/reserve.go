@@ -138,30 +138,45 @@ func (e *Engine) emptyReserved(reg *Region, first, end uint64, maskFor func(uint
 // zeroes is what Reserve writes at a time: as much as the kernel maps at one fault.
 var zeroes [ReserveGranule * 4096]byte
 
-// Reserve implements [Reserver]. Writing zeroes and then mapping what is there costs less
-// than populating the mapping, which takes a page fault for each page: 2.7 µs a page
-// against 3.9 on the second machine of docs/SPECIFICATION.md. Linux before 5.14 cannot
-// populate; there a store to the alias faults, and does not allocate.
+// Reserve implements [Reserver].
 func (s *Shared) Reserve(r transport.Range) error {
 	a, _, length, err := s.as.span(r)
 	if err != nil {
 		return err
 	}
 	at := int64(r.First) * int64(a.PageSize)
-	for off := int64(0); off < int64(length); off += int64(len(zeroes)) {
-		n := min(int64(length)-off, int64(len(zeroes)))
-		if err := noMemory(sysmem.WriteAt(a.FD, zeroes[:n], a.Offset+at+off)); err != nil {
+	for i := range s.as.list {
+		if s.as.list[i].ID == r.Region {
+			return reserveFile(a.FD, a.Offset+at, s.alias[i][at:at+int64(length)])
+		}
+	}
+	return nil
+}
+
+// Reserve implements [Reserver], for pages of 4 KiB.
+func (d *Device) Reserve(r transport.Range) error {
+	m, err := d.at(r)
+	if err != nil {
+		return err
+	}
+	at, length := int64(r.First)*int64(m.PageSize), int64(r.Count)*int64(m.PageSize)
+	return reserveFile(m.fd, at, m.alias[at:at+length])
+}
+
+// reserveFile puts zeroes behind alias, the mapping of a file from offset on, in bytes.
+// Writing zeroes and then mapping what is there costs less than populating the mapping,
+// which takes a page fault for each page: 2.7 µs a page against 3.9 on the second machine
+// of docs/SPECIFICATION.md. Linux before 5.14 cannot populate; there a store to the alias
+// faults, and does not allocate.
+func reserveFile(fd int, offset int64, alias []byte) error {
+	for at := 0; at < len(alias); at += len(zeroes) {
+		n := min(len(alias)-at, len(zeroes))
+		if err := noMemory(sysmem.WriteAt(fd, zeroes[:n], offset+int64(at))); err != nil {
 			return err
 		}
 	}
-	for i := range s.as.list {
-		if s.as.list[i].ID != r.Region {
-			continue
-		}
-		err := sysmem.Advise(s.alias[i][at:at+int64(length)], unix.MADV_POPULATE_READ)
-		if err != nil && !errors.Is(err, unix.EINVAL) {
-			return noMemory(err)
-		}
+	if err := sysmem.Advise(alias, unix.MADV_POPULATE_READ); err != nil && !errors.Is(err, unix.EINVAL) {
+		return noMemory(err)
 	}
 	return nil
 }

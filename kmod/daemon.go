@@ -111,9 +111,10 @@ const (
 // SetSpin says how long at most a thread that touches a missing page looks for it before
 // it goes to sleep, and how long a [Reader] looks at the ring; what is more than a
 // millisecond counts as one. 0, not at all, is what a new end begins with. Either looks
-// only while nothing else wants its CPU, and only if pages, or faults, have come
-// within that time of late, on average. It spares changes of threads and a system
-// call, and keeps a CPU from resting meanwhile.
+// only if pages, or faults, have come within that time of late, on average; where other
+// threads want its CPU, within the time that a sleep costs, and for no longer
+// (docs/UAPI.md, "The ring"). It spares changes of threads and a system call, and keeps a
+// CPU from resting meanwhile.
 func (d *Daemon) SetSpin(thread, reader time.Duration) { d.ring.setSpin(thread, reader) }
 
 func (d *Daemon) check(first, count uint64) error {

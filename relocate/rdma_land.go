@@ -22,10 +22,10 @@ var RDMALands = []string{RDMALandAuto, RDMALandAlias, RDMALandStaging}
 
 // landInPlace has the memory that was reserved registered for READs, in the background,
 // while the machine still runs at its source: before READY is said, so that every channel
-// finds it. Where that cannot be, pages come by the staging buffers.
+// finds it. Where that cannot be, and on the character device, pages come by the staging buffers.
 func (in *incoming) landInPlace() {
 	dev := in.rdmaDev.Load()
-	if dev == nil || in.rec.Options.RDMALand == RDMALandStaging {
+	if dev == nil || in.rec.Options.RDMALand == RDMALandStaging || in.rec.onDevice() {
 		return
 	}
 	var to []rdma.Stretch

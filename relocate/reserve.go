@@ -81,7 +81,7 @@ func (m memoryRecord) dataRuns(runs *[]pagecache.Run, r *transport.Region) error
 // names more than the memory that accept has found room for gets no more than that.
 func (in *incoming) reserve(ctx context.Context, o *offer) error {
 	limit, most := in.host.cfg.Reserve, uint64(o.Allocated)/reservePageSize
-	if limit <= 0 || len(o.Data) == 0 || in.rec.Options.OnDemandOnly || in.rec.onDevice() || in.isWarm() {
+	if limit <= 0 || len(o.Data) == 0 || in.rec.Options.OnDemandOnly || in.isWarm() {
 		return nil // candidates take memory of their own
 	}
 	runs, err := parseRuns(o.Data)

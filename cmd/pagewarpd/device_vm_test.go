@@ -96,6 +96,9 @@ func TestDeviceThereAndBack(t *testing.T) {
 	if s.FaultSource != relocate.FaultDevice || s.PagesTotal != vmtest.RAMBytes>>12 || s.PagesRemaining != 0 {
 		t.Errorf("final status: %+v", s)
 	}
+	if d := m.b.status(relocate.RoleDestination); d.PagesReserved == 0 {
+		t.Errorf("the destination has reserved no memory: %+v", d)
+	}
 	first := theObject(t)
 	vmtest.CheckPattern(t, first, m.want)
 	if got := objects(t)[filepath.Base(first)]; got.State != kmod.Plain || got.Faults == 0 {

@@ -82,43 +82,55 @@ static int pw_daemon_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
+/* Whether to look at the ring, or to go on to: if faults have come soon enough of late. */
+static bool pw_poll_look(struct pw_daemon *d, u64 begin, u64 most)
+{
+	u64 ns = pw_spin_ns(d, READ_ONCE(d->producer_cpu), most);
+
+	return READ_ONCE(d->gap_ns) <= ns && ktime_get_ns() - begin < ns;
+}
+
 /*
- * Looks at the ring before the consumer goes to sleep, if faults have come soon enough
- * of late. In the kernel, as here it is known whether another thread wants the CPU.
+ * Looks at the ring before the consumer goes to sleep. In the kernel, as here it is
+ * known whether another thread wants the CPU.
  */
 static void pw_poll_spin(struct pw_daemon *d, u64 most)
 {
 	u64 begin = ktime_get_ns();
 
 	WRITE_ONCE(d->polled, begin);
-	if (READ_ONCE(d->gap_ns) > most)
-		return;
 	/* What the ring had no room for is brought in by the rest of poll(). */
 	while (!pw_ring_ready(d) && !READ_ONCE(d->npending) &&
-	       !READ_ONCE(d->obj->destroyed) && pw_may_spin() &&
-	       ktime_get_ns() - begin < most)
+	       !READ_ONCE(d->obj->destroyed) && pw_poll_look(d, begin, most))
 		cpu_relax();
 }
 
-/* The consumer has a fault: how long did that take to come? */
-static void pw_poll_done(struct pw_daemon *d, u64 most)
+/*
+ * The consumer has a fault: how long did that take to come, and how long to wake the
+ * consumer, if it @slept?
+ */
+static void pw_poll_done(struct pw_daemon *d, u64 most, bool slept)
 {
 	u64 polled = xchg(&d->polled, 0);
 	u64 posted;
 
 	if (!polled)
 		return;
-	posted = READ_ONCE(pw_ring_next(d)->time_ns);
-	pw_average(&d->gap_ns, max(posted, polled) - polled, most);
+	posted = max(READ_ONCE(pw_ring_next(d)->time_ns), polled);
+	pw_average(&d->gap_ns, posted - polled, most);
+	if (slept)
+		pw_average(&d->wake_ns, ktime_get_ns() - posted, most);
 }
 
 static __poll_t pw_daemon_poll(struct file *file, poll_table *wait)
 {
 	struct pw_daemon *d = file->private_data;
 	u64 most = pw_spin_most(&d->consumer->poll_us);
+	/* Without _qproc it is called to look, after a sleep, and not before one. */
+	bool waits = wait && wait->_qproc;
 
-	/* Without _qproc it is called to look, not to wait. */
-	if (most && wait && wait->_qproc && !pw_ring_ready(d))
+	WRITE_ONCE(d->consumer_cpu, raw_smp_processor_id());
+	if (most && waits && !pw_ring_ready(d))
 		pw_poll_spin(d, most);
 	poll_wait(file, &d->poll_wait, wait);
 	WRITE_ONCE(d->consumer->need_wakeup, 1);
@@ -127,10 +139,13 @@ static __poll_t pw_daemon_poll(struct file *file, poll_table *wait)
 	if (READ_ONCE(d->obj->destroyed))
 		return EPOLLHUP | EPOLLERR;
 	pw_flush(d);
-	if (!pw_ring_ready(d))
+	if (!pw_ring_ready(d)) {
+		if (!waits) /* something else has woken it */
+			WRITE_ONCE(d->polled, 0);
 		return 0;
+	}
 	if (most)
-		pw_poll_done(d, most);
+		pw_poll_done(d, most, !waits);
 	return EPOLLIN | EPOLLRDNORM;
 }
 

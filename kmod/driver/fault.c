@@ -124,26 +124,41 @@ static void pw_served(struct pw_object *o, u64 ns, u64 most)
 	rcu_read_unlock();
 }
 
+/* Whether to look for a page, or to go on to: if pages have come soon enough of late. */
+static bool pw_look(struct pw_object *o, struct pw_waiter *w)
+{
+	struct pw_daemon *d;
+	u64 ns = 0;
+
+	rcu_read_lock();
+	d = rcu_dereference(o->daemon);
+	if (d) {
+		ns = pw_spin_ns(d, READ_ONCE(d->consumer_cpu), w->most);
+		if (READ_ONCE(d->served_ns) > ns)
+			ns = 0;
+	}
+	rcu_read_unlock();
+	return ktime_get_ns() - w->begin < ns;
+}
+
 /*
- * Looks for the page before the thread goes to sleep, if pages have come soon enough
- * of late: one that does costs neither a change of threads nor a call of the daemon.
- * True if it has come. What follows if not is in @w.
+ * Looks for the page before the thread goes to sleep: one that comes meanwhile costs
+ * neither a change of threads nor a call of the daemon. True if it has come. What follows
+ * if not is in @w.
  */
 static bool pw_spin(struct pw_object *o, u64 page, u32 flags, struct pw_waiter *w)
 {
 	struct pw_daemon *d;
-	bool pays;
 
 	rcu_read_lock();
 	d = rcu_dereference(o->daemon);
 	w->most = d ? pw_spin_most(&d->consumer->spin_us) : 0;
-	pays = d && READ_ONCE(d->served_ns) <= w->most;
 	rcu_read_unlock();
 	w->page = page;
 	if (!w->most)
 		return false;
 	w->begin = ktime_get_ns();
-	if (!pays || !single_task_running())
+	if (!pw_look(o, w))
 		return false;
 	/* Whoever sleeps has reported it. */
 	if (!test_bit(page, o->waiters))
@@ -155,7 +170,7 @@ static bool pw_spin(struct pw_object *o, u64 page, u32 flags, struct pw_waiter *
 			return true;
 		}
 		cpu_relax();
-	} while (pw_may_spin() && ktime_get_ns() - w->begin < w->most);
+	} while (pw_look(o, w));
 	return false;
 }
 

@@ -50,13 +50,16 @@ static int __init pw_init(void)
 		ret = PTR_ERR(pw_class);
 		goto unregister;
 	}
-	pw_memory_init();
-	ret = pw_control_init();
+	ret = pw_memory_init();
 	if (ret)
 		goto destroy;
+	ret = pw_control_init();
+	if (ret)
+		goto forget;
 	return 0;
-destroy:
+forget:
 	pw_memory_exit();
+destroy:
 	class_destroy(pw_class);
 unregister:
 	unregister_chrdev_region(pw_devt, PAGEWARP_MAX_OBJECTS);

@@ -19,24 +19,53 @@
  */
 static struct vfsmount *pw_huge_mnt;
 
-void pw_memory_init(void)
+/*
+ * That of objects of small pages; NULL: the system's. From 6.6 on one whose files get no
+ * huge folios: when khugepaged makes one there, retract_page_tables() takes the table of
+ * small pages away without the lock under which pw_map_pages() has seen it, and the
+ * folio would be mapped as a whole, with what is missing in it.
+ */
+static struct vfsmount *pw_small_mnt;
+
+/* @options are written to. */
+static struct vfsmount *pw_mount(char *options)
 {
-	char options[] = "huge=always"; /* the parser writes to it */
 	struct file_system_type *type = get_fs_type("tmpfs");
+
+	if (!type)
+		return ERR_PTR(-ENODEV);
+	return vfs_kern_mount(type, SB_KERNMOUNT, "pagewarp", options);
+}
+
+int pw_memory_init(void)
+{
 	struct vfsmount *mnt;
 
-	if (!type || PMD_SIZE != PW_HUGE_SIZE)
-		return;
-	/* EINVAL where the kernel or the processor has no huge pages. */
-	mnt = vfs_kern_mount(type, SB_KERNMOUNT, "pagewarp", options);
-	if (!IS_ERR(mnt))
-		pw_huge_mnt = mnt;
+	if (LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)) {
+		char never[] = "huge=never";
+
+		mnt = pw_mount(never);
+		if (IS_ERR(mnt))
+			return PTR_ERR(mnt);
+		pw_small_mnt = mnt;
+	}
+	if (PMD_SIZE == PW_HUGE_SIZE) {
+		char always[] = "huge=always";
+
+		/* EINVAL where the kernel or the processor has no huge pages. */
+		mnt = pw_mount(always);
+		if (!IS_ERR(mnt))
+			pw_huge_mnt = mnt;
+	}
+	return 0;
 }
 
 void pw_memory_exit(void)
 {
 	if (pw_huge_mnt)
 		kern_unmount(pw_huge_mnt);
+	if (pw_small_mnt)
+		kern_unmount(pw_small_mnt);
 }
 
 /* The page size beside PAGE_SIZE that an object can have, or 0. */
@@ -59,15 +88,15 @@ int pw_page_order(u32 page_size)
 int pw_make_memory(struct pw_object *o)
 {
 	char *name = kasprintf(GFP_KERNEL, "pagewarp:%s", o->name);
+	struct vfsmount *mnt = o->order ? pw_huge_mnt : pw_small_mnt;
 	loff_t bytes = o->max_pages << pw_shift(o);
 	struct file *f;
 
 	if (!name)
 		return -ENOMEM;
 	/* NORESERVE: charged page by page, as a sparse file is. */
-	if (o->order)
-		f = shmem_file_setup_with_mnt(pw_huge_mnt, name, bytes,
-					      PW_NORESERVE);
+	if (mnt)
+		f = shmem_file_setup_with_mnt(mnt, name, bytes, PW_NORESERVE);
 	else
 		f = shmem_file_setup(name, bytes, PW_NORESERVE);
 	kfree(name);

@@ -89,7 +89,10 @@ struct pw_daemon {
 	atomic64_t epoch;			/* of faults that were reported: see E */
 	u64 served_ns;				/* average, from a report to its page */
 	u64 gap_ns;				/* average, from poll() to a report */
+	u64 wake_ns;				/* average, from a report to who slept in poll() */
 	u64 polled;				/* when a consumer found nothing; 0: none */
+	unsigned int consumer_cpu;		/* of the last poll() */
+	unsigned int producer_cpu;		/* of the last report */
 
 	spinlock_t pending_lock;
 	u64 npending;				/* bits in obj->pending, pending_lock */
@@ -151,7 +154,7 @@ int pw_thaw(struct pw_object *o);
 int pw_reset(struct pw_object *o);
 
 /* memory.c */
-void pw_memory_init(void);
+int pw_memory_init(void);
 void pw_memory_exit(void);
 u32 pw_huge_page_size(void);
 int pw_page_order(u32 page_size);
@@ -233,11 +236,21 @@ static inline u64 pw_spin_most(u32 *us)
 	       (u64)NSEC_PER_USEC;
 }
 
-/* Whether to look once more before going to sleep: nobody else wants this CPU. */
-static inline bool pw_may_spin(void)
+/*
+ * How long to look at most before going to sleep, in ns: @most, while nobody else wants
+ * this CPU. Else as long as a sleep costs, which is two changes of threads, each taken
+ * to be like the consumer's of late: who looks for longer takes more from the others
+ * than it spares. And not at all where @from, the CPU of whoever is waited for, is this one.
+ */
+static inline u64 pw_spin_ns(struct pw_daemon *d, unsigned int from, u64 most)
 {
-	return !need_resched() && single_task_running() &&
-	       !signal_pending(current);
+	if (need_resched() || signal_pending(current))
+		return 0;
+	if (single_task_running())
+		return most;
+	if (from == raw_smp_processor_id())
+		return 0;
+	return min(2 * READ_ONCE(d->wake_ns), most);
 }
 
 /* daemon.c */

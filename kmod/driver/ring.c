@@ -105,6 +105,7 @@ u64 pw_post(struct pw_object *o, u64 page, u32 flags)
 	d = rcu_dereference(o->daemon);
 	if (!d)
 		goto out;
+	WRITE_ONCE(d->producer_cpu, raw_smp_processor_id());
 	/* F: the epoch before the entry, which is of it or of a later one. */
 	epoch = atomic64_read_acquire(&d->epoch);
 	if (pw_ring_put(d, page, flags)) {

@@ -30,12 +30,73 @@ func shmemHuge(t *testing.T) (kb int) {
 	return kb
 }
 
-// allowHuge has the kernel make huge pages of shared memory, until the test ends.
-func allowHuge(t *testing.T) {
+// allowHuge has the kernel make huge pages of all shared memory, until the test ends: also
+// of objects of small pages on Linux 6.6 and later, which have none otherwise.
+func allowHuge(t *testing.T) { setHuge(t, "force") }
+
+func setHuge(t *testing.T, value string) {
 	t.Helper()
 	const knob = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-	must(t, os.WriteFile(knob, []byte("always"), 0))
+	must(t, os.WriteFile(knob, []byte(value), 0))
 	t.Cleanup(func() { must(t, os.WriteFile(knob, []byte("never"), 0)) })
+}
+
+// hugeAreSafe tells whether khugepaged takes page tables away under the process's lock, so
+// that objects of small pages may have huge pages: before Linux 6.6.
+func hugeAreSafe(t *testing.T) bool {
+	t.Helper()
+	var u unix.Utsname
+	must(t, unix.Uname(&u))
+	var major, minor int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	must(t, err)
+	return major < 6 || major == 6 && minor < 6
+}
+
+// Objects of small pages get huge pages where the system makes some, by a store or by
+// khugepaged, on kernels where that hides nothing; on others they get none.
+func TestSmallPagesStaySmall(t *testing.T) {
+	const pages = 2 * hugeSize / pageSize
+	const khugepaged = "/sys/kernel/mm/transparent_hugepage/khugepaged/"
+	set := func(name, value string) {
+		before, err := os.ReadFile(khugepaged + name)
+		must(t, err)
+		must(t, os.WriteFile(khugepaged+name, []byte(value), 0))
+		t.Cleanup(func() { must(t, os.WriteFile(khugepaged+name, before, 0)) })
+	}
+	scans := func() (n int) {
+		text, err := os.ReadFile(khugepaged + "full_scans")
+		must(t, err)
+		_, err = fmt.Sscan(string(text), &n)
+		must(t, err)
+		return n
+	}
+	want := hugeAreSafe(t)
+	o := newObject(t, pages, nil)
+	d := o.attach(16)
+	d.fill(0, pages/2, 1) // before anybody makes huge pages
+	mem := o.mmapHuge()
+	for p := uint64(0); p < pages/2; p += 37 {
+		o.check(mem, p, 1)
+	}
+	if kb := shmemHuge(t); kb != 0 {
+		t.Fatalf("%d KiB are in huge pages, with none allowed", kb)
+	}
+	setHuge(t, "always")
+	set("scan_sleep_millisecs", "0")
+	set("pages_to_scan", "100000")
+	if want {
+		o.until("khugepaged joins small pages", func() bool { return shmemHuge(t) > 0 })
+	} else {
+		begin := scans()
+		o.until("khugepaged has looked at all memory", func() bool { return scans() >= begin+3 })
+	}
+	d.fill(pages/2, 1, 1)
+	if kb := shmemHuge(t); kb >= 2*hugeSize>>10 != want || kb > 0 != want {
+		t.Errorf("%d KiB are in huge pages; that both halves are is to be %v", shmemHuge(t), want)
+	}
+	o.check(mem, 5, 1)
+	o.check(mem, pages/2, 1)
 }
 
 // Where the kernel backs the object with huge pages, a page that is missing is
