@@ -177,6 +177,22 @@ func (as *areas) settle(fd *uffd.FD) error {
 	}
 }
 
+// each does f for all pages of r at once, or where they lie in more than one mapping (an
+// madvise or mbind for a part of a region splits it; no operation crosses from one into
+// the next) for one after the other.
+func (c *UFFDConfig) each(r transport.Range, f func(transport.Range) error) error {
+	err := f(r)
+	if err != uffd.ErrNoRange || r.Count <= 1 {
+		return c.opError(err)
+	}
+	for i := range uint64(r.Count) {
+		if err := c.opError(f(transport.Range{Region: r.Region, First: r.First + i, Count: 1})); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // opError translates the errors of userfaultfd operations.
 func (c *UFFDConfig) opError(err error) error {
 	switch {
@@ -271,15 +287,17 @@ func (u *uffdReader) translate(in *uffd.Event, out *Event) (bool, error) {
 		return true, nil
 	}
 	// A range may begin before an area, or reach over its end; one event never
-	// spans two areas, since it is for one mapping.
+	// spans two areas, since it is for one mapping. Of a huge page of which a part
+	// was given back the rest is still the machine's: such a page stays what it is.
 	end := in.Addr + in.Len
 	for i := range u.as.list {
 		a := &u.as.list[i]
 		lo, hi := max(in.Addr, a.Addr), min(end, a.Addr+a.bytes())
 		if lo < hi {
-			out.Region, out.Page = a.ID, (lo-a.Addr)/uint64(a.PageSize)
-			out.Count = (hi - lo + uint64(a.PageSize) - 1) / uint64(a.PageSize)
-			return true, nil
+			size := uint64(a.PageSize)
+			first, last := (lo-a.Addr+size-1)/size, (hi-a.Addr)/size
+			out.Region, out.Page, out.Count = a.ID, first, last-min(first, last)
+			return out.Count > 0, nil
 		}
 	}
 	return false, nil

@@ -259,14 +259,16 @@ func (e *Engine) remove(r transport.Range) {
 			return make(pagecache.Mask, pagecache.MaskWords(uint64(n)))
 		}) // an error ends the session
 	}
-	_, installing := reg.Residency.Remove(r.First, n)
-	if installing == 0 {
+	if _, installing := reg.Residency.Remove(r.First, n); installing == 0 {
 		return
 	}
 	e.removesMu.Lock()
 	e.removes = append(e.removes, transport.Range{Region: r.Region, First: r.First, Count: uint32(n)})
 	e.removing.Store(true)
 	e.removesMu.Unlock()
+	// A claim that ended before that was noted has not repeated it, and may have been the
+	// last one. One that is seen here to be held still finds the note at its end.
+	reg.Residency.Remove(r.First, n)
 }
 
 // afterClaims repeats the removals that met a claim.
@@ -282,4 +284,5 @@ func (e *Engine) afterClaims() {
 	for _, r := range todo {
 		e.remove(r)
 	}
+	e.checkFull() // these may have been the last pages
 }

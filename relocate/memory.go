@@ -216,7 +216,7 @@ func (g *guestMemory) residency(r transport.Region, fresh bool) (*pagecache.Resi
 			return nil, fmt.Errorf("residency file %s of %d bytes: %w", path, size, err)
 		}
 		// With memory behind all of it: a store to a page of a full file system is a SIGBUS.
-		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		if err := sysmem.Allocate(int(f.Fd()), 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 			return nil, fmt.Errorf("residency file %s of %d bytes: %w (is the state directory full?)", path, size, err)
 		}
 	}
