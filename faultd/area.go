@@ -24,9 +24,9 @@ type Area struct {
 
 // UFFDConfig describes memory behind a userfaultfd.
 type UFFDConfig struct {
-	// FD is the userfaultfd, of the machine's process. The memory owns it from
-	// a successful New on.
-	FD    *uffd.FD
+	// FD is the userfaultfd, of the machine's process, see [AdoptUserfaultfd]. The
+	// memory owns it from a successful New on.
+	FD    *Userfaultfd
 	Areas []Area
 	// PIDFD, if more than 0, is a pidfd of the process, so that its death is
 	// noticed. It stays the caller's and must outlive the memory.
@@ -36,7 +36,7 @@ type UFFDConfig struct {
 	// leave it off.
 	Events bool
 	// Registered says that the process has done the handshake and registered the
-	// areas by itself.
+	// areas by itself: for missing faults, in shared memory for minor faults as well.
 	Registered bool
 	// Spin is how long a reader polls before it sleeps. It spares a thread
 	// wake-up for a fault that follows soon, and fills a CPU for that long.
