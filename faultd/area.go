@@ -36,7 +36,8 @@ type UFFDConfig struct {
 	// leave it off.
 	Events bool
 	// Registered says that the process has done the handshake and registered the
-	// areas by itself: for missing faults, in shared memory for minor faults as well.
+	// areas by itself, for missing faults; shared memory is registered for minor faults
+	// as well if it is not.
 	Registered bool
 	// Spin is how long a reader polls before it sleeps. It spares a thread
 	// wake-up for a fault that follows soon, and fills a CPU for that long.
@@ -49,6 +50,9 @@ type areas struct {
 }
 
 func newAreas(list []Area) (areas, error) {
+	if len(list) == 0 {
+		return areas{}, errors.New("no areas")
+	}
 	for i, a := range list {
 		size := uint64(a.PageSize)
 		if size < 4096 || size&(size-1) != 0 || a.Addr%size != 0 || a.Pages == 0 || a.Pages > (1<<62)/size {
@@ -96,16 +100,20 @@ func (as *areas) span(r transport.Range) (a *Area, addr, length uint64, err erro
 }
 
 // register does the handshake and registers the areas. Both may have been done
-// by an engine before us.
+// by an engine before us. Where the process has done so it is believed for missing faults;
+// for others the areas are registered again, which changes nothing that is there: a page
+// of a shared file that is being written would be seen without minor faults.
 func (c *UFFDConfig) register(mode uffd.Mode, features uffd.Feature) (uffd.Ioctls, error) {
-	if c.Registered {
+	if c.Registered && mode == uffd.ModeMissing {
 		return uffd.CanWake | uffd.CanCopy | uffd.CanZeroPage, nil
 	}
 	if c.Events {
 		features |= uffd.FeatureEventRemove | uffd.FeatureEventUnmap | uffd.FeatureEventRemap
 	}
-	if _, err := c.FD.API(features); err != nil && !errors.Is(err, uffd.ErrHandshakeDone) {
-		return 0, err
+	if !c.Registered {
+		if _, err := c.FD.API(features); err != nil && !errors.Is(err, uffd.ErrHandshakeDone) {
+			return 0, err
+		}
 	}
 	can := ^uffd.Ioctls(0)
 	for _, a := range c.Areas {

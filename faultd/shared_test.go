@@ -6,8 +6,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/internal/touch"
+	"github.com/pagewarp/pagewarp/internal/uffd"
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/tcp"
 	"golang.org/x/sys/unix"
@@ -63,5 +65,71 @@ func TestZeroPageIsGivenBack(t *testing.T) {
 	for end := time.Now().Add(500 * time.Millisecond); time.Now().Before(end); {
 		must(t, m.mem.Install.Zero(one))
 		must(t, m.mem.Install.Install(one, nil))
+	}
+}
+
+// A process that has registered its shared memory by itself, and for missing faults alone,
+// must not see a page that is still being written: it is in the file before it is whole.
+func TestRegisteredForMissingFaultsAlone(t *testing.T) {
+	ctx := withDeadline(t, 30*time.Second)
+	proc, err := touch.Start(ctx)
+	must(t, err)
+	defer proc.Kill()
+	fd, err := proc.Userfaultfd()
+	must(t, err)
+	u, err := faultd.AdoptUserfaultfd(fd)
+	must(t, err)
+	file, err := sysmem.CreateMemfd("destination", 16*pageSize, 0)
+	must(t, err)
+	defer unix.Close(file)
+	reg, err := proc.MapShared(file, 16*pageSize)
+	must(t, err)
+	_, err = u.API(0)
+	must(t, err)
+	_, err = u.Register(reg.Addr, 16*pageSize, uffd.ModeMissing)
+	must(t, err)
+	s, err := faultd.NewShared(faultd.UFFDConfig{FD: u, Registered: true, Areas: []faultd.Area{{Region: region(16), Addr: reg.Addr, FD: file}}})
+	must(t, err)
+	defer s.Close()
+	var dst [1][]byte
+	one := transport.Range{Region: 7, First: 3, Count: 1}
+	s.Place(one, dst[:])
+	touch.Fill(dst[0][:pageSize/2], 3, 1) // half of it
+	seen := make(chan []uint32, 1)
+	go func() {
+		sums, err := reg.Sums(3, 1)
+		if err != nil {
+			t.Error(err)
+		}
+		seen <- sums
+	}()
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for n := 0; n == 0; {
+		select {
+		case <-seen:
+			t.Fatal("the machine has a page of which a half was written")
+		default:
+		}
+		must(t, ctx.Err())
+		n, err = unix.Poll(fds, 10)
+		must(t, err)
+	}
+	page := make([]byte, pageSize)
+	touch.Fill(page, 3, 1)
+	copy(dst[0], page)
+	must(t, s.Install(one, nil))
+	if sums := <-seen; len(sums) != 1 || sums[0] != touch.Sum(page) {
+		t.Errorf("the machine reads %x, want %x", sums, touch.Sum(page))
+	}
+	must(t, s.Release())
+}
+
+// No memory at all is a mistake, not a panic at the end.
+func TestMemoryWithoutAreas(t *testing.T) {
+	if _, err := faultd.NewShared(faultd.UFFDConfig{Events: true, Registered: true}); err == nil {
+		t.Error("shared memory without areas is taken")
+	}
+	if _, err := faultd.NewPrivate(faultd.UFFDConfig{Events: true, Registered: true}); err == nil {
+		t.Error("private memory without areas is taken")
 	}
 }
