@@ -309,3 +309,32 @@ func TestDrainEndsWithAnAbort(t *testing.T) {
 		t.Fatalf("no page is left to fetch, and the drain does not end: %+v", e.Stats())
 	}
 }
+
+// A fault counts once, however often showing its page is tried, and a page that nobody
+// touched does not count.
+func TestFaultsCountOnce(t *testing.T) {
+	m := newScriptedMemory(4)
+	var left atomic.Int32
+	m.install = func(transport.Range) error {
+		if left.Add(-1) >= 0 {
+			return ErrBusy
+		}
+		return nil
+	}
+	e, _ := scripted(t, m)
+	s, dst := newSink(e, transport.Precache, nil), make([][]byte, 1)
+	left.Store(20)
+	s.Reserve(pagesOf(0, 1), dst)
+	if err := s.Commit(pagesOf(0, 1), dst); err != nil {
+		t.Fatal(err)
+	}
+	if n := e.Stats().FaultsResident; n != 0 {
+		t.Errorf("%d faults on resident pages, of none", n)
+	}
+	left.Store(20)
+	m.events <- []Event{{Kind: Fault, Region: 7, Page: 0, Count: 1}}
+	eventually(t, "the page is shown", func() bool { return left.Load() < 0 })
+	if st := e.Stats(); st.FaultsResident != 1 || st.Faults != 1 {
+		t.Errorf("%d faults on resident pages and %d in all, of one", st.FaultsResident, st.Faults)
+	}
+}

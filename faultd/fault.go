@@ -147,9 +147,14 @@ func (e *Engine) record(ev *Event, class FaultClass, read time.Time) {
 	}
 }
 
-// show makes a page visible that needs no fetch. If the layout is changing, a
+// show makes a page visible that was touched and needs no fetch. If the layout is changing, a
 // reader must go on reading, so it is done elsewhere.
 func (e *Engine) show(r transport.Range, st pagecache.State) {
+	if st == pagecache.Zero {
+		e.stats.zeroShown.Add(1)
+	} else {
+		e.stats.faultsResident.Add(1)
+	}
 	err := e.tryShow(r, st)
 	if errors.Is(err, ErrBusy) {
 		e.stats.busy.Add(1)
@@ -166,15 +171,12 @@ func (e *Engine) tryShow(r transport.Range, st pagecache.State) error {
 	case e.released:
 		return nil // the release wakes
 	case st == pagecache.Zero:
-		e.stats.zeroShown.Add(1)
 		return e.cfg.Memory.Install.Zero(r)
 	case e.cfg.Memory.Place != nil:
-		e.stats.faultsResident.Add(1)
 		return e.cfg.Memory.Install.Install(r, nil)
 	}
 	// Private memory that is resident does not fault, unless a removal is about
 	// to be read: the thread takes its fault again.
-	e.stats.faultsResident.Add(1)
 	return e.cfg.Memory.Install.Wake(r)
 }
 
