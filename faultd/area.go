@@ -47,6 +47,7 @@ type UFFDConfig struct {
 // areas finds regions by address and by id.
 type areas struct {
 	list []Area // immutable
+	gone *unmapped
 }
 
 func newAreas(list []Area) (areas, error) {
@@ -64,7 +65,7 @@ func newAreas(list []Area) (areas, error) {
 			}
 		}
 	}
-	return areas{append([]Area(nil), list...)}, nil
+	return areas{append([]Area(nil), list...), new(unmapped)}, nil
 }
 
 func (a *Area) bytes() uint64 { return a.Pages * uint64(a.PageSize) }
@@ -136,12 +137,14 @@ func (as *areas) release(c *UFFDConfig) error {
 	fd := c.FD
 	for i := range as.list {
 		a := &as.list[i]
-		uerr := fd.Unregister(a.Addr, a.bytes())
-		if uerr == nil {
-			uerr = fd.Wake(a.Addr, a.bytes())
-		}
-		if uerr != nil && uerr != uffd.ErrGone {
-			err = errors.Join(err, fmt.Errorf("region %d (%q): %w", a.ID, a.Name, uerr))
+		for _, part := range as.gone.rest(addresses{a.Addr, a.Addr + a.bytes()}) {
+			uerr := fd.Unregister(part.from, part.to-part.from)
+			if uerr == nil {
+				uerr = fd.Wake(part.from, part.to-part.from)
+			}
+			if uerr != nil && uerr != uffd.ErrGone {
+				err = errors.Join(err, fmt.Errorf("region %d (%q): %w", a.ID, a.Name, uerr))
+			}
 		}
 	}
 	if c.Events {
@@ -221,9 +224,11 @@ func (c *UFFDConfig) opError(err error) error {
 
 // uffdReader turns the events of a userfaultfd into those of regions.
 type uffdReader struct {
-	as  *areas
-	r   *uffd.Reader
-	buf [faultBatch]uffd.Event
+	as   *areas
+	r    *uffd.Reader
+	buf  [faultBatch]uffd.Event
+	evs  []Event // of buf
+	left []Event // of evs, not given out yet
 }
 
 func newUFFDReader(c *UFFDConfig, as *areas) (*uffdReader, error) {
@@ -231,7 +236,7 @@ func newUFFDReader(c *UFFDConfig, as *areas) (*uffdReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &uffdReader{as: as, r: r}, nil
+	return &uffdReader{as: as, r: r, evs: make([]Event, 0, faultBatch)}, nil
 }
 
 // Stop implements [FaultReader].
@@ -242,6 +247,11 @@ func (u *uffdReader) Close() error { return u.r.Close() }
 
 // Read implements [FaultReader].
 func (u *uffdReader) Read(buf []Event) (int, error) {
+	if len(u.left) > 0 {
+		n := copy(buf, u.left)
+		u.left = u.left[n:]
+		return n, nil
+	}
 	for {
 		n, err := u.r.ReadEvents(u.buf[:min(len(buf), len(u.buf))])
 		switch {
@@ -252,61 +262,58 @@ func (u *uffdReader) Read(buf []Event) (int, error) {
 		case err != nil:
 			return 0, err
 		}
-		out := 0
+		evs := u.evs[:0]
 		for i := range u.buf[:n] {
-			ok, err := u.translate(&u.buf[i], &buf[out])
-			if err != nil {
+			if evs, err = u.translate(&u.buf[i], evs); err != nil {
 				return 0, err
 			}
-			if ok {
-				out++
-			}
 		}
-		if out > 0 {
-			return out, nil
+		if len(evs) > 0 {
+			n := copy(buf, evs)
+			u.evs, u.left = evs, evs[n:]
+			return n, nil
 		}
 	}
 }
 
-// translate makes an event of a region; it is false for one that concerns none.
-func (u *uffdReader) translate(in *uffd.Event, out *Event) (bool, error) {
-	*out = Event{}
+// translate appends what an event is to the regions: nothing if it concerns none, more
+// than one if their mappings lie side by side, since the kernel makes one of them then.
+func (u *uffdReader) translate(in *uffd.Event, out []Event) ([]Event, error) {
+	var kind EventKind
 	switch in.Kind {
 	case uffd.KindFault:
-		out.Kind, out.Count = Fault, 1
-	case uffd.KindRemove:
-		out.Kind = Remove
-	case uffd.KindUnmap:
-		out.Kind = Unmap
-	case uffd.KindRemap:
-		out.Kind = Moved
-	case uffd.KindFork:
-		out.Kind = Forked
-		return true, closeChild(in.Child)
-	default:
-		return false, fmt.Errorf("userfaultfd event of unknown kind %v", in.Kind)
-	}
-	if in.Kind == uffd.KindFault {
 		a := u.as.at(in.Addr)
 		if a == nil {
-			return false, fmt.Errorf("fault at address %#x, which is in no region", in.Addr)
+			return out, fmt.Errorf("fault at address %#x, which is in no region", in.Addr)
 		}
-		out.Region, out.Page = a.ID, (in.Addr-a.Addr)/uint64(a.PageSize)
-		return true, nil
+		return append(out, Event{Kind: Fault, Region: a.ID, Page: (in.Addr - a.Addr) / uint64(a.PageSize), Count: 1}), nil
+	case uffd.KindFork:
+		return append(out, Event{Kind: Forked}), closeChild(in.Child)
+	case uffd.KindRemove:
+		kind = Remove
+	case uffd.KindUnmap:
+		kind = Unmap
+	case uffd.KindRemap:
+		kind = Moved
+	default:
+		return out, fmt.Errorf("userfaultfd event of unknown kind %v", in.Kind)
 	}
-	// A range may begin before an area, or reach over its end; one event never
-	// spans two areas, since it is for one mapping. Of a huge page of which a part
-	// was given back the rest is still the machine's: such a page stays what it is.
-	end := in.Addr + in.Len
+	// A range may begin before an area, or reach over its end. Of a huge page of which
+	// a part was given back the rest is still the machine's: it stays what it is.
 	for i := range u.as.list {
 		a := &u.as.list[i]
-		lo, hi := max(in.Addr, a.Addr), min(end, a.Addr+a.bytes())
-		if lo < hi {
-			size := uint64(a.PageSize)
-			first, last := (lo-a.Addr+size-1)/size, (hi-a.Addr)/size
-			out.Region, out.Page, out.Count = a.ID, first, last-min(first, last)
-			return out.Count > 0, nil
+		lo, hi := max(in.Addr, a.Addr), min(in.Addr+in.Len, a.Addr+a.bytes())
+		if lo >= hi {
+			continue
+		}
+		if kind == Unmap {
+			u.as.gone.add(addresses{lo, hi})
+		}
+		size := uint64(a.PageSize)
+		first, last := (lo-a.Addr+size-1)/size, (hi-a.Addr)/size
+		if first < last {
+			out = append(out, Event{Kind: kind, Region: a.ID, Page: first, Count: last - first})
 		}
 	}
-	return false, nil
+	return out, nil
 }
