@@ -7,6 +7,18 @@
 // in place ([Shared] and [Private] are those of userfaultfd; the character
 // device is another), and an [Opener] of channels ([transport.Fetcher]).
 //
+// The package's example is a whole session: a page server, channels over TLS, a process
+// with a userfaultfd, and an engine.
+//
+// # For the least latency
+//
+// The zero values of [Config] are safe, and not the fastest. pagewarp's daemon calls
+// [Tune] once, opens its channels with BlockingIO of transport/tcp's Tuning, and sets
+// [Config.BlockingDemand], Priority, BulkNice (to [BulkNice]) and DemandPace (to
+// [DefaultDemandPace]); at the source Demand, for demand channels, and Nice, for the
+// others, of pageserver's Options. Priorities need CAP_SYS_NICE; what is refused is
+// logged, and slower.
+//
 // # Threads
 //
 // Fault readers ([Config.Readers]) sleep in the fault source, each locked to a

@@ -243,12 +243,14 @@ func (e *Engine) finish() {
 // whoever cancelled may be.
 func (e *Engine) closeAtEnd() {
 	<-e.ctx.Done()
+	var closing sync.WaitGroup // each may take a moment to say so to its peer
 	for _, c := range e.demand {
-		c.close()
+		closing.Go(c.close)
 	}
 	for _, c := range e.pre {
-		c.close()
+		closing.Go(c.close)
 	}
+	closing.Wait()
 }
 
 func (e *Engine) stopReaders() {
