@@ -177,8 +177,7 @@ type Config struct {
 	// call, so that its goroutine is to be locked to a thread.
 	BlockingDemand bool
 	// Outstanding bounds the demand fetches in flight, a power of two. At the
-	// bound a fault reader waits, and further faults stay queued in the kernel.
-	// Default 1024.
+	// bound further faults wait, in the order of their reading. Default 1024.
 	Outstanding int
 	// ReadAround is the number of neighbours that a demand fetch takes along, at
 	// most, within an aligned group of that size; a power of two. Default 1: the

@@ -77,7 +77,10 @@
 //     the table only after that, so whoever found it there had its page queued
 //     before the wake-up. If fetches cover groups of pages, the group of a fetch
 //     on which others relied is woken once more after it has left the table:
-//     a thread whose page was not part of the range faults again.
+//     a thread whose page was not part of the range faults again. Where there are
+//     as many fetches as may be, the fault waits for the end of one, and then starts
+//     over; its reader does not wait, as what the end of a fetch waits for may be an
+//     event that is not read yet.
 //
 // The release comes after all of that: [Shared.Release] unregisters and then
 // wakes once more, because the kernel's own wake-up at UFFDIO_UNREGISTER comes
@@ -111,7 +114,7 @@
 // # Locks
 //
 // Engine.sendMu before outstanding.mu; demandChannel.looking before whatever an
-// answer takes, never under sendMu; channel.mu, Engine.failMu and
+// answer takes, never under sendMu; crowd.mu before failMu; channel.mu, Engine.failMu and
 // Engine.removesMu are leaves. None is held during a system call, except sendMu
 // by the sender, and Engine.showing, which is only ever shared until the release.
 package faultd

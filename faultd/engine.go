@@ -35,6 +35,8 @@ type Engine struct {
 	precacheOn atomic.Bool
 	writing    atomic.Int32 // precache channels inside Memory.Write
 
+	crowd crowd // of faults that wait for room in out
+
 	removesMu sync.Mutex
 	removes   []transport.Range // guarded by removesMu; to be repeated once claims have ended
 	removing  atomic.Bool       // removes is not empty
