@@ -31,10 +31,15 @@ type UFFDConfig struct {
 	// PIDFD, if more than 0, is a pidfd of the process, so that its death is
 	// noticed. It stays the caller's and must outlive the memory.
 	PIDFD int
-	// Events asks to be told of removed, unmapped and moved pages. For a process
+	// Events asks to be told of removed, unmapped and moved pages: without, a page that is
+	// given back before it came reads as what the source had, and memory that is unmapped
+	// ends the session, unless Unmaps is set. For a process
 	// that waits for its events to be read in the thread that would serve it,
 	// leave it off.
 	Events bool
+	// Unmaps asks to be told of unmapped and moved pages alone: memory may be unplugged
+	// during the drain, and whoever gives pages back does not wait for us.
+	Unmaps bool
 	// Registered says that the process has done the handshake and registered the
 	// areas by itself, for missing faults; shared memory is registered for minor faults
 	// as well if it is not.
@@ -43,6 +48,9 @@ type UFFDConfig struct {
 	// wake-up for a fault that follows soon, and fills a CPU for that long.
 	Spin time.Duration
 }
+
+// unmaps says that unmapped and moved pages are told.
+func (c *UFFDConfig) unmaps() bool { return c.Events || c.Unmaps }
 
 // areas finds regions by address and by id.
 type areas struct {
@@ -109,7 +117,10 @@ func (c *UFFDConfig) register(mode uffd.Mode, features uffd.Feature) (uffd.Ioctl
 		return uffd.CanWake | uffd.CanCopy | uffd.CanZeroPage, nil
 	}
 	if c.Events {
-		features |= uffd.FeatureEventRemove | uffd.FeatureEventUnmap | uffd.FeatureEventRemap
+		features |= uffd.FeatureEventRemove
+	}
+	if c.unmaps() {
+		features |= uffd.FeatureEventUnmap | uffd.FeatureEventRemap
 	}
 	if !c.Registered {
 		if _, err := c.FD.API(features); err != nil && !errors.Is(err, uffd.ErrHandshakeDone) {
@@ -147,7 +158,7 @@ func (as *areas) release(c *UFFDConfig) error {
 			}
 		}
 	}
-	if c.Events {
+	if c.unmaps() {
 		err = errors.Join(err, as.settle(fd))
 	}
 	return err
@@ -209,7 +220,7 @@ func (c *UFFDConfig) opError(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case err == uffd.ErrNoRange && c.Events:
+	case err == uffd.ErrNoRange && c.unmaps():
 		return nil // unmapped meanwhile; its event is on the way, and nobody waits
 	case err == uffd.ErrBusy:
 		return ErrBusy

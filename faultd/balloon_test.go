@@ -70,3 +70,28 @@ func TestBalloonUntilTheEnd(t *testing.T) {
 		})
 	}
 }
+
+// Private memory whose process gives pages back, as every allocator does, is served without
+// events as well: what was there reads as zero afterwards.
+func TestPrivateMemoryGivenBackUntold(t *testing.T) {
+	const pages = 256
+	img := makeImage(t, pages, func(i uint64, p []byte) bool { touch.Fill(p, i, 1); return true })
+	ctx := withDeadline(t, 10*time.Second)
+	srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+	m := newMachine(t, ctx, pages, true)
+	cfg := m.config(srv.open(pages))
+	cfg.PrecacheOff = true
+	e := start(t, cfg)
+	_, err := m.reg.TouchAll(0, 64, true, 4)
+	must(t, err)
+	must(t, m.reg.Advise(16, 16, unix.MADV_DONTNEED))
+	want := append([]uint32(nil), img.sums...)
+	for p := 16; p < 32; p++ {
+		want[p] = touch.Sum(make([]byte, pageSize))
+	}
+	m.verify(t, want)
+	if s := e.Stats(); s.FaultsResident < 16 || s.FaultsResident > 64 {
+		t.Errorf("%d faults on resident pages, of 16 pages that were given back", s.FaultsResident)
+	}
+	drained(t, ctx, e)
+}

@@ -67,8 +67,8 @@
 //     WAKE, when an installer gives up. The claim was held at s, so its end and
 //     the wake-up come after s, when the thread was queued.
 //   - Resident: CONTINUE (which wakes, and wakes also if the page is mapped
-//     already), or in private memory WAKE: a Resident page there can fault only
-//     if its removal is about to be read.
+//     already), or in private memory ZEROPAGE, as for a page that is Zero: a
+//     Resident page there can fault only if it was given back.
 //   - Zero: ZEROPAGE, or CONTINUE if the page exists, with a wake-up.
 //   - Absent: looks for a demand fetch that covers the page, later than s, and
 //     finds one or makes one. Its end finds the page Resident (woken after the

@@ -121,6 +121,33 @@ func TestUnmapOfWholeRegion(t *testing.T) {
 	}
 }
 
+// Memory is unplugged during the drain, whose owner is told of that alone: the drain goes
+// on, and memory that is given back is nobody's business.
+func TestUnplugDuringDrain(t *testing.T) {
+	const pages = 512
+	img := makeImage(t, pages, func(i uint64, p []byte) bool { touch.Fill(p, i, 1); return true })
+	for name, private := range map[string]bool{"shared": false, "private": true} {
+		t.Run(name, func(t *testing.T) {
+			ctx := withDeadline(t, 30*time.Second)
+			srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+			m := newMachineOf(t, ctx, pages, private, -1, faultd.UFFDConfig{Unmaps: true})
+			cfg := m.config(srv.open(pages))
+			cfg.PrecacheOff = true
+			e := start(t, cfg)
+			_, err := m.reg.TouchAll(0, 20, false, 4)
+			must(t, err)
+			must(t, m.reg.Advise(250, 2, unix.MADV_DONTNEED))
+			must(t, m.reg.Unmap(256, 256))
+			e.SetPrecache(true)
+			must(t, e.Wait(ctx))
+			if s := e.Stats(); s.Removes != 0 {
+				t.Errorf("%d removals were told", s.Removes)
+			}
+			m.verify(t, img.sums[:256])
+		})
+	}
+}
+
 // One mapping may hold two regions; memory that is given back across their border is of
 // both.
 func TestRemovalAcrossRegions(t *testing.T) {

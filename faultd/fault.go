@@ -222,9 +222,10 @@ func (e *Engine) tryShow(r transport.Range, st pagecache.State) error {
 	case e.cfg.Memory.Place != nil:
 		return e.cfg.Memory.Install.Install(r, nil)
 	}
-	// Private memory that is resident does not fault, unless a removal is about
-	// to be read: the thread takes its fault again.
-	return e.cfg.Memory.Install.Wake(r)
+	// Private memory that is resident does not fault, unless the machine has given it back:
+	// its removal is about to be read, or nobody is told of such. A page that is there is
+	// left alone, and who waits is woken.
+	return e.cfg.Memory.Install.Zero(r)
 }
 
 // wake has who waits for a page of r fault again.

@@ -79,7 +79,7 @@ func byUserfaultfd(fd *uffd.FD) func(*guestMemory, bool) (memorySource, error) {
 		areas, err := g.open(fresh)
 		var shared *faultd.Shared
 		if err == nil {
-			shared, err = faultd.NewShared(faultd.UFFDConfig{FD: fd, Areas: areas, Spin: g.in.host.cfg.Spin})
+			shared, err = faultd.NewShared(faultd.UFFDConfig{FD: fd, Areas: areas, Unmaps: true, Spin: g.in.host.cfg.Spin})
 		}
 		if err != nil {
 			return nil, errors.Join(err, fd.Close())
