@@ -359,3 +359,22 @@ func TestFaultsCountOnce(t *testing.T) {
 		t.Errorf("%d faults on resident pages and %d in all, of one", st.FaultsResident, st.Faults)
 	}
 }
+
+// Who waits for the drain hears of the engine's end, whoever asked for it.
+func TestWaitEndsWithTheEngine(t *testing.T) {
+	e, _ := scripted(t, newScriptedMemory(4))
+	waits := make(chan error, 1)
+	go func() { waits <- e.Wait(context.Background()) }()
+	e.Detach()
+	select {
+	case err := <-waits:
+		if !errors.Is(err, ErrDetached) {
+			t.Errorf("the wait ends with %v, want %v", err, ErrDetached)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("an engine that was detached is waited for for ever")
+	}
+	if err := e.Wait(context.Background()); !errors.Is(err, ErrDetached) {
+		t.Errorf("a wait after the end: %v", err)
+	}
+}

@@ -287,16 +287,28 @@ func (e *Engine) Err() error {
 	return e.err
 }
 
-// Wait waits until the memory is drained (nil), the session failed (its error)
-// or ctx is done (its cause).
+// ErrDetached is what Wait returns of an engine that was detached before its drain ended.
+var ErrDetached = errors.New("the engine was detached before every page was there")
+
+// Wait waits until the memory is drained (nil), the session failed (its error), the
+// engine was detached (ErrDetached) or ctx is done (its cause).
 func (e *Engine) Wait(ctx context.Context) error {
 	select {
 	case <-e.drained:
 		return nil
 	case <-e.failed:
 		return e.Err()
+	case <-e.stopped:
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+	select { // the one that says more
+	case <-e.drained:
+		return nil
+	case <-e.failed:
+		return e.Err()
+	default:
+		return ErrDetached
 	}
 }
 
