@@ -18,6 +18,10 @@ const retryPause = 50 * time.Millisecond
 // reopenPause is the least time between two connections of a channel.
 const reopenPause = 50 * time.Millisecond
 
+// maxUnsent is how many connections of a channel that never had an answer may end since
+// they cannot carry a fetch. The first may be older than what is known of the session.
+const maxUnsent = 3
+
 // channel is what demand and precache channels share.
 type channel struct {
 	e     *Engine
@@ -35,7 +39,7 @@ type channel struct {
 
 // serveLoop opens the channel and serves it, over and over.
 func (c *channel) serveLoop(serve func(transport.Fetcher) error) {
-	e := c.e
+	e, unsent := c.e, 0
 	for e.ctx.Err() == nil {
 		f, err := e.cfg.Open(e.ctx, c.kind, c.index)
 		if err != nil {
@@ -64,8 +68,10 @@ func (c *channel) serveLoop(serve func(transport.Fetcher) error) {
 			return
 		}
 		if errors.Is(err, transport.ErrNotSent) && !c.answers.Load() {
-			e.fail(fmt.Errorf("%v channel %d: %w; see Config and the limits that the channel was opened with", c.kind, c.index, err))
-			return
+			if unsent++; unsent == maxUnsent {
+				e.fail(fmt.Errorf("%v channel %d: %w; see Config and the limits that the channel was opened with", c.kind, c.index, err))
+				return
+			}
 		}
 		text := err.Error()
 		c.lastErr.Store(&text)

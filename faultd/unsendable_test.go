@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,4 +54,28 @@ func TestFetchesThatNoChannelCarries(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A connection that was made before its table was known is nothing but lost.
+func TestOneConnectionWithoutRegions(t *testing.T) {
+	const pages = 256
+	img := makeImage(t, pages, func(i uint64, p []byte) bool { touch.Fill(p, i, 1); return true })
+	ctx := withDeadline(t, 20*time.Second)
+	srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+	m := newMachine(t, ctx, pages, false)
+	var early [4]atomic.Bool
+	cfg := m.config(func(ctx context.Context, kind transport.Kind, index int) (transport.Fetcher, error) {
+		conn, err := tcp.Dial(ctx, srv.addr, tcp.Options{Hello: transport.Hello{Kind: kind, Role: transport.Destination,
+			Index: uint16(index), Token: srv.token, Features: transport.AllFeatures}})
+		if err != nil {
+			return nil, err
+		}
+		if early[kind].Swap(true) {
+			conn.SetRegions([]transport.Region{region(pages)})
+		}
+		return conn.Fetcher()
+	})
+	e := start(t, cfg)
+	m.verify(t, img.sums)
+	drained(t, ctx, e)
 }
