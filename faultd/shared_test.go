@@ -133,3 +133,34 @@ func TestMemoryWithoutAreas(t *testing.T) {
 		t.Error("private memory without areas is taken")
 	}
 }
+
+// What is looked for behind absent pages is found, though the machine gives memory back
+// meanwhile: a daemon that takes over empties it, and must not end early.
+func TestDataIsFoundWhileMemoryIsGivenBack(t *testing.T) {
+	ctx := withDeadline(t, 30*time.Second)
+	m := newMachine(t, ctx, 64, false)
+	alias, err := sysmem.MapShared(m.file, 0, 64*pageSize, true)
+	must(t, err)
+	defer sysmem.Unmap(alias)
+	alias[40*pageSize] = 1 // always there
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop.Store(true)
+	wg.Go(func() {
+		for !stop.Load() {
+			alias[8*pageSize] = 1
+			if err := sysmem.PunchHole(m.file, 8*pageSize, pageSize); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for end := time.Now().Add(500 * time.Millisecond); time.Now().Before(end); {
+		first, count, ok, err := m.mem.Place.NextData(7, 0)
+		must(t, err)
+		if !ok || count == 0 || first != 8 && first != 40 {
+			t.Fatalf("pages %d+%d, %v: page 40 has data, and page 8 now and then", first, count, ok)
+		}
+	}
+}
