@@ -135,7 +135,9 @@ func (c *demandChannel) serve(f transport.Fetcher) error {
 	e.sendMu.Lock()
 	c.f, c.ready, c.failed = f, true, nil
 	e.sendMu.Unlock()
-	e.flush()
+	// Not here: what has gathered may be more than the socket takes before an answer is
+	// received, and the source waits for that in turn.
+	e.goWork(e.flush)
 
 	sink := newSink(e, transport.Demand, f)
 	defer sink.close()
