@@ -24,31 +24,44 @@ type Area struct {
 
 // UFFDConfig describes memory behind a userfaultfd.
 type UFFDConfig struct {
-	// FD is the userfaultfd, of the machine's process. The memory owns it from
-	// a successful New on.
-	FD    *uffd.FD
+	// FD is the userfaultfd, of the machine's process, see [AdoptUserfaultfd]. The
+	// memory owns it from a successful New on.
+	FD    *Userfaultfd
 	Areas []Area
 	// PIDFD, if more than 0, is a pidfd of the process, so that its death is
 	// noticed. It stays the caller's and must outlive the memory.
 	PIDFD int
-	// Events asks to be told of removed, unmapped and moved pages. For a process
+	// Events asks to be told of removed, unmapped and moved pages: without, a page that is
+	// given back before it came reads as what the source had, and memory that is unmapped
+	// ends the session, unless Unmaps is set. For a process
 	// that waits for its events to be read in the thread that would serve it,
 	// leave it off.
 	Events bool
+	// Unmaps asks to be told of unmapped and moved pages alone: memory may be unplugged
+	// during the drain, and whoever gives pages back does not wait for us.
+	Unmaps bool
 	// Registered says that the process has done the handshake and registered the
-	// areas by itself.
+	// areas by itself, for missing faults; shared memory is registered for minor faults
+	// as well if it is not.
 	Registered bool
 	// Spin is how long a reader polls before it sleeps. It spares a thread
 	// wake-up for a fault that follows soon, and fills a CPU for that long.
 	Spin time.Duration
 }
 
+// unmaps says that unmapped and moved pages are told.
+func (c *UFFDConfig) unmaps() bool { return c.Events || c.Unmaps }
+
 // areas finds regions by address and by id.
 type areas struct {
 	list []Area // immutable
+	gone *unmapped
 }
 
 func newAreas(list []Area) (areas, error) {
+	if len(list) == 0 {
+		return areas{}, errors.New("no areas")
+	}
 	for i, a := range list {
 		size := uint64(a.PageSize)
 		if size < 4096 || size&(size-1) != 0 || a.Addr%size != 0 || a.Pages == 0 || a.Pages > (1<<62)/size {
@@ -60,7 +73,7 @@ func newAreas(list []Area) (areas, error) {
 			}
 		}
 	}
-	return areas{append([]Area(nil), list...)}, nil
+	return areas{append([]Area(nil), list...), new(unmapped)}, nil
 }
 
 func (a *Area) bytes() uint64 { return a.Pages * uint64(a.PageSize) }
@@ -96,16 +109,23 @@ func (as *areas) span(r transport.Range) (a *Area, addr, length uint64, err erro
 }
 
 // register does the handshake and registers the areas. Both may have been done
-// by an engine before us.
+// by an engine before us. Where the process has done so it is believed for missing faults;
+// for others the areas are registered again, which changes nothing that is there: a page
+// of a shared file that is being written would be seen without minor faults.
 func (c *UFFDConfig) register(mode uffd.Mode, features uffd.Feature) (uffd.Ioctls, error) {
-	if c.Registered {
+	if c.Registered && mode == uffd.ModeMissing {
 		return uffd.CanWake | uffd.CanCopy | uffd.CanZeroPage, nil
 	}
 	if c.Events {
-		features |= uffd.FeatureEventRemove | uffd.FeatureEventUnmap | uffd.FeatureEventRemap
+		features |= uffd.FeatureEventRemove
 	}
-	if _, err := c.FD.API(features); err != nil && !errors.Is(err, uffd.ErrHandshakeDone) {
-		return 0, err
+	if c.unmaps() {
+		features |= uffd.FeatureEventUnmap | uffd.FeatureEventRemap
+	}
+	if !c.Registered {
+		if _, err := c.FD.API(features); err != nil && !errors.Is(err, uffd.ErrHandshakeDone) {
+			return 0, err
+		}
 	}
 	can := ^uffd.Ioctls(0)
 	for _, a := range c.Areas {
@@ -128,15 +148,17 @@ func (as *areas) release(c *UFFDConfig) error {
 	fd := c.FD
 	for i := range as.list {
 		a := &as.list[i]
-		uerr := fd.Unregister(a.Addr, a.bytes())
-		if uerr == nil {
-			uerr = fd.Wake(a.Addr, a.bytes())
-		}
-		if uerr != nil && uerr != uffd.ErrGone {
-			err = errors.Join(err, fmt.Errorf("region %d (%q): %w", a.ID, a.Name, uerr))
+		for _, part := range as.gone.rest(addresses{a.Addr, a.Addr + a.bytes()}) {
+			uerr := fd.Unregister(part.from, part.to-part.from)
+			if uerr == nil {
+				uerr = fd.Wake(part.from, part.to-part.from)
+			}
+			if uerr != nil && uerr != uffd.ErrGone {
+				err = errors.Join(err, fmt.Errorf("region %d (%q): %w", a.ID, a.Name, uerr))
+			}
 		}
 	}
-	if c.Events {
+	if c.unmaps() {
 		err = errors.Join(err, as.settle(fd))
 	}
 	return err
@@ -177,12 +199,28 @@ func (as *areas) settle(fd *uffd.FD) error {
 	}
 }
 
+// each does f for all pages of r at once, or where they lie in more than one mapping (an
+// madvise or mbind for a part of a region splits it; no operation crosses from one into
+// the next) for one after the other.
+func (c *UFFDConfig) each(r transport.Range, f func(transport.Range) error) error {
+	err := f(r)
+	if err != uffd.ErrNoRange || r.Count <= 1 {
+		return c.opError(err)
+	}
+	for i := range uint64(r.Count) {
+		if err := c.opError(f(transport.Range{Region: r.Region, First: r.First + i, Count: 1})); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // opError translates the errors of userfaultfd operations.
 func (c *UFFDConfig) opError(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case err == uffd.ErrNoRange && c.Events:
+	case err == uffd.ErrNoRange && c.unmaps():
 		return nil // unmapped meanwhile; its event is on the way, and nobody waits
 	case err == uffd.ErrBusy:
 		return ErrBusy
@@ -197,9 +235,11 @@ func (c *UFFDConfig) opError(err error) error {
 
 // uffdReader turns the events of a userfaultfd into those of regions.
 type uffdReader struct {
-	as  *areas
-	r   *uffd.Reader
-	buf [faultBatch]uffd.Event
+	as   *areas
+	r    *uffd.Reader
+	buf  [faultBatch]uffd.Event
+	evs  []Event // of buf
+	left []Event // of evs, not given out yet
 }
 
 func newUFFDReader(c *UFFDConfig, as *areas) (*uffdReader, error) {
@@ -207,7 +247,7 @@ func newUFFDReader(c *UFFDConfig, as *areas) (*uffdReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &uffdReader{as: as, r: r}, nil
+	return &uffdReader{as: as, r: r, evs: make([]Event, 0, faultBatch)}, nil
 }
 
 // Stop implements [FaultReader].
@@ -218,6 +258,11 @@ func (u *uffdReader) Close() error { return u.r.Close() }
 
 // Read implements [FaultReader].
 func (u *uffdReader) Read(buf []Event) (int, error) {
+	if len(u.left) > 0 {
+		n := copy(buf, u.left)
+		u.left = u.left[n:]
+		return n, nil
+	}
 	for {
 		n, err := u.r.ReadEvents(u.buf[:min(len(buf), len(u.buf))])
 		switch {
@@ -228,59 +273,58 @@ func (u *uffdReader) Read(buf []Event) (int, error) {
 		case err != nil:
 			return 0, err
 		}
-		out := 0
+		evs := u.evs[:0]
 		for i := range u.buf[:n] {
-			ok, err := u.translate(&u.buf[i], &buf[out])
-			if err != nil {
+			if evs, err = u.translate(&u.buf[i], evs); err != nil {
 				return 0, err
 			}
-			if ok {
-				out++
-			}
 		}
-		if out > 0 {
-			return out, nil
+		if len(evs) > 0 {
+			n := copy(buf, evs)
+			u.evs, u.left = evs, evs[n:]
+			return n, nil
 		}
 	}
 }
 
-// translate makes an event of a region; it is false for one that concerns none.
-func (u *uffdReader) translate(in *uffd.Event, out *Event) (bool, error) {
-	*out = Event{}
+// translate appends what an event is to the regions: nothing if it concerns none, more
+// than one if their mappings lie side by side, since the kernel makes one of them then.
+func (u *uffdReader) translate(in *uffd.Event, out []Event) ([]Event, error) {
+	var kind EventKind
 	switch in.Kind {
 	case uffd.KindFault:
-		out.Kind, out.Count = Fault, 1
-	case uffd.KindRemove:
-		out.Kind = Remove
-	case uffd.KindUnmap:
-		out.Kind = Unmap
-	case uffd.KindRemap:
-		out.Kind = Moved
-	case uffd.KindFork:
-		out.Kind = Forked
-		return true, closeChild(in.Child)
-	default:
-		return false, fmt.Errorf("userfaultfd event of unknown kind %v", in.Kind)
-	}
-	if in.Kind == uffd.KindFault {
 		a := u.as.at(in.Addr)
 		if a == nil {
-			return false, fmt.Errorf("fault at address %#x, which is in no region", in.Addr)
+			return out, fmt.Errorf("fault at address %#x, which is in no region", in.Addr)
 		}
-		out.Region, out.Page = a.ID, (in.Addr-a.Addr)/uint64(a.PageSize)
-		return true, nil
+		return append(out, Event{Kind: Fault, Region: a.ID, Page: (in.Addr - a.Addr) / uint64(a.PageSize), Count: 1}), nil
+	case uffd.KindFork:
+		return append(out, Event{Kind: Forked}), closeChild(in.Child)
+	case uffd.KindRemove:
+		kind = Remove
+	case uffd.KindUnmap:
+		kind = Unmap
+	case uffd.KindRemap:
+		kind = Moved
+	default:
+		return out, fmt.Errorf("userfaultfd event of unknown kind %v", in.Kind)
 	}
-	// A range may begin before an area, or reach over its end; one event never
-	// spans two areas, since it is for one mapping.
-	end := in.Addr + in.Len
+	// A range may begin before an area, or reach over its end. Of a huge page of which
+	// a part was given back the rest is still the machine's: it stays what it is.
 	for i := range u.as.list {
 		a := &u.as.list[i]
-		lo, hi := max(in.Addr, a.Addr), min(end, a.Addr+a.bytes())
-		if lo < hi {
-			out.Region, out.Page = a.ID, (lo-a.Addr)/uint64(a.PageSize)
-			out.Count = (hi - lo + uint64(a.PageSize) - 1) / uint64(a.PageSize)
-			return true, nil
+		lo, hi := max(in.Addr, a.Addr), min(in.Addr+in.Len, a.Addr+a.bytes())
+		if lo >= hi {
+			continue
+		}
+		if kind == Unmap {
+			u.as.gone.add(addresses{lo, hi})
+		}
+		size := uint64(a.PageSize)
+		first, last := (lo-a.Addr+size-1)/size, (hi-a.Addr)/size
+		if first < last {
+			out = append(out, Event{Kind: kind, Region: a.ID, Page: first, Count: last - first})
 		}
 	}
-	return false, nil
+	return out, nil
 }

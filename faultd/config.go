@@ -176,9 +176,8 @@ type Config struct {
 	// BlockingDemand says that Receive of a demand channel waits in the system
 	// call, so that its goroutine is to be locked to a thread.
 	BlockingDemand bool
-	// Outstanding bounds the demand fetches in flight, a power of two. At the
-	// bound a fault reader waits, and further faults stay queued in the kernel.
-	// Default 1024.
+	// Outstanding bounds the demand fetches in flight, a power of two from 64 to 4096. At the
+	// bound further faults wait, in the order of their reading. Default 1024.
 	Outstanding int
 	// ReadAround is the number of neighbours that a demand fetch takes along, at
 	// most, within an aligned group of that size; a power of two. Default 1: the
@@ -239,7 +238,9 @@ type Config struct {
 
 const (
 	maxChannels = 64
-	faultBatch  = 64 // events of one read, fetches of one write
+	// maxOutstanding is what one channel takes (tcp.MaxOutstanding): others may be down.
+	maxOutstanding = 4096
+	faultBatch     = 64 // events of one read, fetches of one write
 )
 
 func (c *Config) setDefaults() error {
@@ -280,8 +281,8 @@ func (c *Config) setDefaults() error {
 			c.DemandChannels, c.PrecacheChannels, maxChannels)
 	case c.Readers < 1 || c.Readers > 64:
 		return fmt.Errorf("%d fault readers: 1 to 64 are possible", c.Readers)
-	case c.Outstanding < faultBatch || c.Outstanding > 1<<16 || c.Outstanding&(c.Outstanding-1) != 0:
-		return fmt.Errorf("%d outstanding demand fetches: a power of two from %d to 65536 is possible", c.Outstanding, faultBatch)
+	case c.Outstanding < faultBatch || c.Outstanding > maxOutstanding || c.Outstanding&(c.Outstanding-1) != 0:
+		return fmt.Errorf("%d outstanding demand fetches: a power of two from %d to %d is possible", c.Outstanding, faultBatch, maxOutstanding)
 	case c.ReadAround&(c.ReadAround-1) != 0 || c.ReadAround > 256:
 		return fmt.Errorf("read-around of %d pages: a power of two up to 256 is possible", c.ReadAround)
 	}

@@ -18,6 +18,10 @@ const retryPause = 50 * time.Millisecond
 // reopenPause is the least time between two connections of a channel.
 const reopenPause = 50 * time.Millisecond
 
+// maxUnsent is how many connections of a channel that never had an answer may end since
+// they cannot carry a fetch. The first may be older than what is known of the session.
+const maxUnsent = 3
+
 // channel is what demand and precache channels share.
 type channel struct {
 	e     *Engine
@@ -28,13 +32,14 @@ type channel struct {
 	fetcher transport.Fetcher // guarded by mu; nil while down
 
 	up      atomic.Bool
+	answers atomic.Bool // something was answered, ever
 	opens   atomic.Uint64
 	lastErr atomic.Pointer[string]
 }
 
 // serveLoop opens the channel and serves it, over and over.
 func (c *channel) serveLoop(serve func(transport.Fetcher) error) {
-	e := c.e
+	e, unsent := c.e, 0
 	for e.ctx.Err() == nil {
 		f, err := e.cfg.Open(e.ctx, c.kind, c.index)
 		if err != nil {
@@ -61,6 +66,12 @@ func (c *channel) serveLoop(serve func(transport.Fetcher) error) {
 		c.mu.Unlock()
 		if e.ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, transport.ErrNotSent) && !c.answers.Load() {
+			if unsent++; unsent == maxUnsent {
+				e.fail(fmt.Errorf("%v channel %d: %w; see Config and the limits that the channel was opened with", c.kind, c.index, err))
+				return
+			}
 		}
 		text := err.Error()
 		c.lastErr.Store(&text)
@@ -98,6 +109,7 @@ type demandChannel struct {
 	channel
 	posted atomic.Int32      // slots that are on this channel
 	ready  bool              // guarded by Engine.sendMu; may be posted to
+	failed error             // guarded by Engine.sendMu; why its last fetch could not be sent
 	f      transport.Fetcher // guarded by Engine.sendMu
 	thread *sched.Fault      // of run; nil if it has none of its own
 
@@ -121,9 +133,11 @@ func (c *demandChannel) run() {
 func (c *demandChannel) serve(f transport.Fetcher) error {
 	e := c.e
 	e.sendMu.Lock()
-	c.f, c.ready = f, true
+	c.f, c.ready, c.failed = f, true, nil
 	e.sendMu.Unlock()
-	e.flush()
+	// Not here: what has gathered may be more than the socket takes before an answer is
+	// received, and the source waits for that in turn.
+	e.goWork(e.flush)
 
 	sink := newSink(e, transport.Demand, f)
 	defer sink.close()
@@ -134,9 +148,12 @@ func (c *demandChannel) serve(f transport.Fetcher) error {
 		err := f.Receive(sink, &comp)
 		sink.reset()
 		if err != nil {
-			c.giveBack()
+			if serr := c.giveBack(); errors.Is(serr, transport.ErrNotSent) {
+				err = serr // what Receive saw is our own closing
+			}
 			return err
 		}
+		c.answers.Store(true)
 		if comp.Refused != nil {
 			c.refused(&comp)
 			continue
@@ -147,12 +164,14 @@ func (c *demandChannel) serve(f transport.Fetcher) error {
 	}
 }
 
-// giveBack queues again what was posted on a channel that died.
-func (c *demandChannel) giveBack() {
+// giveBack queues again what was posted on a channel that died. The error is that of
+// the fetch it died of, if it was one.
+func (c *demandChannel) giveBack() error {
 	e := c.e
 	e.sendMu.Lock()
 	e.out.mu.Lock()
 	c.ready = false
+	err := c.failed
 	var again []uint32
 	for i := range e.out.slots {
 		if s := &e.out.slots[i]; s.state == slotPosted && s.ch == c {
@@ -165,6 +184,7 @@ func (c *demandChannel) giveBack() {
 	e.sendMu.Unlock()
 	e.stats.retries.Add(uint64(len(again)))
 	e.requeue(again)
+	return err
 }
 
 func (e *Engine) requeue(slots []uint32) {
@@ -234,7 +254,7 @@ func (e *Engine) send() (*demandChannel, transport.Fetcher) {
 	}
 	if err != nil {
 		// Its receiver sees the end of the channel too, and gives back.
-		c.ready = false
+		c.ready, c.failed = false, err
 		c.f.Close()
 	}
 	return c, c.f

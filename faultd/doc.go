@@ -7,6 +7,18 @@
 // in place ([Shared] and [Private] are those of userfaultfd; the character
 // device is another), and an [Opener] of channels ([transport.Fetcher]).
 //
+// The package's example is a whole session: a page server, channels over TLS, a process
+// with a userfaultfd, and an engine.
+//
+// # For the least latency
+//
+// The zero values of [Config] are safe, and not the fastest. pagewarp's daemon calls
+// [Tune] once, opens its channels with BlockingIO of transport/tcp's Tuning, and sets
+// [Config.BlockingDemand], Priority, BulkNice (to [BulkNice]) and DemandPace (to
+// [DefaultDemandPace]); at the source Demand, for demand channels, and Nice, for the
+// others, of pageserver's Options. Priorities need CAP_SYS_NICE; what is refused is
+// logged, and slower.
+//
 // # Threads
 //
 // Fault readers ([Config.Readers]) sleep in the fault source, each locked to a
@@ -55,8 +67,8 @@
 //     WAKE, when an installer gives up. The claim was held at s, so its end and
 //     the wake-up come after s, when the thread was queued.
 //   - Resident: CONTINUE (which wakes, and wakes also if the page is mapped
-//     already), or in private memory WAKE: a Resident page there can fault only
-//     if its removal is about to be read.
+//     already), or in private memory ZEROPAGE, as for a page that is Zero: a
+//     Resident page there can fault only if it was given back.
 //   - Zero: ZEROPAGE, or CONTINUE if the page exists, with a wake-up.
 //   - Absent: looks for a demand fetch that covers the page, later than s, and
 //     finds one or makes one. Its end finds the page Resident (woken after the
@@ -65,7 +77,10 @@
 //     the table only after that, so whoever found it there had its page queued
 //     before the wake-up. If fetches cover groups of pages, the group of a fetch
 //     on which others relied is woken once more after it has left the table:
-//     a thread whose page was not part of the range faults again.
+//     a thread whose page was not part of the range faults again. Where there are
+//     as many fetches as may be, the fault waits for the end of one, and then starts
+//     over; its reader does not wait, as what the end of a fetch waits for may be an
+//     event that is not read yet.
 //
 // The release comes after all of that: [Shared.Release] unregisters and then
 // wakes once more, because the kernel's own wake-up at UFFDIO_UNREGISTER comes
@@ -99,7 +114,7 @@
 // # Locks
 //
 // Engine.sendMu before outstanding.mu; demandChannel.looking before whatever an
-// answer takes, never under sendMu; channel.mu, Engine.failMu and
+// answer takes, never under sendMu; crowd.mu before failMu; channel.mu, Engine.failMu and
 // Engine.removesMu are leaves. None is held during a system call, except sendMu
 // by the sender, and Engine.showing, which is only ever shared until the release.
 package faultd

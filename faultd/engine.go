@@ -35,6 +35,8 @@ type Engine struct {
 	precacheOn atomic.Bool
 	writing    atomic.Int32 // precache channels inside Memory.Write
 
+	crowd crowd // of faults that wait for room in out
+
 	removesMu sync.Mutex
 	removes   []transport.Range // guarded by removesMu; to be repeated once claims have ended
 	removing  atomic.Bool       // removes is not empty
@@ -243,12 +245,14 @@ func (e *Engine) finish() {
 // whoever cancelled may be.
 func (e *Engine) closeAtEnd() {
 	<-e.ctx.Done()
+	var closing sync.WaitGroup // each may take a moment to say so to its peer
 	for _, c := range e.demand {
-		c.close()
+		closing.Go(c.close)
 	}
 	for _, c := range e.pre {
-		c.close()
+		closing.Go(c.close)
 	}
+	closing.Wait()
 }
 
 func (e *Engine) stopReaders() {
@@ -283,16 +287,28 @@ func (e *Engine) Err() error {
 	return e.err
 }
 
-// Wait waits until the memory is drained (nil), the session failed (its error)
-// or ctx is done (its cause).
+// ErrDetached is what Wait returns of an engine that was detached before its drain ended.
+var ErrDetached = errors.New("the engine was detached before every page was there")
+
+// Wait waits until the memory is drained (nil), the session failed (its error), the
+// engine was detached (ErrDetached) or ctx is done (its cause).
 func (e *Engine) Wait(ctx context.Context) error {
 	select {
 	case <-e.drained:
 		return nil
 	case <-e.failed:
 		return e.Err()
+	case <-e.stopped:
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+	select { // the one that says more
+	case <-e.drained:
+		return nil
+	case <-e.failed:
+		return e.Err()
+	default:
+		return ErrDetached
 	}
 }
 

@@ -1,9 +1,11 @@
 package faultd_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
+	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/internal/touch"
 	"github.com/pagewarp/pagewarp/transport/tcp"
 	"golang.org/x/sys/unix"
@@ -96,4 +98,92 @@ func TestRemoveDuringRelease(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A region that is unmapped whole, as memory that is unplugged is, leaves nothing to be
+// released: the drain has ended well.
+func TestUnmapOfWholeRegion(t *testing.T) {
+	const pages = 128
+	img := makeImage(t, pages, func(i uint64, p []byte) bool { touch.Fill(p, i, 1); return true })
+	for name, private := range map[string]bool{"shared": false, "private": true} {
+		t.Run(name, func(t *testing.T) {
+			ctx := withDeadline(t, 30*time.Second)
+			srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+			m := newMachineEvents(t, ctx, pages, private, true)
+			cfg := m.config(srv.open(pages))
+			cfg.PrecacheOff = true
+			e := start(t, cfg)
+			_, err := m.reg.TouchAll(0, 20, false, 4)
+			must(t, err)
+			must(t, m.reg.Unmap(0, pages))
+			must(t, e.Wait(ctx))
+		})
+	}
+}
+
+// Memory is unplugged during the drain, whose owner is told of that alone: the drain goes
+// on, and memory that is given back is nobody's business.
+func TestUnplugDuringDrain(t *testing.T) {
+	const pages = 512
+	img := makeImage(t, pages, func(i uint64, p []byte) bool { touch.Fill(p, i, 1); return true })
+	for name, private := range map[string]bool{"shared": false, "private": true} {
+		t.Run(name, func(t *testing.T) {
+			ctx := withDeadline(t, 30*time.Second)
+			srv := newServer(t, img, "127.0.0.1:0", tcp.Tuning{})
+			m := newMachineOf(t, ctx, pages, private, -1, faultd.UFFDConfig{Unmaps: true})
+			cfg := m.config(srv.open(pages))
+			cfg.PrecacheOff = true
+			e := start(t, cfg)
+			_, err := m.reg.TouchAll(0, 20, false, 4)
+			must(t, err)
+			must(t, m.reg.Advise(250, 2, unix.MADV_DONTNEED))
+			must(t, m.reg.Unmap(256, 256))
+			e.SetPrecache(true)
+			must(t, e.Wait(ctx))
+			if s := e.Stats(); s.Removes != 0 {
+				t.Errorf("%d removals were told", s.Removes)
+			}
+			m.verify(t, img.sums[:256])
+		})
+	}
+}
+
+// One mapping may hold two regions; memory that is given back across their border is of
+// both.
+func TestRemovalAcrossRegions(t *testing.T) {
+	ctx := withDeadline(t, 30*time.Second)
+	proc, err := touch.Start(ctx)
+	must(t, err)
+	defer proc.Kill()
+	fd, err := proc.Userfaultfd()
+	must(t, err)
+	u, err := faultd.AdoptUserfaultfd(fd)
+	must(t, err)
+	reg, err := proc.MapPrivate(64 * pageSize)
+	must(t, err)
+	a, b := region(32), region(32)
+	b.ID = 8
+	m, err := faultd.NewPrivate(faultd.UFFDConfig{FD: u, Events: true,
+		Areas: []faultd.Area{{Region: a, Addr: reg.Addr}, {Region: b, Addr: reg.Addr + 32*pageSize}}})
+	must(t, err)
+	defer m.Close()
+	r, err := m.NewReader()
+	must(t, err)
+	defer r.Close()
+	defer context.AfterFunc(ctx, r.Stop)()
+	done := make(chan error, 1)
+	go func() { done <- reg.Advise(24, 16, unix.MADV_DONTNEED) }()
+	removed := make(map[uint32]uint64)
+	for removed[7]+removed[8] < 16 {
+		var evs [4]faultd.Event
+		n, err := r.Read(evs[:])
+		must(t, err)
+		for _, ev := range evs[:n] {
+			removed[ev.Region] += ev.Count
+		}
+	}
+	if removed[7] != 8 || removed[8] != 8 {
+		t.Errorf("pages removed, by region: %v", removed)
+	}
+	must(t, <-done)
 }

@@ -3,6 +3,7 @@ package faultd
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/pagewarp/pagewarp/internal/hist"
@@ -72,7 +73,8 @@ func (w *faultWorker) enqueue() {
 	w.e.flush()
 }
 
-// fault looks a fault up and serves it here, or puts a new fetch aside.
+// fault looks a fault up and serves it here, or puts a new fetch aside, or has it wait
+// for room.
 func (w *faultWorker) fault(ev *Event, now time.Time) {
 	e := w.e
 	e.stats.faults.Add(1)
@@ -81,62 +83,107 @@ func (w *faultWorker) fault(ev *Event, now time.Time) {
 		e.fail(fmt.Errorf("fault at page %d of region %d, which there is not: the fault source is set up for other regions", ev.Page, ev.Region))
 		return
 	}
-	for {
-		st := r.Residency.State(ev.Page)
-		switch st {
-		case pagecache.Installing:
-			e.stats.faultsInstalling.Add(1)
-			e.record(ev, FaultInstalling, now)
-			return // the end of the claim wakes it
-		case pagecache.Resident, pagecache.Zero:
-			e.show(transport.Range{Region: r.ID, First: ev.Page, Count: 1}, st)
-			if st == pagecache.Zero {
-				e.record(ev, FaultZero, now)
-			} else {
-				e.record(ev, FaultResident, now)
-			}
-			w.local.Record(time.Since(now))
-			return
-		}
-		n, how := e.out.enter(r.ID, ev.Page, now)
-		switch how {
-		case lookupDup:
-			e.stats.faultsDup.Add(1)
-			e.record(ev, FaultJoined, now)
-			return
-		case lookupFull:
-			// The bound: this thread waits, and what it does not read waits in the
-			// kernel. The page may come meanwhile by precache, so look again. What
-			// this batch has put aside so far must go out first.
-			e.stats.overflows.Add(1)
-			w.enqueue()
-			t := time.NewTimer(time.Millisecond)
-			select {
-			case <-e.out.room:
-			case <-t.C:
-			case <-e.ctx.Done():
-			}
-			t.Stop()
-			e.out.waited()
-			if e.ctx.Err() != nil {
-				return
-			}
-			continue
-		}
-		s := &e.out.slots[n]
-		if e.cfg.ReadAround > 1 {
-			run := e.planner.Around(r.ID, ev.Page, e.cfg.ReadAround)
-			s.rng.First, s.rng.Count = run.First, run.Count
+	if !w.serve(r, ev, now) {
+		e.stats.overflows.Add(1)
+		e.waitForRoom(ev, now)
+	}
+}
+
+// serve does what a fault needs, as far as this thread does it; false says that there are
+// as many demand fetches as may be, and nothing was done.
+func (w *faultWorker) serve(r *Region, ev *Event, now time.Time) bool {
+	e := w.e
+	st := r.Residency.State(ev.Page)
+	switch st {
+	case pagecache.Installing:
+		e.stats.faultsInstalling.Add(1)
+		e.record(ev, FaultInstalling, now)
+		return true // the end of the claim wakes it
+	case pagecache.Resident, pagecache.Zero:
+		e.show(transport.Range{Region: r.ID, First: ev.Page, Count: 1}, st)
+		if st == pagecache.Zero {
+			e.record(ev, FaultZero, now)
 		} else {
-			run := e.planner.Ahead(r.ID, ev.Page)
-			s.rng.First, s.rng.Count = run.First, run.Count
+			e.record(ev, FaultResident, now)
 		}
-		e.demandBusy.Add(1)
-		e.planner.Fault(r.ID, ev.Page)
-		w.push[w.n] = n
-		w.n++
-		e.record(ev, FaultFetched, now)
-		return
+		w.local.Record(time.Since(now))
+		return true
+	}
+	n, how := e.out.enter(r.ID, ev.Page, now)
+	switch how {
+	case lookupDup:
+		e.stats.faultsDup.Add(1)
+		e.record(ev, FaultJoined, now)
+		return true
+	case lookupFull:
+		return false
+	}
+	s := &e.out.slots[n]
+	if e.cfg.ReadAround > 1 {
+		run := e.planner.Around(r.ID, ev.Page, e.cfg.ReadAround)
+		s.rng.First, s.rng.Count = run.First, run.Count
+	} else {
+		run := e.planner.Ahead(r.ID, ev.Page)
+		s.rng.First, s.rng.Count = run.First, run.Count
+	}
+	e.demandBusy.Add(1)
+	e.planner.Fault(r.ID, ev.Page)
+	w.push[w.n] = n
+	w.n++
+	e.record(ev, FaultFetched, now)
+	return true
+}
+
+// crowd are faults for whose fetch there was no room. The reader goes on: what makes room
+// may depend on an event that it has not read yet. There are no more of them than threads
+// that fault, but for those that were woken in vain.
+type crowd struct {
+	mu     sync.Mutex
+	faults []waitingFault // guarded by mu
+	served bool           // guarded by mu; serveCrowd runs
+}
+
+type waitingFault struct {
+	ev   Event
+	read time.Time
+}
+
+func (e *Engine) waitForRoom(ev *Event, now time.Time) {
+	e.crowd.mu.Lock()
+	defer e.crowd.mu.Unlock()
+	e.crowd.faults = append(e.crowd.faults, waitingFault{*ev, now})
+	if !e.crowd.served {
+		e.crowd.served = true
+		e.goWork(e.serveCrowd)
+	}
+}
+
+// serveCrowd serves the faults that wait, in the order of their reading, until none does.
+func (e *Engine) serveCrowd() {
+	w := &faultWorker{e: e, local: e.stats.local.Recorder()}
+	defer e.stats.local.Retire(w.local)
+	for {
+		e.crowd.mu.Lock()
+		todo := e.crowd.faults
+		e.crowd.faults = nil
+		e.crowd.served = len(todo) > 0
+		e.crowd.mu.Unlock()
+		if len(todo) == 0 {
+			return
+		}
+		for i := range todo {
+			f := &todo[i]
+			for !w.serve(e.regions[f.ev.Region], &f.ev, f.read) {
+				w.enqueue() // what was put aside must go out first
+				if !e.out.waitRoom(e.ctx) {
+					return
+				}
+			}
+			if w.n == len(w.push) {
+				w.enqueue()
+			}
+		}
+		w.enqueue()
 	}
 }
 
@@ -147,9 +194,14 @@ func (e *Engine) record(ev *Event, class FaultClass, read time.Time) {
 	}
 }
 
-// show makes a page visible that needs no fetch. If the layout is changing, a
+// show makes a page visible that was touched and needs no fetch. If the layout is changing, a
 // reader must go on reading, so it is done elsewhere.
 func (e *Engine) show(r transport.Range, st pagecache.State) {
+	if st == pagecache.Zero {
+		e.stats.zeroShown.Add(1)
+	} else {
+		e.stats.faultsResident.Add(1)
+	}
 	err := e.tryShow(r, st)
 	if errors.Is(err, ErrBusy) {
 		e.stats.busy.Add(1)
@@ -166,16 +218,14 @@ func (e *Engine) tryShow(r transport.Range, st pagecache.State) error {
 	case e.released:
 		return nil // the release wakes
 	case st == pagecache.Zero:
-		e.stats.zeroShown.Add(1)
 		return e.cfg.Memory.Install.Zero(r)
 	case e.cfg.Memory.Place != nil:
-		e.stats.faultsResident.Add(1)
 		return e.cfg.Memory.Install.Install(r, nil)
 	}
-	// Private memory that is resident does not fault, unless a removal is about
-	// to be read: the thread takes its fault again.
-	e.stats.faultsResident.Add(1)
-	return e.cfg.Memory.Install.Wake(r)
+	// Private memory that is resident does not fault, unless the machine has given it back:
+	// its removal is about to be read, or nobody is told of such. A page that is there is
+	// left alone, and who waits is woken.
+	return e.cfg.Memory.Install.Zero(r)
 }
 
 // wake has who waits for a page of r fault again.
@@ -259,14 +309,16 @@ func (e *Engine) remove(r transport.Range) {
 			return make(pagecache.Mask, pagecache.MaskWords(uint64(n)))
 		}) // an error ends the session
 	}
-	_, installing := reg.Residency.Remove(r.First, n)
-	if installing == 0 {
+	if _, installing := reg.Residency.Remove(r.First, n); installing == 0 {
 		return
 	}
 	e.removesMu.Lock()
 	e.removes = append(e.removes, transport.Range{Region: r.Region, First: r.First, Count: uint32(n)})
 	e.removing.Store(true)
 	e.removesMu.Unlock()
+	// A claim that ended before that was noted has not repeated it, and may have been the
+	// last one. One that is seen here to be held still finds the note at its end.
+	reg.Residency.Remove(r.First, n)
 }
 
 // afterClaims repeats the removals that met a claim.
@@ -282,4 +334,5 @@ func (e *Engine) afterClaims() {
 	for _, r := range todo {
 		e.remove(r)
 	}
+	e.checkFull() // these may have been the last pages
 }

@@ -1,6 +1,7 @@
 package faultd
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -43,7 +44,7 @@ type outstanding struct {
 	slots []slot   // see slot
 	group uint64   // pages of a read-around group, a power of two
 	room  chan struct{}
-	want  int // guarded by mu; readers that wait for room
+	want  int // guarded by mu; who waits for room
 }
 
 func newOutstanding(n int, group uint32) *outstanding {
@@ -101,7 +102,6 @@ func (o *outstanding) enter(region uint32, page uint64, now time.Time) (uint32, 
 		return n, lookupDup
 	}
 	if len(o.free) == 0 {
-		o.want++
 		return 0, lookupFull
 	}
 	return o.take(at, transport.Range{Region: region, First: page, Count: 1}, now), lookupNew
@@ -118,11 +118,27 @@ func (o *outstanding) take(at uint32, rng transport.Range, now time.Time) uint32
 	return n
 }
 
-// waited says that a reader that found the table full has stopped waiting.
-func (o *outstanding) waited() {
+// waitRoom waits until a slot may be free, or for a while: the page that is waited for may
+// come by itself. False says that ctx is done.
+func (o *outstanding) waitRoom(ctx context.Context) bool {
+	o.mu.Lock()
+	if len(o.free) > 0 {
+		o.mu.Unlock()
+		return true
+	}
+	o.want++
+	o.mu.Unlock()
+	t := time.NewTimer(time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-o.room:
+	case <-t.C:
+	case <-ctx.Done():
+	}
 	o.mu.Lock()
 	o.want--
 	o.mu.Unlock()
+	return ctx.Err() == nil
 }
 
 // leave ends the fetch of slot n: from here on a fault on its page makes a new

@@ -39,7 +39,6 @@ func TestOutstandingModel(t *testing.T) {
 					if how != lookupFull {
 						t.Fatalf("page %d was taken beyond the bound", page)
 					}
-					o.waited()
 				default:
 					if how != lookupNew {
 						t.Fatalf("page %d: %v with %d fetches under way", page, how, len(model))

@@ -90,6 +90,7 @@ func (c *precacheChannel) serve(f transport.Fetcher) error {
 		if err != nil {
 			return err
 		}
+		c.answers.Store(true)
 		if err := c.answered(&comp, rec); err != nil {
 			return err
 		}

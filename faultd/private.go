@@ -59,31 +59,36 @@ func (p *Private) Release() error { return p.as.release(&p.cfg) }
 // Install implements [Installer]. Nobody is woken: the engine does so when it
 // has ended the claim, see doc.go.
 func (p *Private) Install(r transport.Range, src [][]byte) error {
-	a, addr, length, err := p.as.span(r)
+	a, addr, _, err := p.as.span(r)
 	if err != nil {
 		return err
 	}
 	if len(src) != int(r.Count) {
 		return fmt.Errorf("install %d pages of region %d: %d pages of content", r.Count, r.Region, len(src))
 	}
-	_, _, err = p.cfg.FD.CopyRange(addr, addressOf(src[0]), length, uint64(a.PageSize), uffd.DontWake)
-	return p.cfg.opError(err)
+	return p.cfg.each(r, func(part transport.Range) error {
+		off := (part.First - r.First) * uint64(a.PageSize)
+		_, _, err := p.cfg.FD.CopyRange(addr+off, addressOf(src[0])+off, uint64(part.Count)*uint64(a.PageSize), uint64(a.PageSize), uffd.DontWake)
+		return err
+	})
 }
 
 // Zero implements [Installer].
-func (p *Private) Zero(r transport.Range) error {
+func (p *Private) Zero(r transport.Range) error { return p.cfg.each(r, p.zeroPages) }
+
+func (p *Private) zeroPages(r transport.Range) error {
 	a, addr, length, err := p.as.span(r)
 	if err != nil {
 		return err
 	}
 	if p.can.Has(uffd.CanZeroPage) && a.PageSize == 4096 {
 		_, _, err = p.cfg.FD.ZeroRange(addr, length, uint64(a.PageSize), 0)
-		return p.cfg.opError(err)
+		return err
 	}
 	// hugetlbfs has no zero page: copy one.
 	for i := range uint64(r.Count) {
 		if _, _, err := p.cfg.FD.CopyRange(addr+i*uint64(a.PageSize), addressOf(p.zero), uint64(a.PageSize), uint64(a.PageSize), 0); err != nil {
-			return p.cfg.opError(err)
+			return err
 		}
 	}
 	return nil

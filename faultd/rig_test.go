@@ -226,16 +226,17 @@ func newMachine(t testing.TB, ctx context.Context, pages uint64, private bool) *
 // newMachineIn makes a machine whose memory is a file, which it closes.
 func newMachineIn(t testing.TB, ctx context.Context, pages uint64, file int) *machine {
 	t.Helper()
-	return newMachineOf(t, ctx, pages, false, false, file)
+	return newMachineOf(t, ctx, pages, false, file, faultd.UFFDConfig{})
 }
 
 // newMachineEvents makes a machine whose removals, unmaps and moves are told.
 func newMachineEvents(t testing.TB, ctx context.Context, pages uint64, private, events bool) *machine {
 	t.Helper()
-	return newMachineOf(t, ctx, pages, private, events, -1)
+	return newMachineOf(t, ctx, pages, private, -1, faultd.UFFDConfig{Events: events})
 }
 
-func newMachineOf(t testing.TB, ctx context.Context, pages uint64, private, events bool, file int) *machine {
+// newMachineOf makes a machine whose userfaultfd and areas it puts into cfg.
+func newMachineOf(t testing.TB, ctx context.Context, pages uint64, private bool, file int, cfg faultd.UFFDConfig) *machine {
 	t.Helper()
 	m := &machine{file: -1}
 	var err error
@@ -247,7 +248,7 @@ func newMachineOf(t testing.TB, ctx context.Context, pages uint64, private, even
 	u, err := uffd.Open(fd)
 	must(t, err)
 	m.uffd = fd
-	cfg := faultd.UFFDConfig{FD: u, Events: events}
+	cfg.FD = u
 	var closer io.Closer
 	if private {
 		m.reg, err = m.proc.MapPrivate(int64(pages) * pageSize)

@@ -108,51 +108,57 @@ func (s *Shared) NewReader() (FaultReader, error) { return newUFFDReader(&s.cfg,
 func (s *Shared) Release() error { return s.as.release(&s.cfg) }
 
 // Install implements [Installer].
-func (s *Shared) Install(r transport.Range, _ [][]byte) error {
+func (s *Shared) Install(r transport.Range, _ [][]byte) error { return s.cfg.each(r, s.install) }
+
+func (s *Shared) install(r transport.Range) error {
 	a, addr, length, err := s.as.span(r)
 	if err != nil {
 		return err
 	}
-	_, _, err = s.cfg.FD.ContinueRange(addr, length, uint64(a.PageSize), 0)
-	if err != uffd.ErrNoPage {
-		return s.cfg.opError(err)
+	size := uint64(a.PageSize)
+	if _, _, err = s.cfg.FD.ContinueRange(addr, length, size, 0); err != uffd.ErrNoPage {
+		return err
 	}
 	// The file has no page here: the machine punched a hole into it since. One
 	// page after the other, each as it is.
 	for i := range uint64(r.Count) {
-		_, _, err := s.cfg.FD.ContinueRange(addr+i*uint64(a.PageSize), uint64(a.PageSize), uint64(a.PageSize), 0)
+		_, _, err := s.cfg.FD.ContinueRange(addr+i*size, size, size, 0)
 		if err == uffd.ErrNoPage {
-			err = s.Zero(transport.Range{Region: r.Region, First: r.First + i, Count: 1})
+			err = s.zero(transport.Range{Region: r.Region, First: r.First + i, Count: 1})
 		}
 		if err != nil {
-			return s.cfg.opError(err)
+			return err
 		}
 	}
 	return nil
 }
 
 // Zero implements [Installer].
-func (s *Shared) Zero(r transport.Range) error {
+func (s *Shared) Zero(r transport.Range) error { return s.cfg.each(r, s.zero) }
+
+func (s *Shared) zero(r transport.Range) error {
 	a, addr, length, err := s.as.span(r)
 	if err != nil {
 		return err
 	}
-	if !s.can.Has(uffd.CanZeroPage) {
+	skipped := length
+	if s.can.Has(uffd.CanZeroPage) {
+		_, skipped, err = s.cfg.FD.ZeroRange(addr, length, uint64(a.PageSize), 0)
+	} else if err = sysmem.Allocate(a.FD, a.Offset+int64(r.First)*int64(a.PageSize), int64(length)); err != nil {
 		// hugetlbfs: allocate, which keeps what is there and, unlike a touch,
 		// fails with an error where no huge page is left.
-		off := a.Offset + int64(r.First)*int64(a.PageSize)
-		if err := unix.Fallocate(a.FD, 0, off, int64(length)); err != nil {
-			return fmt.Errorf("allocate zero pages %d+%d of region %d (%q): %w", r.First, r.Count, a.ID, a.Name, err)
-		}
-		_, _, err := s.cfg.FD.ContinueRange(addr, length, uint64(a.PageSize), 0)
-		return s.cfg.opError(err)
+		return fmt.Errorf("zero pages %d+%d of region %d (%q): %w", r.First, r.Count, a.ID, a.Name, err)
 	}
-	_, skipped, err := s.cfg.FD.ZeroRange(addr, length, uint64(a.PageSize), 0)
-	if err == nil && skipped > 0 {
-		// In the file, but perhaps not mapped.
-		_, _, err = s.cfg.FD.ContinueRange(addr, length, uint64(a.PageSize), 0)
+	if err != nil || skipped == 0 {
+		return err
 	}
-	return s.cfg.opError(err)
+	// In the file, but perhaps not mapped.
+	if _, _, err = s.cfg.FD.ContinueRange(addr, length, uint64(a.PageSize), 0); err == uffd.ErrNoPage {
+		// Not any more: the machine has punched a hole between the two. Who waits
+		// faults again, and finds the page as it is then.
+		err = s.cfg.FD.Wake(addr, length)
+	}
+	return err
 }
 
 // Wake implements [Installer].

@@ -2,7 +2,6 @@ package faultd
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/pagecache"
@@ -18,10 +17,11 @@ const maxInstallBytes = 2 << 20
 type sink struct {
 	e      *Engine
 	mask   pagecache.Mask
-	stage  []byte // private memory: staging buffer, off-heap
-	used   int    // bytes of stage given out since the last reset
-	pre    bool   // of a precache channel
-	stages bool   // pages are received into stage, unless they are reserved
+	stage  []byte   // private memory: staging buffer, off-heap
+	used   int      // bytes of stage given out since the last reset
+	more   [][]byte // what stage had no room for since the last reset, off-heap
+	pre    bool     // of a precache channel
+	stages bool     // pages are received into stage, unless they are reserved
 	warm   *candidates
 }
 
@@ -34,6 +34,7 @@ func newSink(e *Engine, kind transport.Kind, f transport.Fetcher) *sink {
 }
 
 func (s *sink) close() {
+	s.reset()
 	if err := sysmem.Unmap(s.stage); err != nil {
 		s.e.cfg.Log.Warn("free staging buffer", "err", err)
 	}
@@ -41,7 +42,15 @@ func (s *sink) close() {
 }
 
 // reset takes the staging buffer back, after an answer.
-func (s *sink) reset() { s.used = 0 }
+func (s *sink) reset() {
+	s.used = 0
+	for _, b := range s.more {
+		if err := sysmem.Unmap(b); err != nil {
+			s.e.cfg.Log.Warn("free staging buffer", "err", err)
+		}
+	}
+	s.more = s.more[:0]
+}
 
 // maskFor returns a mask of n pages, to be overwritten.
 func (s *sink) maskFor(n uint32) pagecache.Mask {
@@ -101,16 +110,23 @@ func (s *sink) Reserve(r transport.Range, dst [][]byte) {
 // staged reports whether the pages of r are received into the staging buffer.
 func (s *sink) staged(r transport.Range) bool { return s.stages && !s.e.isReserved(r) }
 
-// staging gives out a part of the staging buffer. What was given out before and
-// is still in use keeps the buffer from growing, so it is made large at once.
+// staging gives out a part of the staging buffer, which is made large at once. What was
+// given out before is still in use: if the buffer is too short for what one answer has
+// (fill words cost it no bytes), the rest has one of its own until the answer has ended.
 func (s *sink) staging(reg *Region, dst [][]byte) error {
 	size := int(reg.PageSize)
 	need := len(dst) * size
-	if s.used+need > len(s.stage) {
-		if s.used > 0 {
-			return fmt.Errorf("staging buffer of %d bytes is too small for an answer of more than %d: the channel takes answers longer than it agreed to",
-				len(s.stage), s.used+need)
+	mem := s.stage[s.used:]
+	switch {
+	case need <= len(mem):
+		s.used += need
+	case s.used > 0:
+		b, err := sysmem.MapAnonymous(int64(need))
+		if err != nil {
+			return err
 		}
+		s.more, mem = append(s.more, b), b
+	default:
 		b, err := sysmem.MapAnonymous(int64(max(need, 8<<20)))
 		if err != nil {
 			return err
@@ -118,11 +134,10 @@ func (s *sink) staging(reg *Region, dst [][]byte) error {
 		if err := sysmem.Unmap(s.stage); err != nil {
 			return err
 		}
-		s.stage = b
+		s.stage, s.used, mem = b, need, b
 	}
 	for i := range dst {
-		dst[i] = s.stage[s.used : s.used+size : s.used+size]
-		s.used += size
+		dst[i], mem = mem[:size:size], mem[size:]
 	}
 	return nil
 }
@@ -197,6 +212,30 @@ func (s *sink) commit(reg *Region, r transport.Range, dst [][]byte, staged bool)
 // killed daemon's residency true and leaves no thread asleep: see doc.go. Pages
 // that are not staged are in place.
 func (s *sink) install(reg *Region, run transport.Range, src [][]byte, staged bool) error {
+	err := s.tryInstall(reg, run, src, staged)
+	if !errors.Is(err, errShowLater) {
+		return err
+	}
+	// The claims have ended, so that nobody but us need know. Nothing is held here: the
+	// end of the drain may wait for this page, and the reader of the layout's changes
+	// for the end of the drain. A page in demand does not wait at all: it may be that
+	// reader which is here.
+	e := s.e
+	again := func() { e.retry(func() error { return e.tryShow(run, pagecache.Resident) }) }
+	e.stats.busy.Add(1)
+	if s.pre {
+		again()
+	} else {
+		e.goWork(again)
+	}
+	return nil
+}
+
+// errShowLater says that pages are resident, and that the layout is changing where they
+// are to be shown.
+var errShowLater = errors.New("resident, to be shown later")
+
+func (s *sink) tryInstall(reg *Region, run transport.Range, src [][]byte, staged bool) error {
 	e := s.e
 	e.showing.RLock()
 	defer e.showing.RUnlock()
@@ -210,8 +249,16 @@ func (s *sink) install(reg *Region, run transport.Range, src [][]byte, staged bo
 		if err := reg.Residency.Commit(run.First, uint64(run.Count), nil); err != nil {
 			return err
 		}
-		return s.show(run)
+		err := e.cfg.Memory.Install.Install(run, nil)
+		switch {
+		case errors.Is(err, ErrBusy):
+			return errShowLater
+		case err != nil:
+			e.fail(err)
+		}
+		return err
 	}
+	// The claims are held over the wait: so pages remain, and nobody waits for showing.
 	if err := s.retry(func() error { return e.cfg.Memory.Install.Install(run, src) }); err != nil {
 		return err
 	}
@@ -230,26 +277,6 @@ func (s *sink) count(run transport.Range) {
 	} else {
 		s.e.stats.pagesDemand.Add(uint64(run.Count))
 	}
-}
-
-// show maps a run that is resident. For a page in demand it does not wait for a
-// changing layout: it may be the thread that reads the changes which is here.
-func (s *sink) show(run transport.Range) error {
-	e := s.e
-	try := func() error { return e.cfg.Memory.Install.Install(run, nil) }
-	if s.pre {
-		return s.retry(try)
-	}
-	err := try()
-	if errors.Is(err, ErrBusy) {
-		e.stats.busy.Add(1)
-		e.goWork(func() { e.retry(func() error { return e.tryShow(run, pagecache.Resident) }) })
-		return nil
-	}
-	if err != nil {
-		e.fail(err)
-	}
-	return err
 }
 
 // write puts staged pages behind a run. Without room for them the claims are
@@ -314,9 +341,10 @@ func (s *sink) Abort(r transport.Range, dst [][]byte) {
 	}
 	s.e.stats.aborts.Add(1)
 	if p := s.e.cfg.Memory.Place; p != nil && !s.staged(r) {
-		// While the claims are still ours: nobody may find the damaged bytes.
+		// While the claims are still ours: nobody may find the damaged bytes. A page that
+		// was committed before something else failed is the machine's by now.
 		for i := range dst {
-			if dst[i] == nil {
+			if dst[i] == nil || reg.Residency.State(r.First+uint64(i)) != pagecache.Installing {
 				continue
 			}
 			one := transport.Range{Region: r.Region, First: r.First + uint64(i), Count: 1}

@@ -82,7 +82,7 @@ type Stats struct {
 	FaultsResident   uint64 `json:"faults_resident"`   // met a page that was in
 	FaultsZero       uint64 `json:"faults_zero"`       // zero pages shown
 	FaultsDup        uint64 `json:"faults_dup"`        // met a fetch under way
-	Overflows        uint64 `json:"overflows"`         // waits of a reader for the bound
+	Overflows        uint64 `json:"overflows"`         // faults that found as many fetches under way as may be
 	Removes          uint64 `json:"removes"`           // ranges that the machine gave back
 	Busy             uint64 `json:"busy"`              // retries because of a changing layout
 

@@ -119,8 +119,18 @@ func Open() (*Control, error) {
 	return c, nil
 }
 
-// Close closes the control device; objects and daemons' ends stay.
-func (c *Control) Close() error { return unix.Close(c.fd) }
+// Close closes the control device; objects and daemons' ends stay. A second call does
+// nothing.
+func (c *Control) Close() error { return closeOnce(&c.fd) }
+
+// closeOnce closes a descriptor, whose number may be another's soon.
+func closeOnce(fd *int) error {
+	n := *fd
+	if *fd = -1; n < 0 {
+		return nil
+	}
+	return unix.Close(n)
+}
 
 // Info asks the module what it is.
 func (c *Control) Info() (Info, error) {

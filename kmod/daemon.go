@@ -74,8 +74,9 @@ func (d *Daemon) unmap() error {
 	return err
 }
 
-// Close detaches from the object, unless another process has the descriptor.
-func (d *Daemon) Close() error { return errors.Join(d.unmap(), unix.Close(d.fd)) }
+// Close detaches from the object, unless another process has the descriptor. A second
+// call does nothing.
+func (d *Daemon) Close() error { return errors.Join(d.unmap(), closeOnce(&d.fd)) }
 
 // FD is the descriptor, which stays the Daemon's: for poll, or to pass it on.
 func (d *Daemon) FD() int { return d.fd }

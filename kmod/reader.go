@@ -116,5 +116,5 @@ func (r *Reader) Stop() {
 	_, _ = unix.Write(r.stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 }
 
-// Close frees the reader, after the last Read has returned.
-func (r *Reader) Close() error { return unix.Close(r.stop) }
+// Close frees the reader, after the last Read has returned. A second call does nothing.
+func (r *Reader) Close() error { return closeOnce(&r.stop) }

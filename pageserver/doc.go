@@ -5,7 +5,7 @@
 // goes from the page cache to the socket without a copy of ours. [Serve] is the
 // loop of one page channel; any number of them run over one image. The image
 // lives until [Image.Release], whatever becomes of the channels: nothing is
-// freed on hope.
+// freed on hope. The example of package faultd shows a whole session.
 //
 // Three rules keep the source as it was:
 //   - A hole of a shared file is never touched, because even a read through a

@@ -15,6 +15,11 @@ import (
 	"github.com/pagewarp/pagewarp/transport"
 )
 
+// maxCopied bounds the memory into which pages are read, or copied, for one answer, where
+// they are not sent from the image itself: several times what an answer can hold, since
+// pages of one word cost it next to nothing, and not what a peer likes to ask for.
+const maxCopied = 8 * transport.MaxBodyLimit
+
 // nextBatch is the most fetches taken from a channel at a time.
 const nextBatch = 64
 
@@ -185,6 +190,10 @@ func (c *channel) prepare(f transport.Fetch) (no *refusal, err error) {
 	if f.Count == 0 || f.First >= r.Pages || uint64(f.Count) > r.Pages-f.First {
 		return &refusal{transport.CodeRange, fmt.Sprintf("pages %d+%d are outside of region %d (%q) with %d pages",
 			f.First, f.Count, r.ID, r.Name, r.Pages)}, nil
+	}
+	if bytes := uint64(f.Count) << r.shift; bytes > maxCopied && (state == Live || r.how == byRead) {
+		return &refusal{transport.CodeRange, fmt.Sprintf("%d pages of region %d (%q) are %d MiB, and at most %d are read at a time: fetch fewer pages",
+			f.Count, r.ID, r.Name, bytes>>20, maxCopied>>20)}, nil
 	}
 	c.scratch.live = state == Live
 	return nil, r.answer(f, &c.scratch, &c.ans)

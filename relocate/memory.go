@@ -79,7 +79,7 @@ func byUserfaultfd(fd *uffd.FD) func(*guestMemory, bool) (memorySource, error) {
 		areas, err := g.open(fresh)
 		var shared *faultd.Shared
 		if err == nil {
-			shared, err = faultd.NewShared(faultd.UFFDConfig{FD: fd, Areas: areas, Spin: g.in.host.cfg.Spin})
+			shared, err = faultd.NewShared(faultd.UFFDConfig{FD: fd, Areas: areas, Unmaps: true, Spin: g.in.host.cfg.Spin})
 		}
 		if err != nil {
 			return nil, errors.Join(err, fd.Close())
@@ -216,7 +216,7 @@ func (g *guestMemory) residency(r transport.Region, fresh bool) (*pagecache.Resi
 			return nil, fmt.Errorf("residency file %s of %d bytes: %w", path, size, err)
 		}
 		// With memory behind all of it: a store to a page of a full file system is a SIGBUS.
-		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		if err := sysmem.Allocate(int(f.Fd()), 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 			return nil, fmt.Errorf("residency file %s of %d bytes: %w (is the state directory full?)", path, size, err)
 		}
 	}

@@ -6,5 +6,6 @@
 // pages land) and holds what all implementations share: frames, the handshake,
 // codecs. transport/tcp carries it over TCP and unix sockets; an implementation
 // over RDMA READ satisfies the same interfaces, since a page is reserved before
-// it is written and committed after. transporttest is the suite that each passes.
+// it is written and committed after. transporttest is the suite that each passes. The
+// example of package faultd shows a whole session.
 package transport

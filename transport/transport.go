@@ -1,6 +1,9 @@
 package transport
 
-import "time"
+import (
+	"errors"
+	"time"
+)
 
 // Kind is the purpose of a channel. Each kind has connections of its own, so
 // that a demand answer never waits behind precache bytes.
@@ -229,12 +232,17 @@ type Completion struct {
 // a buffer.
 type InPlace interface{ InPlace() bool }
 
+// ErrNotSent is wrapped by errors of [Fetcher.Fetch] about requests that no connection with
+// these limits, features and regions can carry.
+var ErrNotSent = errors.New("the channel cannot carry this fetch")
+
 // Fetcher is the destination's end of a page channel.
 type Fetcher interface {
 	// Fetch sends requests in one write and does not wait for answers. It is
 	// safe for concurrent use. Requests that the channel cannot carry (outside
 	// the region, over max_count, an id twice) are the caller's mistake: none
-	// is sent. Any other error is fatal to the channel, and the requests are
+	// is sent. Where another connection would not carry them either the error
+	// wraps ErrNotSent. Any other error is fatal to the channel, and the requests are
 	// outstanding.
 	Fetch(fs []Fetch) error
 	// Receive waits for one answer, lets the sink have its pages, and fills in

@@ -65,22 +65,27 @@ func FSOf(fd int) (FSInfo, error) {
 // their own (OpenOf). On tmpfs only pages that were written count as data; a
 // file system that knows no holes calls all of it data.
 func NextData(fd int, off int64) (start, end int64, err error) {
-	start, err = unix.Seek(fd, off, unix.SEEK_DATA)
-	if errors.Is(err, unix.ENXIO) {
-		return 0, 0, io.EOF
+	for ; ; off = start {
+		start, err = unix.Seek(fd, off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return 0, 0, io.EOF
+		}
+		if err != nil {
+			return 0, 0, fmt.Errorf("seek data after %#x in descriptor %d: %w", off, fd, err)
+		}
+		end, err = unix.Seek(fd, start, unix.SEEK_HOLE)
+		if errors.Is(err, unix.ENXIO) {
+			// The stretch was cut off behind us.
+			return 0, 0, io.EOF
+		}
+		if err != nil {
+			return 0, 0, fmt.Errorf("seek hole after %#x in descriptor %d: %w", start, fd, err)
+		}
+		if end > start {
+			return start, end, nil
+		}
+		// A hole was punched there between the two: what comes after it is data still.
 	}
-	if err != nil {
-		return 0, 0, fmt.Errorf("seek data after %#x in descriptor %d: %w", off, fd, err)
-	}
-	end, err = unix.Seek(fd, start, unix.SEEK_HOLE)
-	if errors.Is(err, unix.ENXIO) {
-		// The stretch was cut off behind us.
-		return 0, 0, io.EOF
-	}
-	if err != nil {
-		return 0, 0, fmt.Errorf("seek hole after %#x in descriptor %d: %w", start, fd, err)
-	}
-	return start, end, nil
 }
 
 // WriteAt writes all of p to the file fd at off.

@@ -1,6 +1,7 @@
 package sysmem
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -102,6 +103,20 @@ func Unmap(b []byte) error {
 func Advise(b []byte, advice int) error {
 	if err := unix.Madvise(b, advice); err != nil {
 		return fmt.Errorf("advise %d for %d bytes: %w", advice, len(b), err)
+	}
+	return nil
+}
+
+// Allocate puts storage behind [offset, offset+length) of fd, zeroed where there was none.
+// A signal, of which Go's scheduler sends some, has the kernel give up in between on tmpfs
+// and hugetlbfs; that is tried again.
+func Allocate(fd int, offset, length int64) error {
+	var err error = unix.EINTR
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Fallocate(fd, 0, offset, length)
+	}
+	if err != nil {
+		return fmt.Errorf("allocate %#x+%#x of descriptor %d: %w", offset, length, fd, err)
 	}
 	return nil
 }

@@ -112,8 +112,8 @@ func (m *Control) SendIndex(r transport.Range, hashes []byte) error {
 }
 
 // OnIndex has f called, by the channel's reader, with the hashes that the peer
-// sends; f does not keep them. An error of f's ends the channel. Without a
-// handler INDEX is an error of the peer's.
+// sends; f does not keep them, and must not close the channel: an error of its
+// ends it. Without a handler INDEX is an error of the peer's.
 func (m *Control) OnIndex(f func(r transport.Range, hashes []byte) error) {
 	if f == nil {
 		m.index.Store(nil)

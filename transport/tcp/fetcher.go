@@ -1,7 +1,6 @@
 package tcp
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -123,13 +122,13 @@ func (f *Fetcher) check(r *transport.Fetch) error {
 	reg, ok := f.c.region(r.Region)
 	switch {
 	case !ok:
-		return errors.New("the region is not in the table given to SetRegions")
+		return fmt.Errorf("%w: the region is not in the table given to SetRegions", transport.ErrNotSent)
 	case r.Count == 0 || r.First >= reg.Pages || uint64(r.Count) > reg.Pages-r.First:
-		return fmt.Errorf("the region has %d pages", reg.Pages)
+		return fmt.Errorf("%w: the region has %d pages", transport.ErrNotSent, reg.Pages)
 	case r.Plain && f.c.Features()&transport.FeatureWarm == 0:
-		return errors.New("plain, but the warm feature is not in force")
+		return fmt.Errorf("%w: plain, but the warm feature is not in force", transport.ErrNotSent)
 	case r.Count > f.c.MaxCount():
-		return fmt.Errorf("max_count of this channel is %d", f.c.MaxCount())
+		return fmt.Errorf("%w: max_count of this channel is %d", transport.ErrNotSent, f.c.MaxCount())
 	case len(f.out) >= MaxOutstanding:
 		return fmt.Errorf("%d fetches are outstanding, the limit", MaxOutstanding)
 	case f.known(r.ID):

@@ -154,6 +154,7 @@ func readHello(w *wire) (transport.Hello, error) {
 // shake runs TLS, if there is any, and then greet, both bounded by ctx and by
 // HandshakeTimeout. It closes nc on failure.
 func shake(ctx context.Context, nc net.Conn, tc *tls.Config, client bool, tune Tuning, greet func(*wire) error) (*wire, string, error) {
+	caller, began := ctx, time.Now()
 	ctx, cancel := context.WithTimeout(ctx, tune.HandshakeTimeout)
 	defer cancel()
 	w, err := newWire(nc)
@@ -183,9 +184,13 @@ func shake(ctx context.Context, nc net.Conn, tc *tls.Config, client bool, tune T
 	if err != nil {
 		remote := nc.RemoteAddr()
 		w.base.Close()
+		late := errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+		cause := context.Cause(caller)
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-			err = fmt.Errorf("%s with %v: not finished within %v: %w", stage, remote, tune.HandshakeTimeout, os.ErrDeadlineExceeded)
+		case late && cause != nil && !errors.Is(cause, context.DeadlineExceeded):
+			err = fmt.Errorf("%s with %v: %w", stage, remote, cause)
+		case late:
+			err = fmt.Errorf("%s with %v: not finished within %v: %w", stage, remote, end.Sub(began).Round(time.Millisecond), os.ErrDeadlineExceeded)
 		case errors.Is(err, io.ErrUnexpectedEOF):
 			err = fmt.Errorf("%s with %v: peer hung up: %w", stage, remote, err)
 		default:

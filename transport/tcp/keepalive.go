@@ -99,21 +99,24 @@ func (k *keeper) tick(t int64) error {
 }
 
 // sendSmall sends a frame without a body, unless somebody else is writing: then
-// that is the sign of life.
+// that is the sign of life. It is the keepalive's, and does not wait: the buffers
+// between us and a dead peer may be full, and it is the keepalive that finds that out.
 func (c *Conn) sendSmall(h transport.Header) {
-	select {
-	case c.wlock <- struct{}{}:
-	default:
-		return
-	}
-	defer c.unlock()
-	if c.closed.Load() {
-		return
-	}
-	var b [transport.HeaderSize]byte
-	h.Put(b[:])
-	transport.SetCRC(b[:], transport.HeaderCRC(b[:]))
-	if err := c.w.write(b[:]); err != nil {
-		c.fail(err)
-	}
+	c.ended.Go(func() {
+		select {
+		case c.wlock <- struct{}{}: // here, so that nobody waits for a goroutine to begin
+		default:
+			return
+		}
+		defer c.unlock()
+		if c.closed.Load() {
+			return
+		}
+		var b [transport.HeaderSize]byte
+		h.Put(b[:])
+		transport.SetCRC(b[:], transport.HeaderCRC(b[:]))
+		if err := c.w.write(b[:]); err != nil {
+			c.fail(err)
+		}
+	})
 }

@@ -89,7 +89,7 @@ type ListenOptions struct {
 	Failed func(error)
 	// HalfOpen bounds the connections whose handshake is not done or that have
 	// not been accepted. At the bound, new connections wait in the kernel's
-	// backlog. Default 64.
+	// backlog, until one is done or, after a second, gives way. Default 64.
 	HalfOpen int
 	Tuning
 }

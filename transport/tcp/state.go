@@ -23,6 +23,10 @@ type statePipe struct {
 // stateChunk is one body, of which left is still to be read.
 type stateChunk struct{ buf, left []byte }
 
+// stateChunks bounds the bodies that wait, of whatever size: the book-keeping of a short
+// one takes more than its bytes.
+const stateChunks = 4096
+
 // Buffers are used again: new memory costs page faults, while a machine stands still.
 const (
 	spareStates    = 4
@@ -63,7 +67,7 @@ func (s *statePipe) put(b []byte, end bool, done <-chan struct{}) bool {
 	if end {
 		s.ended, s.err = true, io.EOF
 	}
-	over := s.size > s.limit
+	over := s.over()
 	s.mu.Unlock()
 	signal(s.came)
 	for over {
@@ -73,11 +77,14 @@ func (s *statePipe) put(b []byte, end bool, done <-chan struct{}) bool {
 			return false
 		}
 		s.mu.Lock()
-		over = s.size > s.limit
+		over = s.over()
 		s.mu.Unlock()
 	}
 	return true
 }
+
+// over says that the writer has to wait. mu is held.
+func (s *statePipe) over() bool { return s.size > s.limit || len(s.chunks) > stateChunks }
 
 // fail makes readers return err once the queue is empty, unless the stream has
 // ended before.

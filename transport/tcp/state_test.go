@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -51,4 +52,32 @@ func TestStateBuffers(t *testing.T) {
 			t.Fatalf("%d bytes of %d, or other ones: %v; %d buffers were used again", got.Len(), want.Len(), err, reused)
 		}
 	})
+}
+
+// A peer that cuts its state into crumbs is held back by their number, long before their
+// bytes are many: each costs more than it holds.
+func TestStateInCrumbs(t *testing.T) {
+	s := newStatePipe(stateBuffer)
+	done, full := make(chan struct{}), make(chan int, 1)
+	go func() {
+		n := 0
+		for n < stateBuffer && s.put(s.buffer(1), false, done) {
+			n++
+		}
+		full <- n
+	}()
+	select {
+	case n := <-full:
+		t.Fatalf("%d frames of a byte were taken while nobody reads", n)
+	case <-time.After(100 * time.Millisecond):
+	}
+	for range 10 * stateChunks { // it goes on as they are read
+		if n, err := s.Read(make([]byte, 1)); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	close(done)
+	if n := <-full; n < 10*stateChunks || n > 11*stateChunks+1 {
+		t.Errorf("%d frames taken, %d read; %d may wait", n, 10*stateChunks, stateChunks)
+	}
 }
