@@ -41,6 +41,7 @@ func TestInVM(t *testing.T) {
 		return "-test.run=" + tests
 	}
 	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma")
+	underMemcheck(t, ctx, &cfg)
 	cfg.Programs = append(cfg.Programs,
 		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=" + timeout, "-rapid.checks=10", run("rdma", ".")},
 			Env: []string{"RDMA_SETUPS=" + setUps}},
