@@ -14,6 +14,7 @@ import (
 	"github.com/pagewarp/pagewarp/internal/kvmrig"
 	"github.com/pagewarp/pagewarp/internal/kvmrig/rigtest"
 	"github.com/pagewarp/pagewarp/internal/rig"
+	"github.com/pagewarp/pagewarp/internal/sched"
 )
 
 // modules are what soft-RoCE needs; without crc32_generic adding a link fails with
@@ -82,6 +83,12 @@ func relocations(t testing.TB, ctx context.Context, cfg *kvmrig.Config, run stri
 func BenchmarkInVM(b *testing.B) {
 	ctx, cancel := context.WithTimeoutCause(b.Context(), 420*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
+	// The VM's CPUs sleep as threads of this host do, whose CPUs a relocation keeps awake.
+	awake, err := sched.Awake()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer awake.Close()
 	cfg, release := prepare(b, ctx)
 	for _, tool := range []string{"ib_read_lat", "ib_read_bw"} {
 		add(b, ctx, &cfg, "/usr/bin/"+tool)
