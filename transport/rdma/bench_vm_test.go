@@ -176,9 +176,9 @@ type benchWay struct {
 	ours, posting, rest figure
 }
 
-// asInTheDaemon gives the runtime as many Ps as pagewarpd does (spareProcessors there). With as
-// many as there are CPUs a thread that comes back from ibv_post_send, which takes soft-RoCE
-// long, has lost its own.
+// asInTheDaemon gives the runtime as many Ps as pagewarpd does (spareProcessors there), and a
+// monitor that wakes as rarely (faultd.Tune). With as many Ps as there are CPUs a thread
+// that comes back from ibv_post_send, which takes soft-RoCE long, has lost its own.
 func asInTheDaemon(b *testing.B) {
 	runtime.LockOSThread()
 	old := runtime.GOMAXPROCS(runtime.NumCPU() + 6)

@@ -84,11 +84,11 @@ func BenchmarkInVM(b *testing.B) {
 	ctx, cancel := context.WithTimeoutCause(b.Context(), 420*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
 	// The VM's CPUs sleep as threads of this host do, whose CPUs a relocation keeps awake.
-	awake, err := sched.Awake()
-	if err != nil {
-		b.Fatal(err)
+	if awake, err := sched.Awake(); err != nil {
+		fmt.Printf("the host's CPUs may sleep, which the figures have in them: %v\n", err)
+	} else {
+		defer awake.Close()
 	}
-	defer awake.Close()
 	cfg, release := prepare(b, ctx)
 	for _, tool := range []string{"ib_read_lat", "ib_read_bw"} {
 		add(b, ctx, &cfg, "/usr/bin/"+tool)
