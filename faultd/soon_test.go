@@ -53,11 +53,12 @@ func (p *poller) Poll(c *transport.Completion) bool {
 	return p.copy(p.sink, c.Range) == nil
 }
 
-// eagerSource counts what its readers are told, and their reads.
+// eagerSource counts what its reader is told, and knows whether that is reading.
 type eagerSource struct {
 	faultd.FaultSource
-	soon, reads atomic.Int64
-	starve      atomic.Pointer[faultd.Engine] // whose precache is to seem to wait for CPUs
+	soon    atomic.Int64
+	reading atomic.Bool
+	starve  atomic.Pointer[faultd.Engine] // whose precache is to seem to wait for CPUs
 }
 
 type eagerReader struct {
@@ -79,8 +80,9 @@ func (r *eagerReader) Soon(longest time.Duration) {
 }
 
 func (r *eagerReader) Read(buf []faultd.Event) (int, error) {
-	r.s.reads.Add(1)
+	r.s.reading.Store(true)
 	n, err := r.EagerReader.Read(buf)
+	r.s.reading.Store(false)
 	if e := r.s.starve.Load(); e != nil {
 		e.Starve()
 	}
@@ -120,9 +122,8 @@ func TestSoon(t *testing.T) {
 			if c.short {
 				src.starve.Store(l.e)
 			}
-			faults := int64(0)
-			l.read = func(transport.Range) bool { // when the reader, which has one at a time, reads again
-				for faults++; src.reads.Load() <= faults && ctx.Err() == nil; {
+			l.read = func(transport.Range) bool { // when the reader, which has handed the fault over, reads again
+				for !src.reading.Load() && ctx.Err() == nil {
 					runtime.Gosched()
 				}
 				return true
