@@ -256,6 +256,9 @@ func (u *uffdReader) Stop() { u.r.Stop() }
 // Close implements [FaultReader].
 func (u *uffdReader) Close() error { return u.r.Close() }
 
+// Soon implements [EagerReader].
+func (u *uffdReader) Soon(longest time.Duration) { u.r.Soon(longest) }
+
 // Read implements [FaultReader].
 func (u *uffdReader) Read(buf []Event) (int, error) {
 	if len(u.left) > 0 {

@@ -60,6 +60,14 @@ type FaultReader interface {
 	Close() error
 }
 
+// EagerReader is a FaultReader that need not sleep where a fault is about to come.
+type EagerReader interface {
+	FaultReader
+	// Soon says that a fault is likely: the next Read tries for it before it sleeps,
+	// for longest at most. It is for the goroutine that reads.
+	Soon(longest time.Duration)
+}
+
 // FaultSource is where the faults of a machine come from.
 type FaultSource interface {
 	// NewReader adds a reader; each event goes to one of them.

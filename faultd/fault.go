@@ -14,12 +14,19 @@ import (
 // busyPause is the wait before an operation on a changing layout is repeated.
 const busyPause = 20 * time.Microsecond
 
+// soonTime is how long at most a reader that has ended its faults by itself looks for the
+// next one before it sleeps: the thread that it has woken goes on, and a guest whose memory is
+// elsewhere soon meets another absent page. It is that of KVM's halt polling and of the
+// character device (kmod.DefaultSpin).
+const soonTime = 200 * time.Microsecond
+
 // readFaults is a fault reader's thread.
 func (e *Engine) readFaults(r FaultReader) {
 	thread := e.faultThread("fault reader")
 	w := &faultWorker{e: e, local: e.stats.local.Recorder()}
 	defer e.stats.local.Retire(w.local)
 	var buf [faultBatch]Event
+	eager, _ := r.(EagerReader)
 	for {
 		n, err := r.Read(buf[:])
 		switch {
@@ -30,7 +37,13 @@ func (e *Engine) readFaults(r FaultReader) {
 			return
 		}
 		e.stats.reads.Add(1)
-		w.handle(buf[:n], time.Now())
+		fetched := w.handle(buf[:n], time.Now())
+		// By RDMA all is over here, where a READ takes no longer than a thread's wake-up. A
+		// fault that is under way by TCP leaves the CPU to those who bring it, and so does
+		// one more fault where precache waits for CPUs.
+		if eager != nil && fetched && e.demandBusy.Load() == 0 && !e.pace.on(e.pace.now()) {
+			eager.Soon(soonTime)
+		}
 		thread.Tick()
 	}
 }
@@ -43,9 +56,9 @@ type faultWorker struct {
 	push  [faultBatch]uint32 // to be queued at the batch's end
 }
 
-// handle serves a batch of events. Changes of the layout come first: a fault
-// that follows one in the batch must see it.
-func (w *faultWorker) handle(evs []Event, now time.Time) {
+// handle serves a batch of events, and reports whether pages are fetched for it. Changes of
+// the layout come first: a fault that follows one in the batch must see it.
+func (w *faultWorker) handle(evs []Event, now time.Time) (fetched bool) {
 	e := w.e
 	for i := range evs {
 		if evs[i].Kind != Fault {
@@ -57,7 +70,9 @@ func (w *faultWorker) handle(evs []Event, now time.Time) {
 			w.fault(&evs[i], now)
 		}
 	}
+	fetched = w.n > 0
 	w.enqueue()
+	return fetched
 }
 
 // enqueue queues what was put aside, and sends it.

@@ -13,6 +13,7 @@ packages=(
   ibverbs-providers # soft-RoCE in the test VM
   iproute2          # network namespaces, by hand and in tests
   kmod              # depmod, for the guest's modules
+  libc6-dbg         # valgrind's, which needs the dynamic linker's symbols
   libibverbs-dev    # the daemon with RDMA
   make
   perftest          # ib_read_lat and ib_read_bw, RDMA's floors
@@ -21,6 +22,7 @@ packages=(
   sparse            # the kernel module is built with its checks
   spin              # the model of the fault ring
   util-linux        # nsenter
+  valgrind          # memcheck, on the part of RDMA in C
   xz-utils          # the kernel's sources, for checkpatch
 )
 

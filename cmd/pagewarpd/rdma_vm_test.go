@@ -20,6 +20,7 @@ import (
 	"github.com/pagewarp/pagewarp/relocate"
 	"github.com/pagewarp/pagewarp/transport/rdma"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // These tests run in the VM of transport/rdma/rdmatest, which has soft-RoCE: real
@@ -40,7 +41,7 @@ func overRDMA(t *testing.T, withTLS bool) *matrix {
 	})
 	root := vmtest.Dir(t)
 	// The module is loaded, but these tests are of userfaultfd.
-	rdmaConf := fmt.Sprintf("[rdma]\ndevice = %q\n[engine]\nfault_source = %q\n", softroce.Device, relocate.FaultUserfaultfd)
+	rdmaConf := fmt.Sprintf("[rdma]\npolicy = \"auto\"\ndevice = %q\n[engine]\nfault_source = %q\n", softroce.Device, relocate.FaultUserfaultfd)
 	if !withTLS { // which is slow in an emulator, where much goes by TCP
 		return makeMatrix(t, root, place{conf: rdmaConf}, place{conf: rdmaConf})
 	}
@@ -197,6 +198,47 @@ func linkDown(t *testing.T) (up func()) {
 	})
 	t.Cleanup(up)
 	return up
+}
+
+// Where the source may not write to its memory file, without which it cannot be registered,
+// a relocation that asks for RDMA ends before anything has happened to the machine; one that
+// leaves it to the hosts goes by TCP and says why.
+func TestRDMANotExported(t *testing.T) {
+	m := overRDMA(t, false)
+	m.begin("", "")
+	// root may open any file for writing but one of a file system that is read-only.
+	if err := unix.Mount(m.vm.RAM, m.vm.RAM, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	unmount := sync.OnceFunc(func() {
+		if err := unix.Unmount(m.vm.RAM, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(unmount)
+	if err := unix.Mount("", m.vm.RAM, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	const why = "read-only file system"
+	m.relocate(relocate.Options{Transport: relocate.TransportRDMA})
+	vmtest.Wait(t, "the refusal", func() bool { return m.a.status(relocate.RoleSource).Phase == relocate.PhaseRolledBack })
+	if s := m.a.status(relocate.RoleSource); !strings.Contains(s.Error, why) || !strings.Contains(s.Error, m.vm.RAM) {
+		t.Errorf("rolled back because of %q", s.Error)
+	}
+	if got, n := m.a.state(), len(m.vmms()); got != "running" || n != 0 {
+		t.Fatalf("after the refusal the machine is %q at its source, %d QEMUs are at the destination", got, n)
+	}
+	m.relocate(relocate.Options{Transport: relocate.TransportAuto, Bandwidth: slow})
+	vmtest.Wait(t, "the drain", func() bool { return m.b.status(relocate.RoleDestination).Phase == relocate.PhaseDraining })
+	unmount() // the file is removed at the end
+	pagewarp(t, m.a, "events").exits(0, "pages go by TCP, not by RDMA: export region")
+	pagewarp(t, m.a, "events").exits(0, why)
+	m.arrived()
+	for _, s := range []relocate.Status{m.a.status(relocate.RoleSource), m.b.status(relocate.RoleDestination)} {
+		if s.Options.Transport != relocate.TransportTCP || s.RDMA != nil {
+			t.Errorf("the %s says that pages went by %q; RDMA %+v", s.Role, s.Options.Transport, s.RDMA)
+		}
+	}
 }
 
 // The link goes down in mid-drain: what is left comes by TCP, and the operator

@@ -111,6 +111,8 @@ type Reader struct {
 	spin    time.Duration
 	stopped atomic.Bool
 	dry     bool           // the last read took all that there was; used by the reading goroutine
+	soon    time.Duration  // of Soon, for the next Wait; used by the reading goroutine
+	eager   time.Duration  // how long that one tries; used by the reading goroutine
 	fds     [3]unix.PollFd // used by the reading goroutine
 	msgs    [Batch]rawMsg  // used by the reading goroutine
 }
@@ -145,14 +147,18 @@ func (r *Reader) Wait(buf []Event, timeout time.Duration) (int, error) {
 	if len(buf) == 0 {
 		return 0, errors.New("userfaultfd reader: buffer has no room")
 	}
-	var spinUntil, deadline time.Time
-	if r.spin > 0 {
-		spinUntil = time.Now().Add(r.spin)
+	var begin, deadline time.Time
+	spin, soon := r.spin, r.soon
+	if r.soon = 0; soon > 0 {
+		spin = max(spin, min(r.eager, soon))
+	}
+	if spin > 0 || soon > 0 || timeout >= 0 {
+		begin = time.Now()
 	}
 	if timeout >= 0 {
-		deadline = time.Now().Add(timeout)
+		deadline, spin = begin.Add(timeout), min(spin, timeout)
 	}
-	for dry := r.dry && r.spin == 0; ; dry = false {
+	for dry := r.dry && spin == 0; ; dry = false {
 		if r.stopped.Load() {
 			return 0, ErrStopped
 		}
@@ -160,16 +166,38 @@ func (r *Reader) Wait(buf []Event, timeout time.Duration) (int, error) {
 			n, err := r.TryRead(buf)
 			if n > 0 || err != nil {
 				r.dry = n < min(len(buf), Batch)
+				if soon > 0 {
+					r.eager = eagerness(r.eager, time.Since(begin), soon)
+				}
 				return n, err
 			}
 		}
-		if r.spin > 0 && time.Now().Before(spinUntil) {
+		if spin > 0 && time.Since(begin) < spin {
 			continue
 		}
 		if err := r.sleep(deadline); err != nil {
 			return 0, err
 		}
 	}
+}
+
+// Soon says that an event is likely before long: the next Wait tries for it before it goes to
+// sleep, for longest at most, and for as long as it has been worth it of late. It is for the
+// reading goroutine.
+func (r *Reader) Soon(longest time.Duration) { r.soon = longest }
+
+// eagerness is how long to try the next time, after a wait that has been told of took so
+// long. It grows while the event comes within longest and after the end of the trying, and
+// ends with one that takes longer: how KVM polls for a halted CPU (grow_halt_poll_ns and
+// shrink_halt_poll_ns of virt/kvm/kvm_main.c).
+func eagerness(now, took, longest time.Duration) time.Duration {
+	switch {
+	case took > longest:
+		return 0
+	case took > now:
+		return min(longest, max(2*now, longest/8))
+	}
+	return now
 }
 
 // TryRead is ReadEvents that returns 0 at once where there is nothing.

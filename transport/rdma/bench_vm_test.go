@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/sched"
 	"github.com/pagewarp/pagewarp/internal/softroce"
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/transporttest"
@@ -175,13 +176,16 @@ type benchWay struct {
 	ours, posting, rest figure
 }
 
-// asInTheDaemon gives the runtime as many Ps as pagewarpd does (spareProcessors there). With as
-// many as there are CPUs a thread that comes back from ibv_post_send, which takes soft-RoCE
-// long, has lost its own.
+// asInTheDaemon gives the runtime as many Ps as pagewarpd does (spareProcessors there), and a
+// monitor that wakes as rarely (faultd.Tune). With as many Ps as there are CPUs a thread
+// that comes back from ibv_post_send, which takes soft-RoCE long, has lost its own.
 func asInTheDaemon(b *testing.B) {
 	runtime.LockOSThread()
 	old := runtime.GOMAXPROCS(runtime.NumCPU() + 6)
 	b.Cleanup(func() { runtime.GOMAXPROCS(old) })
+	if err := sched.QuietMonitor(sched.Monitor); err != nil {
+		b.Fatal(err)
+	}
 }
 
 // benchWays are channels of each way that there is for a kind of channel.
@@ -215,7 +219,7 @@ func (w *benchWay) counted(b *testing.B, least uint64) {
 // thread that fetches polls for the page, as a fault reader does.
 func BenchmarkDemand(b *testing.B) {
 	asInTheDaemon(b)
-	const rounds, fetches, pages = 9, 500, 512
+	const rounds, fetches, pages = 15, 500, 512
 	ways := benchWays(b, transport.Demand, pages, time.Millisecond)
 	var floor, shim figure
 	var c transport.Completion

@@ -247,13 +247,7 @@ func TestMemlock(t *testing.T) {
 	failed := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // it ends with the goroutine: its capabilities are gone
-		hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var caps [2]unix.CapUserData
-		err := unix.Capget(&hdr, &caps[0])
-		if err == nil {
-			caps[0].Effective &^= 1 << unix.CAP_IPC_LOCK
-			err = unix.Capset(&hdr, &caps[0])
-		}
+		err := without(unix.CAP_IPC_LOCK)
 		var old unix.Rlimit
 		if err == nil {
 			err = unix.Prlimit(0, unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: 64 << 10, Max: unix.RLIM_INFINITY}, &old)

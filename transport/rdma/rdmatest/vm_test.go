@@ -14,6 +14,7 @@ import (
 	"github.com/pagewarp/pagewarp/internal/kvmrig"
 	"github.com/pagewarp/pagewarp/internal/kvmrig/rigtest"
 	"github.com/pagewarp/pagewarp/internal/rig"
+	"github.com/pagewarp/pagewarp/internal/sched"
 )
 
 // modules are what soft-RoCE needs; without crc32_generic adding a link fails with
@@ -41,6 +42,7 @@ func TestInVM(t *testing.T) {
 		return "-test.run=" + tests
 	}
 	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma")
+	underMemcheck(t, ctx, &cfg)
 	cfg.Programs = append(cfg.Programs,
 		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=" + timeout, "-rapid.checks=10", run("rdma", ".")},
 			Env: []string{"RDMA_SETUPS=" + setUps}},
@@ -81,6 +83,12 @@ func relocations(t testing.TB, ctx context.Context, cfg *kvmrig.Config, run stri
 func BenchmarkInVM(b *testing.B) {
 	ctx, cancel := context.WithTimeoutCause(b.Context(), 420*time.Second, errors.New("the VM's deadline"))
 	defer cancel()
+	// The VM's CPUs sleep as threads of this host do, whose CPUs a relocation keeps awake.
+	if awake, err := sched.Awake(); err != nil {
+		fmt.Printf("the host's CPUs may sleep, which the figures have in them: %v\n", err)
+	} else {
+		defer awake.Close()
+	}
 	cfg, release := prepare(b, ctx)
 	for _, tool := range []string{"ib_read_lat", "ib_read_bw"} {
 		add(b, ctx, &cfg, "/usr/bin/"+tool)
