@@ -3,6 +3,7 @@ package faultd
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pagewarp/pagewarp/internal/uffd"
@@ -12,6 +13,7 @@ import (
 
 // Area is where a region lies in the machine's process.
 type Area struct {
+	// Region has the page size of the memory there: 4096, or that of its hugetlbfs.
 	transport.Region
 	// Addr is the address of the region's first page in the process.
 	Addr uint64
@@ -108,12 +110,13 @@ func (as *areas) span(r transport.Range) (a *Area, addr, length uint64, err erro
 	return a, a.Addr + r.First*size, uint64(r.Count) * size, nil
 }
 
-// register does the handshake and registers the areas. Both may have been done
-// by an engine before us. Where the process has done so it is believed for missing faults;
-// for others the areas are registered again, which changes nothing that is there: a page
+// register does the handshake and registers the areas. Both may have been done by an
+// engine before us. Where the process has done so it is believed for missing faults of
+// ordinary pages; others are registered again, which changes nothing that is there: a page
 // of a shared file that is being written would be seen without minor faults.
 func (c *UFFDConfig) register(mode uffd.Mode, features uffd.Feature) (uffd.Ioctls, error) {
-	if c.Registered && mode == uffd.ModeMissing {
+	huge := slices.ContainsFunc(c.Areas, func(a Area) bool { return a.PageSize != 4096 })
+	if c.Registered && mode == uffd.ModeMissing && !huge {
 		return uffd.CanWake | uffd.CanCopy | uffd.CanZeroPage, nil
 	}
 	if c.Events {
@@ -132,6 +135,15 @@ func (c *UFFDConfig) register(mode uffd.Mode, features uffd.Feature) (uffd.Ioctl
 		got, err := c.FD.Register(a.Addr, a.bytes(), mode)
 		if err != nil {
 			return 0, fmt.Errorf("region %d (%q): %w", a.ID, a.Name, err)
+		}
+		// Of private memory only this tells the size of the kernel's pages. What is copied
+		// ends at the first of them that is there already.
+		switch ordinary := got.Has(uffd.CanZeroPage); {
+		case mode != uffd.ModeMissing:
+		case ordinary && a.PageSize != 4096:
+			return 0, fmt.Errorf("region %d (%q): page size %d, but its memory has pages of 4096 bytes: describe it in those", a.ID, a.Name, a.PageSize)
+		case !ordinary && a.PageSize == 4096:
+			return 0, fmt.Errorf("region %d (%q): page size 4096, but its memory is on hugetlbfs: describe it in pages of that size", a.ID, a.Name)
 		}
 		can &= got
 	}
