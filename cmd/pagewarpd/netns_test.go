@@ -153,7 +153,8 @@ func TestCablePulledBeforeTheSwitch(t *testing.T) {
 func TestCablePulledAfterTheSwitch(t *testing.T) {
 	t.Parallel()
 	r, dir := pair(t)
-	held := holdAll(t, r, dir, relocate.Options{Bandwidth: slow},
+	// The first drains while the others are still on their way; arrived lifts the limit.
+	held := holdAll(t, r, dir, relocate.Options{Bandwidth: slow / 4},
 		heldAt{role: relocate.RoleSource, phase: relocate.PhaseDraining},
 		heldAt{role: relocate.RoleDestination, phase: relocate.PhaseCommitted},
 		heldAt{role: relocate.RoleDestination, phase: relocate.PhaseDraining})

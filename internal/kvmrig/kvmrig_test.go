@@ -44,6 +44,27 @@ func TestPanicIsNoticed(t *testing.T) {
 	}
 }
 
+// A kernel that dies before its first program is booted once more, and no oftener.
+func TestEarlyDeathIsBootedAgain(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	kernel, _, err := rig.GuestImage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := kvmrig.Run(ctx, kvmrig.Config{Dir: t.TempDir(), Kernel: kernel, CacheDir: filepath.Dir(kernel), MemMiB: 256, Append: "rdinit=/none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := 1
+	if o.Accel == "tcg" {
+		want = 2
+	}
+	if o.Verdict == nil || len(o.Warnings) == 0 || o.Boots != want {
+		t.Errorf("a kernel without a first program, under %s: verdict %v, warnings %q, %d boots, want %d", o.Accel, o.Verdict, o.Warnings, o.Boots, want)
+	}
+}
+
 func TestNoPackageInStamp(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := kvmrig.GuestRelease(dir); err == nil || !strings.Contains(err.Error(), "make guest") {

@@ -66,6 +66,9 @@ func Report(t *testing.T, ctx context.Context, cfg kvmrig.Config, release string
 		t.Fatal(err)
 	}
 	t.Logf("kernel %s under %s, %s", release, o.Accel, o.Took.Round(time.Millisecond))
+	if o.Boots > 1 {
+		t.Logf("the kernel had died at the first boot, before its first program")
+	}
 	for _, r := range o.Results {
 		if len(r.Tests) == 0 {
 			t.Errorf("%s ran no test:\n%s", r.Name, r.Output)
