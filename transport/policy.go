@@ -54,7 +54,8 @@ const (
 	worthwhile   = 0.9     // a sample must shrink below this part of itself
 	smooth       = 0.2     // weight of a new measurement
 	explore      = 32      // auto tries another codec in one of so many batches
-	hopeless     = 2       // and not one that would have to be so many times better than it was
+	hopeless     = 2       // and not one that would have to be so many times better than it was,
+	seldom       = 16      // but for one such try in so many: what it was may have been a bad moment
 
 	// CPUs count as short from where on the channel's own work waits for one for so much
 	// of its time, and no more from where on it is so little.
@@ -111,7 +112,8 @@ func (ch *Chooser) wanted() Codec {
 	ch.batches++
 	if ch.batches%explore == 0 {
 		ch.probe = (ch.probe + 1) % 3
-		if ch.features.Codec(ch.probe) && hopeless*ch.rate(ch.probe) > ch.rate(ch.best()) {
+		again := ch.batches%(explore*seldom) == 0
+		if ch.features.Codec(ch.probe) && (again || hopeless*ch.rate(ch.probe) > ch.rate(ch.best())) {
 			return ch.probe
 		}
 	}

@@ -327,6 +327,31 @@ func TestChooserTriesNothingHopeless(t *testing.T) {
 	}
 }
 
+// TestChooserForgetsBadMoments: a codec that was slow while something else had the CPU is tried
+// again, and chosen once it is fast.
+func TestChooserForgetsBadMoments(t *testing.T) {
+	ch := NewChooser(ModeAuto, AllFeatures)
+	ch.Link(60e6)
+	encoded := func(c Codec, speed time.Duration) {
+		ch.Encoded(c, 1<<20, 512<<10, time.Second/speed)
+	}
+	for range 100 {
+		encoded(CodecS2, 2)
+		encoded(CodecZstd, 2)
+	}
+	if got := ch.best(); got != CodecNone {
+		t.Fatalf("codecs of 2 MB/s on a link of 60: %v", got)
+	}
+	for range 100 * explore * seldom {
+		if c := ch.wanted(); c != CodecNone {
+			encoded(c, 500)
+		}
+	}
+	if got := ch.best(); got == CodecNone {
+		t.Error("codecs that were slow once, 500 MB/s since: never tried again")
+	}
+}
+
 func TestParseCodecMode(t *testing.T) {
 	for m := ModeNone; m <= ModeAuto; m++ {
 		if got, err := ParseCodecMode(m.String()); err != nil || got != m {
