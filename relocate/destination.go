@@ -20,8 +20,6 @@ import (
 // progressEvery is how often the destination reports to the source.
 const progressEvery = 200 * time.Millisecond
 
-var errNotStarted = errors.New("the guest was not started")
-
 // incoming is a relocation at its destination.
 type incoming struct {
 	*transfer
@@ -96,6 +94,9 @@ func (in *incoming) run(conn *tcp.Conn) {
 	switch err := in.start(run); {
 	case errors.Is(err, errNotStarted), errors.Is(err, qemu.ErrResumeRefused):
 		in.giveUp(ctl, err) // not one instruction has run
+		return
+	case errors.Is(err, errShutdown):
+		in.leave(ctl)
 		return
 	case err != nil:
 		in.lose(ctl, err)
@@ -309,39 +310,6 @@ func (in *incoming) synchronise(ctx context.Context, ctl *control) error {
 		return &abortError{"the source has rolled back"}
 	}
 	return ctl.send(msgSync, syncMsg{Phase: in.phase(), Resumed: in.rec.ResumedAt})
-}
-
-// start gives the machine life here. The journal says so first: whoever reads
-// it after a crash must assume that an instruction has run.
-func (in *incoming) start(run bool) error {
-	in.rec.WasRun = run
-	if err := in.alive(); err != nil {
-		return fmt.Errorf("%w: %w", errNotStarted, err)
-	}
-	if err := in.enter(PhaseCommitted, "GO: the machine is ours"); err != nil {
-		return fmt.Errorf("%w: %w", errNotStarted, err)
-	}
-	return in.resumeGuest()
-}
-
-func (in *incoming) resumeGuest() error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), in.host.cfg.deadlines.load)
-	defer cancel()
-	if in.rec.WasRun {
-		at, err := in.mig.Resume(ctx)
-		if err != nil {
-			return fmt.Errorf("resume the guest: %w", err)
-		}
-		in.rec.ResumedAt = at
-	}
-	in.rec.Resumed = true
-	in.update(func(s *Status) {
-		s.Resumed = in.rec.ResumedAt
-		if !s.Resumed.IsZero() && !s.Stopped.IsZero() {
-			s.DowntimeMS = float64(s.Resumed.Sub(s.Stopped)) / float64(time.Millisecond)
-		}
-	})
-	return nil
 }
 
 // giveUp ends the VMM, which has never run the guest, and says so for good.

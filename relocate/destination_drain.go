@@ -48,17 +48,23 @@ func (in *incoming) drain(ctl *control) {
 		return
 	case <-in.host.ctx.Done():
 		follow.stop()
-		if ctl := follow.take(); ctl != nil {
-			ctl.close()
-		}
-		in.memory.close() // the VMM keeps its userfaultfd or object; the next daemon takes it up
-		in.memory = nil
-		in.mu.Lock()
-		in.fill, in.limit, in.prefer = nil, nil, nil
-		in.mu.Unlock()
+		in.leave(follow.take())
 		return
 	}
 	in.complete(follow)
+}
+
+// leave lets go of a machine that is this host's, for the next daemon to take up: the VMM
+// keeps its userfaultfd or object.
+func (in *incoming) leave(ctl *control) {
+	if ctl != nil {
+		ctl.close()
+	}
+	in.memory.close()
+	in.memory = nil
+	in.mu.Lock()
+	in.fill, in.limit, in.prefer = nil, nil, nil
+	in.mu.Unlock()
 }
 
 func (in *incoming) died() error {

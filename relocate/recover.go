@@ -172,8 +172,10 @@ func (h *Host) recoverDestination(ctx context.Context, rec *record) {
 	h.wg.Go(func() {
 		defer in.finish()
 		switch err := in.takeUp(ctx); {
-		case errors.Is(err, qemu.ErrProcessGone):
+		case errors.Is(err, qemu.ErrProcessGone), errors.Is(err, qemu.ErrExited):
 			in.lose(nil, err)
+		case errors.Is(err, errShutdown):
+			in.leave(nil)
 		case err != nil:
 			// The VMM is alive and its journal stays: the next start tries again.
 			in.setError(err)
@@ -199,26 +201,14 @@ func (in *incoming) takeUp(ctx context.Context) error {
 	in.fill, in.limit = in.memory.fill, in.memory.setBandwidth
 	in.mu.Unlock()
 	in.memory.begin() // QEMU may wait for a page before it answers the monitor
-	if err := in.reconnect(ctx); err != nil {
-		if in.rec.Resumed || !in.rec.WasRun {
-			in.warn("the machine's monitor is out of reach; its memory follows all the same", "qmp", in.rec.QMP, "err", err)
-			return nil
-		}
-		return fmt.Errorf("the guest was not resumed: %w", err)
-	}
 	if in.rec.Resumed || !in.rec.WasRun {
+		if err := in.reconnect(ctx); err != nil {
+			in.warn("the machine's monitor is out of reach; its memory follows all the same", "qmp", in.rec.QMP, "err", err)
+		}
 		return nil
 	}
-	state, err := in.vm.RunState(ctx)
-	if err != nil {
-		return err
-	}
-	if state.Running { // killed between `cont` and the next record
-		in.rec.Resumed = true
-		return nil
-	}
-	in.show(PhaseCommitted, "resuming the guest: the daemon was killed before it could")
-	return in.resumeGuest()
+	in.show(PhaseCommitted, "resuming the guest, if the last daemon has not")
+	return in.resumeGuest(true)
 }
 
 // reconnect opens the monitor again, for as long as ctx and the VMM live: QEMU
