@@ -20,6 +20,9 @@ func (in *incoming) start(run bool) error {
 	if err := in.alive(); err != nil {
 		return fmt.Errorf("%w: %w", errNotStarted, err)
 	}
+	if err := in.memory.engine.Err(); err != nil { // the last moment at which that costs nothing
+		return fmt.Errorf("%w: the fault engine has failed: %w", errNotStarted, err)
+	}
 	if err := in.enter(PhaseCommitted, "GO: the machine is ours"); err != nil {
 		return fmt.Errorf("%w: %w", errNotStarted, err)
 	}
