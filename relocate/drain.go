@@ -231,11 +231,13 @@ func (o *outgoing) doneText() string {
 // endVMM ends the stopped QEMU and removes its RAM files, unless the operator
 // wanted to keep them.
 func (o *outgoing) endVMM() error {
+	files := o.here.Files
 	if o.m != nil {
 		o.host.mu.Lock()
 		if o.host.machines[o.m.name] == o.m {
 			delete(o.host.machines, o.m.name)
 		}
+		files = o.m.made.Files
 		err := o.host.saveMachinesLocked()
 		o.host.mu.Unlock()
 		if err != nil {
@@ -253,15 +255,21 @@ func (o *outgoing) endVMM() error {
 	if err := endProcess(ctx, o.vm, o.rec.PID, o.rec.StartTime); err != nil {
 		return err
 	}
-	if o.m != nil {
-		removeFiles(o.m.made.Files)
-	}
+	removeFiles(files)
 	return o.keepMemory()
 }
 
 // takeBack runs the machine at the source again: the destination has proved
 // that it never did.
 func (o *outgoing) takeBack(ctl *control, s *serving) {
+	if o.vm == nil && o.alive() {
+		o.warn("the machine is this host's again, but its QEMU does not answer; it runs when it does", "pid", o.rec.PID)
+		o.reachLater(o.host.ctx) // what it says is seen in what there is afterwards
+		if o.vm == nil && o.host.ctx.Err() != nil {
+			ctl.close()
+			return // the journal says committed; the next daemon asks the destination again
+		}
+	}
 	o.mu.Lock()
 	o.committed = false
 	o.mu.Unlock()

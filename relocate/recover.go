@@ -61,29 +61,24 @@ func (h *Host) recall(rec *record) {
 // recoverSource rolls back before the point of no return, and serves pages
 // after it. here is what was made at this host for the machine.
 func (h *Host) recoverSource(ctx context.Context, rec *record, here made) {
-	o := &outgoing{transfer: newTransfer(h, rec), frozen: make(chan struct{})}
-	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
-	defer cancel()
-	vm, err := qemu.Connect(ctx, rec.QMP)
-	switch {
-	case err == nil && vm.PID != rec.PID:
-		vm.Close()
-		err = fmt.Errorf("QMP socket %s belongs to pid %d now, not to %d", rec.QMP, vm.PID, rec.PID)
-	case err == nil:
-		o.vm = vm
-		if desc, ierr := vm.Inspect(ctx); ierr == nil {
-			o.desc = desc
-			o.m = &machine{name: rec.VM, qmp: rec.QMP, vm: vm, last: machineOf(rec.VM, rec.QMP, desc), made: here, ram: ramFiles(desc)}
-			if rerr := h.register(o.m); rerr != nil {
-				o.warn("the machine was not adopted again", "err", rerr)
-			}
-		}
-	}
+	o := &outgoing{transfer: newTransfer(h, rec), here: here, frozen: make(chan struct{})}
+	err := o.reach(ctx)
+	hangs := err != nil && o.alive()
+	h.mu.Lock()
+	o.unreached = hangs
+	h.mu.Unlock()
 	if rec.Phase != PhaseCommitted && rec.Phase != PhaseDraining {
-		h.recoverRollback(o, err)
+		if hangs {
+			h.recoverLater(o, err)
+		} else {
+			h.recoverRollback(o, err)
+		}
 		return
 	}
-	if err != nil {
+	switch {
+	case hangs:
+		o.warn("the source's VMM does not answer; its image is served all the same", "err", err)
+	case err != nil:
 		o.warn("the source's VMM is gone; its image is served all the same", "err", err)
 	}
 	image, err := o.openImage()
@@ -140,18 +135,6 @@ func (o *outgoing) awaitImage(ctx context.Context) {
 		}
 		o.setError(fmt.Errorf("its guest waits for pages that cannot be served: %w", err))
 	}
-}
-
-// recoverRollback makes the machine run at the source again.
-func (h *Host) recoverRollback(o *outgoing, connectErr error) {
-	defer o.finish()
-	cause := errors.New("the daemon was restarted before the switch-over")
-	if connectErr != nil {
-		cause = fmt.Errorf("%w; its VMM is not there: %w", cause, connectErr)
-	} else if o.rec.Saved.Capabilities != nil {
-		o.mig = o.vm.AdoptOutgoing(o.rec.Saved)
-	}
-	o.rollback(nil, nil, cause)
 }
 
 // recoverDestination ends a VMM that was never told GO, and goes on with the

@@ -19,9 +19,12 @@ import (
 // outgoing is a relocation at its source.
 type outgoing struct {
 	*transfer
-	m    *machine // nil after a restart if the VMM is gone
+	m    *machine // nil after a restart if the VMM is gone, or hangs
 	vm   *qemu.VM // likewise
 	desc qemu.Description
+	here made // after a restart: what was made at this host for the machine; immutable
+
+	unreached bool // since the restart its VMM has lived and not answered; guarded by Host.mu
 
 	image                    *pageserver.Image
 	hot                      *hotWatch        // nil without a hot list
@@ -179,7 +182,11 @@ func (o *outgoing) finish() {
 	if o.m != nil && o.m.busy == o {
 		o.m.busy = nil
 	}
+	hung := o.unreached && o.rec.Phase.Final()
 	o.host.mu.Unlock()
+	if hung {
+		o.host.reached(o)
+	}
 	if o.mig != nil {
 		o.mig.Close()
 	}

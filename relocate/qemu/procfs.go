@@ -91,6 +91,12 @@ func startTime(pid int) (uint64, error) {
 	return t, nil
 }
 
+// Alive reports whether the process of that pid and start time has not ended.
+func Alive(pid int, start uint64) bool {
+	now, err := startTime(pid)
+	return err == nil && now == start || err != nil && !errors.Is(err, ErrProcessGone)
+}
+
 // threadGroup gives the process and its effective user of a thread.
 func threadGroup(tid int) (pid, uid int, err error) {
 	raw, err := os.ReadFile(procPath(tid, "status"))

@@ -1,0 +1,165 @@
+package relocate
+
+import (
+	"context"
+	"encoding/hex"
+	"testing"
+	"time"
+
+	"github.com/pagewarp/pagewarp/internal/vmtest"
+	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"github.com/pagewarp/pagewarp/transport"
+	"golang.org/x/sys/unix"
+)
+
+// left is a machine whose daemon was killed in the middle of its relocation, and whose QEMU
+// hangs when the next daemon starts.
+type left struct {
+	h   *testHost
+	rec *record
+}
+
+// leave writes down what a daemon leaves that was killed in that phase: the guest has
+// stopped, the settings are those of a migration.
+func leave(t *testing.T, p Phase, peer string) left {
+	t.Helper()
+	root := vmtest.Dir(t)
+	h := startHost(t, root, "a", nil)
+	vm := vmtest.Start(t, h.dir)
+	h.adopt(t, "web1", vm.QMP)
+	h.stop(t)
+	mon, err := qemu.Connect(t.Context(), vm.QMP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mon.Close()
+	desc, err := mon.Inspect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mig, err := mon.PrepareSource(t.Context())
+	if err == nil {
+		defer mig.Close()
+		err = mon.Pause(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := newToken()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := desc.Backends[0]
+	m := memoryRecord{ID: b.ID, Path: b.Path, Size: b.Size}
+	if err := m.note(); err != nil {
+		t.Fatal(err)
+	}
+	rec := &record{
+		Token: token, VM: "web1", Role: RoleSource, Phase: p, Peer: peer, QMP: vm.QMP, PID: desc.PID, StartTime: desc.Start,
+		WasRun: true, Saved: mig.Saved(), Memory: []memoryRecord{m}, Started: time.Now(),
+		Options: Options{Codec: "auto", DemandChannels: 1, PrecacheChannels: 1},
+		Regions: []transport.Region{{Name: b.ID, PageSize: 4096, Pages: uint64(b.Size) >> 12}},
+	}
+	if err := h.journal.write(rec); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(desc.PID, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Kill(desc.PID, unix.SIGCONT) })
+	cfg := h.cfg
+	return left{startHost(t, root, "a", func(c *HostConfig) { *c = cfg }), rec}
+}
+
+// goesOn has QEMU answer again.
+func (l left) goesOn(t *testing.T) {
+	t.Helper()
+	if err := unix.Kill(l.rec.PID, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// inHand asserts that the daemon has not given the machine up.
+func (l left) inHand(t *testing.T) {
+	t.Helper()
+	if s := l.h.last(t, RoleSource); s.Phase.Final() {
+		t.Errorf("while QEMU hangs the relocation is %s: %q", s.Phase, s.Error)
+	}
+	if got := runState(t, l.h, "web1"); got != "not adopted" {
+		t.Errorf("while QEMU hangs the machine is %q", got)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if _, err := l.h.Adopt(ctx, "web1", l.rec.QMP); err == nil {
+		t.Error("it was adopted beside its relocation")
+	}
+	// Were the daemon killed now, the next one would still know the machine.
+	var known []savedMachine
+	if err := readJSON(l.h.machinesFile(), &known); err != nil || len(known) != 1 {
+		t.Errorf("the list of machines is %+v, %v", known, err)
+	}
+}
+
+// TestRollbackOfAHangingQEMU: a guest that stands still since its daemon was killed is
+// resumed as soon as its QEMU answers, be that after the start of the next daemon.
+func TestRollbackOfAHangingQEMU(t *testing.T) {
+	l := leave(t, PhaseState, "127.0.0.1:1")
+	l.inHand(t)
+	l.goesOn(t)
+	l.h.await(t, "web1", PhaseRolledBack)
+	vmtest.Wait(t, "the machine to run", func() bool { return runState(t, l.h, "web1") == "running" })
+}
+
+// TestRollbackOfADeadQEMU: one that ends in the meantime is not waited for.
+func TestRollbackOfADeadQEMU(t *testing.T) {
+	l := leave(t, PhaseState, "127.0.0.1:1")
+	l.inHand(t)
+	if err := unix.Kill(l.rec.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	l.h.await(t, "web1", PhaseRolledBack)
+	vmtest.Wait(t, "the machine to be forgotten", func() bool {
+		var known []savedMachine
+		return readJSON(l.h.machinesFile(), &known) == nil && len(known) == 0
+	})
+}
+
+// TestTakeBackFromAHangingQEMU: the destination has proved that it never ran the machine, so
+// the source's is the only one, and it is waited for.
+func TestTakeBackFromAHangingQEMU(t *testing.T) {
+	p := startPeer(t, transport.Offer{Features: transport.AllFeatures}, nil)
+	l := leave(t, PhaseCommitted, p.l.Addr().String())
+	l.inHand(t)
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		for {
+			conn, err := p.l.Accept(t.Context())
+			if err != nil {
+				return
+			}
+			raw := conn.Token()
+			if conn.Kind() != transport.Control || hex.EncodeToString(raw[:]) != l.rec.Token {
+				conn.Close()
+				continue
+			}
+			ctl, err := newControl(t.Context(), conn, nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer ctl.close()
+			if err := ctl.expect(t.Context(), msgSync, "SYNC", 10*time.Second, nil); err != nil {
+				t.Error(err)
+			}
+			if err := ctl.send(msgSync, syncMsg{Phase: PhaseRolledBack}); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+	}()
+	<-asked
+	l.goesOn(t)
+	l.h.await(t, "web1", PhaseRolledBack)
+	vmtest.Wait(t, "the machine to run", func() bool { return runState(t, l.h, "web1") == "running" })
+}
