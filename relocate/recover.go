@@ -148,6 +148,9 @@ func (h *Host) recoverDestination(ctx context.Context, rec *record) {
 	h.incoming[rec.Token] = in
 	h.mu.Unlock()
 	if rec.Phase != PhaseCommitted && rec.Phase != PhaseDraining {
+		if rec.PID == 0 && rec.QMP != "" {
+			in.findVMM()
+		}
 		in.giveUp(nil, errors.New("the daemon was restarted before GO"))
 		in.finish()
 		return
@@ -167,6 +170,21 @@ func (h *Host) recoverDestination(ctx context.Context, rec *record) {
 			in.drain(nil)
 		}
 	})
+}
+
+// findVMM looks for a VMM that the last daemon may have started and not written down: it
+// learns its pid when it has started, and may be killed before.
+func (in *incoming) findVMM() {
+	pids, err := processes()
+	if err != nil {
+		in.warn("a VMM that the last daemon may have started was not looked for", "err", err)
+	}
+	for _, pid := range pids {
+		if start, ok := qemu.Spawned(pid, in.rec.QMP); ok {
+			in.rec.PID, in.rec.StartTime = pid, start
+			return
+		}
+	}
 }
 
 // takeUp puts this daemon in the place of one that died after GO.
