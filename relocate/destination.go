@@ -195,6 +195,9 @@ func (in *incoming) load(ctl *control) error {
 	if err := in.enter(PhaseReady, "the VMM is up and its faults are caught by "+in.faultSource()); err != nil {
 		return err
 	}
+	if err := in.memory.engine.Err(); err != nil {
+		return fmt.Errorf("the fault engine has failed: %w", err)
+	}
 	in.stayAwake()
 	if err := in.sayReady(ctl); err != nil {
 		return err
