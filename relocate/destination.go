@@ -141,6 +141,9 @@ func (in *incoming) prepare(ctl *control) error {
 	if err := ctl.expect(in.ctx, msgOffer, "OFFER", in.host.cfg.deadlines.dial, &o); err != nil {
 		return err
 	}
+	if err := in.host.awaitLeft(ctl.ctx, o.VM); err != nil {
+		return err
+	}
 	if err := in.accept(&o); err != nil {
 		return err
 	}

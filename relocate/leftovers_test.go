@@ -276,3 +276,26 @@ func TestQEMUOfADaemonKilledInItsStart(t *testing.T) {
 	}
 	vmtest.NoTrace(t, h.dir, "*.json", "vm.qmp")
 }
+
+// TestBackBeforeItHasLeft: a machine that is sent back at once meets what is left of it at its
+// source, whose QEMU takes its time to end. That is waited for.
+func TestBackBeforeItHasLeft(t *testing.T) {
+	r := newRig(t, nil)
+	r.relocate(r.b.addr, Options{})
+	r.a.await(t, "web1", PhaseDraining)
+	if err := unix.Kill(r.vm.PID, unix.SIGSTOP); err != nil { // it will not answer `quit`
+		t.Fatal(err)
+	}
+	r.b.await(t, "web1", PhaseDone)
+	r.b.awaitIdle(t) // the source has been heard to let go
+	if _, err := r.b.Relocate(t.Context(), "web1", r.a.addr, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	vmtest.Wait(t, "the way back", func() bool { return r.b.last(t, RoleSource).Phase.Final() })
+	if s := r.b.last(t, RoleSource); s.Phase != PhaseDone {
+		t.Fatalf("back it is %s: %s", s.Phase, s.Error)
+	}
+	vmtest.Wait(t, "the machine to be back", func() bool { return runState(t, r.a, "web1") == "running" })
+	vmtest.CheckPattern(t, filepath.Join(r.a.dir, "vm.mem"), r.want)
+	killAll(t, r.a)
+}
