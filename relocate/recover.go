@@ -141,6 +141,10 @@ func (o *outgoing) awaitImage(ctx context.Context) {
 // drain of one that was.
 func (h *Host) recoverDestination(ctx context.Context, rec *record) {
 	in := newIncoming(h, rec)
+	if rec.Phase == PhaseDraining && rec.Whole {
+		h.recoverWhole(in)
+		return
+	}
 	if rec.Phase == PhaseCommitted || rec.Phase == PhaseDraining {
 		in.resumeRDMA() // before the source can dial a channel
 	}
@@ -169,6 +173,24 @@ func (h *Host) recoverDestination(ctx context.Context, rec *record) {
 		default:
 			in.drain(nil)
 		}
+	})
+}
+
+// recoverWhole ends the relocation of a machine whose last page had come when the last daemon
+// was killed. It is adopted before its name in the list of machines is.
+func (h *Host) recoverWhole(in *incoming) {
+	h.mu.Lock()
+	h.incoming[in.rec.Token] = in
+	h.mu.Unlock()
+	var err error
+	if in.proc, err = qemu.Adopt(in.rec.PID, in.rec.StartTime, in.rec.Log); err != nil {
+		in.proc = nil
+		in.warn("QEMU has ended, or cannot be watched", "pid", in.rec.PID, "err", err)
+	}
+	in.settle()
+	h.wg.Go(func() {
+		defer in.finish()
+		in.startFollower(nil).finish(in.Status())
 	})
 }
 

@@ -3,12 +3,15 @@ package relocate
 import (
 	"context"
 	"encoding/hex"
+	"os"
 	"testing"
 	"time"
 
+	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/internal/vmtest"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport"
+	"github.com/pagewarp/pagewarp/transport/tcp"
 	"golang.org/x/sys/unix"
 )
 
@@ -162,4 +165,86 @@ func TestTakeBackFromAHangingQEMU(t *testing.T) {
 	l.goesOn(t)
 	l.h.await(t, "web1", PhaseRolledBack)
 	vmtest.Wait(t, "the machine to run", func() bool { return runState(t, l.h, "web1") == "running" })
+}
+
+// fullClaims makes the claims of a relocation whose last page has come.
+func fullClaims(t *testing.T, h *Host, rec *record) {
+	t.Helper()
+	in := newIncoming(h, rec)
+	defer in.cancel(nil)
+	g := &guestMemory{in: in}
+	for _, r := range rec.Regions {
+		res, err := g.residency(r, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Zero(0, r.Pages)
+	}
+	for _, table := range g.tables {
+		if err := sysmem.Unmap(table); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestKilledAsItWasDone: a daemon may be killed between the last page and the journal's last
+// word. The machine is whole then, and its successor says so, to the source, too.
+func TestKilledAsItWasDone(t *testing.T) {
+	for _, tt := range []struct{ whole, adopted bool }{{false, false}, {true, false}, {true, true}} {
+		adopted := tt.adopted
+		r := newRig(t, nil)
+		r.arrives(Options{})
+		r.b.awaitIdle(t)
+		cfg := r.b.cfg
+		r.b.stop(t)
+		recs, err := r.b.journal.load(time.Now())
+		if err != nil || len(recs) != 1 {
+			t.Fatalf("the journal: %+v, %v", recs, err)
+		}
+		recs[0].Phase, recs[0].Ended = PhaseDraining, time.Time{}
+		if !tt.whole { // the claims are there, and full
+			recs[0].Whole = false
+			fullClaims(t, r.b.Host, recs[0])
+		}
+		if err := r.b.journal.write(recs[0]); err != nil {
+			t.Fatal(err)
+		}
+		if !adopted {
+			if err := os.Remove(r.b.machinesFile()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.b = startHost(t, r.root, "b", func(c *HostConfig) { *c = cfg })
+		vmtest.Wait(t, "the relocation to be over", func() bool {
+			s := r.b.last(t, RoleDestination)
+			if s.Phase == PhaseDraining && s.Error != "" {
+				t.Fatalf("adopted %v: it drains what is there: %s", adopted, s.Error)
+			}
+			return s.Phase == PhaseDone
+		})
+		if got := runState(t, r.b, "web1"); got != "running" {
+			t.Errorf("adopted %v: the machine is %q", adopted, got)
+		}
+		// What a source hears that was away meanwhile.
+		hello := transport.Hello{Kind: transport.Control, Role: transport.Source, Epoch: 77, Token: tokenBytes(recs[0].Token), Features: transport.AllFeatures}
+		conn, err := tcp.Dial(t.Context(), r.b.addr, tcp.Options{Hello: hello})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctl, err := newControl(t.Context(), conn, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var theirs syncMsg
+		if err = ctl.send(msgSync, syncMsg{Phase: PhaseDraining}); err == nil {
+			err = ctl.expect(t.Context(), msgSync, "SYNC", 10*time.Second, &theirs)
+		}
+		if err != nil || theirs.Phase != PhaseDone {
+			t.Errorf("adopted %v: the source is told %q, %v", adopted, theirs.Phase, err)
+		}
+		ctl.close()
+		killAll(t, r.b)
+		r.b.stop(t)
+		r.a.stop(t)
+	}
 }
