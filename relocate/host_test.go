@@ -205,3 +205,30 @@ func killAll(t *testing.T, h *testHost) {
 		}
 	}
 }
+
+// TestBandwidthOfAStalledPeer: a cap that cannot be passed on holds up neither the status nor
+// the relocation.
+func TestBandwidthOfAStalledPeer(t *testing.T) {
+	token, err := newToken()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := newTransfer(&Host{ctx: t.Context(), log: slog.New(slog.DiscardHandler)}, &record{Token: token, VM: "web1", Role: RoleSource})
+	defer tr.cancel(nil)
+	passing, let := make(chan struct{}), make(chan struct{})
+	tr.limit = func(int64) error { close(passing); <-let; return nil }
+	set := make(chan error, 1)
+	go func() { set <- tr.setBandwidth(1 << 20) }()
+	<-passing
+	seen := make(chan Status, 1)
+	go func() { seen <- tr.Status() }()
+	select {
+	case <-seen:
+	case <-time.After(10 * time.Second):
+		t.Error("the status waits for the peer")
+	}
+	close(let)
+	if err := <-set; err != nil || tr.Status().Options.Bandwidth != 1<<20 {
+		t.Errorf("the cap is %d: %v", tr.Status().Options.Bandwidth, err)
+	}
+}

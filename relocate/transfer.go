@@ -166,14 +166,15 @@ func (t *transfer) Status() Status {
 
 func (t *transfer) setBandwidth(bytesPerSecond int64) error {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.limit == nil {
+	limit := t.limit
+	t.mu.Unlock()
+	if limit == nil {
 		return fmt.Errorf("bandwidth of %s: its memory does not flow at the moment; try again", t.rec.VM)
 	}
-	if err := t.limit(bytesPerSecond); err != nil {
+	if err := limit(bytesPerSecond); err != nil { // without the lock: the peer may stall
 		return fmt.Errorf("bandwidth of %s: %w", t.rec.VM, err)
 	}
-	t.status.Options.Bandwidth = bytesPerSecond
+	t.update(func(s *Status) { s.Options.Bandwidth = bytesPerSecond })
 	return nil
 }
 
