@@ -326,8 +326,7 @@ func (in *incoming) giveUp(ctl *control, cause error) {
 	// source's SYNC is rolled-back, so nothing below may resume the guest.
 	in.conclude(PhaseRolledBack, "given up: "+cause.Error())
 	if ctl != nil {
-		ctl.send(msgAbort, abortMsg{Reason: cause.Error()})
-		ctl.close()
+		ctl.end(msgAbort, abortMsg{Reason: cause.Error()})
 	}
 	in.discard()
 }
@@ -372,8 +371,7 @@ func (in *incoming) lose(ctl *control, cause error) {
 	in.setError(fmt.Errorf("%w: %w", ErrLost, cause))
 	in.conclude(PhaseLost, "the machine is lost: "+cause.Error())
 	if ctl != nil {
-		ctl.send(msgFailed, abortMsg{Reason: cause.Error()})
-		ctl.close()
+		ctl.end(msgFailed, abortMsg{Reason: cause.Error()})
 	}
 	in.discard()
 }

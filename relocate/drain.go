@@ -197,8 +197,7 @@ func (s *Status) copyCounters(d *Status) {
 func (o *outgoing) release(ctl *control, s *serving) {
 	s.stop()
 	if ctl != nil {
-		ctl.send(msgReleased, struct{}{}) // the destination does not depend on it
-		ctl.close()
+		ctl.end(msgReleased, struct{}{}) // the destination does not depend on it
 	}
 	o.releaseImage()
 	if err := o.endVMM(); err != nil {

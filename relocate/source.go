@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +34,7 @@ type outgoing struct {
 	savedAt                  atomic.Int64     // likewise; Unix nanoseconds, set by the relay
 	rdmaDev                  *rdma.Device     // nil: pages go by TCP
 	export                   *rdma.Export     // likewise
+	relay                    *relay           // nil until the device state was to come
 	mig                      *qemu.Outgoing   // nil until QEMU was prepared: what a rollback undoes
 	warm                     *pageserver.Warm // what the destination says that it has; nil without the feature
 }
@@ -192,6 +191,7 @@ func (o *outgoing) finish() {
 	}
 	o.hot.wait()
 	o.rings.wait()
+	o.relay.wait()
 	o.cancel(nil)
 	close(o.done)
 }
@@ -289,7 +289,8 @@ func (o *outgoing) handOver(ctl *control) error {
 		return err
 	}
 	relay := &relay{listener: listener}
-	defer relay.Close()
+	o.relay = relay
+	defer relay.stop() // it may be in a write that only the control channel's end ends: finish waits
 	if o.mig, err = o.vm.PrepareSource(ctx); err != nil {
 		return err
 	}
@@ -304,7 +305,7 @@ func (o *outgoing) handOver(ctl *control) error {
 		return err
 	}
 	relay.wg.Go(func() {
-		if err := relay.run(ctx, o.rec.PID, limit, ctl, &o.savedAt); err != nil && ctx.Err() == nil {
+		if err := relay.run(ctx, o.rec.PID, limit, ctl, &o.savedAt); err != nil && ctx.Err() == nil && !relay.stopped() {
 			ctl.cancel(err)
 		}
 	})
@@ -360,68 +361,11 @@ func (o *outgoing) downtimeParts(resumed time.Time) map[string]float64 {
 	}
 }
 
-// relay carries QEMU's migration stream into the control channel.
-type relay struct {
-	listener *qemu.StateListener
-	wg       sync.WaitGroup
-
-	mu     sync.Mutex
-	stream *qemu.StateStream // guarded by mu; nil until QEMU has connected
-	closed bool              // guarded by mu
-}
-
-// run forwards the stream, and stores when its last bytes came: QEMU closes it some
-// time after them, perhaps after LOADED. pid is the QEMU that may connect, within
-// limit.
-func (r *relay) run(ctx context.Context, pid int, limit time.Duration, ctl *control, saved *atomic.Int64) error {
-	stream, err := r.listener.Accept(ctx, pid, limit)
-	if err != nil {
-		return err
-	}
-	r.mu.Lock()
-	r.stream = stream
-	if r.closed {
-		stream.Close()
-	}
-	r.mu.Unlock()
-	buf := make([]byte, 128<<10)
-	for {
-		n, err := stream.Read(buf)
-		if n > 0 {
-			saved.Store(time.Now().UnixNano())
-			if serr := ctl.sendState(buf[:n], false); serr != nil {
-				return serr
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return ctl.sendState(nil, true)
-		}
-		if err != nil {
-			return fmt.Errorf("read device state from QEMU: %w", err)
-		}
-	}
-}
-
-// Close ends the stream, which makes an unfinished migration of QEMU fail, and
-// waits for run.
-func (r *relay) Close() error {
-	r.listener.Close()
-	r.mu.Lock()
-	r.closed = true
-	if r.stream != nil {
-		r.stream.Close()
-	}
-	r.mu.Unlock()
-	r.wg.Wait()
-	return nil
-}
-
 // rollback brings the machine back to life at the source. It must work with a
-// dead network, so it tells the peer on the way and waits for nothing.
+// dead network, so it tells the peer on the way and hardly waits for that.
 func (o *outgoing) rollback(ctl *control, s *serving, cause error) {
 	if ctl != nil {
-		ctl.send(msgAbort, abortMsg{Reason: cause.Error()}) // the peer may be gone; it then gives up by itself
-		ctl.close()
+		ctl.end(msgAbort, abortMsg{Reason: cause.Error()})
 	}
 	if s != nil {
 		s.stop()
