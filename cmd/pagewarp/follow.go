@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -40,6 +42,11 @@ type move struct {
 func (m *move) run(req api.RelocateRequest) error {
 	signals, stop := m.interrupts()
 	defer stop()
+	if m.signals == nil {
+		// Whoever reads may leave; what becomes of the machine is still to be told, by the
+		// exit code.
+		signal.Ignore(syscall.SIGPIPE)
+	}
 	if err := m.start(req, signals); err != nil {
 		return err
 	}
