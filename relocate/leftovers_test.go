@@ -299,3 +299,20 @@ func TestBackBeforeItHasLeft(t *testing.T) {
 	vmtest.CheckPattern(t, filepath.Join(r.a.dir, "vm.mem"), r.want)
 	killAll(t, r.a)
 }
+
+// TestSocketsOfAKilledDaemon: the places that a daemon makes for a machine's device state go
+// with the next start, if it was killed before it could remove them.
+func TestSocketsOfAKilledDaemon(t *testing.T) {
+	root := vmtest.Dir(t)
+	h := startHost(t, root, "a", nil)
+	cfg := h.cfg
+	h.stop(t)
+	if _, err := qemu.ListenState(cfg.StateDir, os.Geteuid()); err != nil { // never closed
+		t.Fatal(err)
+	}
+	if _, err := qemu.NewStateDialer(cfg.StateDir, os.Geteuid()); err != nil {
+		t.Fatal(err)
+	}
+	h = startHost(t, root, "a", func(c *HostConfig) { *c = cfg })
+	vmtest.NoTrace(t, h.dir, "*.json")
+}

@@ -16,6 +16,9 @@ const recoverTimeout = 30 * time.Second
 // recover takes up what an earlier daemon left. What cannot be taken up is said
 // and left as it is: a journal is never thrown away with its machine in doubt.
 func (h *Host) recover(ctx context.Context) {
+	if err := qemu.RemoveStatePlaces(h.cfg.StateDir); err != nil {
+		h.log.Warn("something of the last run stays in the state directory", "err", err)
+	}
 	// Read before a machine is registered, which writes the list anew.
 	var machines []savedMachine
 	if err := readJSON(h.machinesFile(), &machines); err != nil {

@@ -61,7 +61,7 @@ type StateListener struct {
 // ListenState makes a directory of mode 0700 in dir, owned by uid (QEMU's), and
 // in it a socket of mode 0600.
 func ListenState(dir string, uid int) (*StateListener, error) {
-	d, err := os.MkdirTemp(dir, "state-")
+	d, err := os.MkdirTemp(dir, statePlaces)
 	if err != nil {
 		return nil, fmt.Errorf("socket for device state: %w", err)
 	}
@@ -80,6 +80,22 @@ func ListenState(dir string, uid int) (*StateListener, error) {
 		return nil, fmt.Errorf("socket for device state: %w", err)
 	}
 	return l, nil
+}
+
+// statePlaces is the pattern of the directories that are made for device state.
+const statePlaces = "state-*"
+
+// RemoveStatePlaces removes what ListenState and NewStateDialer have made in dir and a
+// process that was killed has left.
+func RemoveStatePlaces(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, statePlaces))
+	for _, d := range left {
+		err = errors.Join(err, os.RemoveAll(d))
+	}
+	if err != nil {
+		return fmt.Errorf("remove old sockets for device state: %w", err)
+	}
+	return nil
 }
 
 // URI is the argument of StartMigrate.
@@ -133,7 +149,7 @@ type StateDialer struct {
 
 // NewStateDialer makes a directory of mode 0700 in dir, owned by uid (QEMU's).
 func NewStateDialer(dir string, uid int) (*StateDialer, error) {
-	d, err := os.MkdirTemp(dir, "state-")
+	d, err := os.MkdirTemp(dir, statePlaces)
 	if err != nil {
 		return nil, fmt.Errorf("socket for device state: %w", err)
 	}
