@@ -95,6 +95,9 @@ func (o *outgoing) synchronise(ctx context.Context, ctl *control) error {
 	}
 	switch theirs.Phase {
 	case PhaseRolledBack:
+		if o.rec.Phase == PhaseDraining {
+			return errors.New("the destination says that it never ran the machine, and had said that it runs: one of its daemons has the other's state; the source stays stopped, look there which is true")
+		}
 		return errReturned
 	case PhaseLost:
 		return fmt.Errorf("%w: %s", ErrLost, theirs.Reason)

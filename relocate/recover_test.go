@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -127,12 +128,10 @@ func TestRollbackOfADeadQEMU(t *testing.T) {
 	})
 }
 
-// TestTakeBackFromAHangingQEMU: the destination has proved that it never ran the machine, so
-// the source's is the only one, and it is waited for.
-func TestTakeBackFromAHangingQEMU(t *testing.T) {
-	p := startPeer(t, transport.Offer{Features: transport.AllFeatures}, nil)
-	l := leave(t, PhaseCommitted, p.l.Addr().String())
-	l.inHand(t)
+// answerSync plays a destination that answers the first SYNC of a session with that phase,
+// and says when it has.
+func answerSync(t *testing.T, p *peer, token string, phase Phase) <-chan struct{} {
+	t.Helper()
 	asked := make(chan struct{})
 	go func() {
 		defer close(asked)
@@ -142,7 +141,7 @@ func TestTakeBackFromAHangingQEMU(t *testing.T) {
 				return
 			}
 			raw := conn.Token()
-			if conn.Kind() != transport.Control || hex.EncodeToString(raw[:]) != l.rec.Token {
+			if conn.Kind() != transport.Control || hex.EncodeToString(raw[:]) != token {
 				conn.Close()
 				continue
 			}
@@ -155,12 +154,47 @@ func TestTakeBackFromAHangingQEMU(t *testing.T) {
 			if err := ctl.expect(t.Context(), msgSync, "SYNC", 10*time.Second, nil); err != nil {
 				t.Error(err)
 			}
-			if err := ctl.send(msgSync, syncMsg{Phase: PhaseRolledBack}); err != nil {
+			if err := ctl.send(msgSync, syncMsg{Phase: phase}); err != nil {
 				t.Error(err)
 			}
 			return
 		}
 	}()
+	return asked
+}
+
+// TestDestinationContradictsItself: one that has said RUNNING cannot have given the machine up
+// before. Whatever is wrong with it, the source must not run the machine, too.
+func TestDestinationContradictsItself(t *testing.T) {
+	p := startPeer(t, transport.Offer{Features: transport.AllFeatures}, nil)
+	l := leave(t, PhaseDraining, p.l.Addr().String())
+	l.goesOn(t)
+	<-answerSync(t, p, l.rec.Token, PhaseRolledBack)
+	vmtest.Wait(t, "the source to decide", func() bool {
+		s := l.h.last(t, RoleSource)
+		return s.Phase.Final() || strings.Contains(s.Error, "had said that it runs")
+	})
+	if s := l.h.last(t, RoleSource); s.Phase != PhaseDraining {
+		t.Errorf("the relocation is %s: %s", s.Phase, s.Error)
+	}
+	mon, err := qemu.Connect(t.Context(), l.rec.QMP)
+	if err == nil {
+		defer mon.Close()
+		if s, err := mon.RunState(t.Context()); err != nil || s.Running {
+			t.Errorf("the machine is %+v at its source, %v", s, err)
+		}
+	} else if got := runState(t, l.h, "web1"); got != "paused" { // the host has its monitor
+		t.Errorf("the machine is %q at its source", got)
+	}
+}
+
+// TestTakeBackFromAHangingQEMU: the destination has proved that it never ran the machine, so
+// the source's is the only one, and it is waited for.
+func TestTakeBackFromAHangingQEMU(t *testing.T) {
+	p := startPeer(t, transport.Offer{Features: transport.AllFeatures}, nil)
+	l := leave(t, PhaseCommitted, p.l.Addr().String())
+	l.inHand(t)
+	asked := answerSync(t, p, l.rec.Token, PhaseRolledBack)
 	<-asked
 	l.goesOn(t)
 	l.h.await(t, "web1", PhaseRolledBack)
