@@ -54,9 +54,11 @@ func (r *relay) run(ctx context.Context, pid int, limit time.Duration, ctl *cont
 	}
 }
 
-// Close is stop, for [qemu.Outgoing.AbortWith].
+// Close is stop, for [qemu.Outgoing.AbortWith]; of nil it does nothing.
 func (r *relay) Close() error {
-	r.stop()
+	if r != nil {
+		r.stop()
+	}
 	return nil
 }
 

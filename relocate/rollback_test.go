@@ -12,18 +12,22 @@ import (
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"github.com/pagewarp/pagewarp/transport"
 	"github.com/pagewarp/pagewarp/transport/tcp"
+	"golang.org/x/sys/unix"
 )
 
-// TestRollbackWithAPeerThatDoesNotRead: a destination whose VMM takes no more of its state is
-// alive and reads nothing. The guest, which stands still, does not wait for it to be told.
-func TestRollbackWithAPeerThatDoesNotRead(t *testing.T) {
-	h := startHost(t, vmtest.Dir(t), "a", nil)
+// stopped is a machine in the middle of its switch-over, the guest having stopped.
+func stopped(t *testing.T, h *testHost) *outgoing {
+	t.Helper()
 	vm := vmtest.Start(t, h.dir)
 	mon, err := qemu.Connect(t.Context(), vm.QMP)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer mon.Close()
+	t.Cleanup(func() { mon.Close() })
+	desc, err := mon.Inspect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	mig, err := mon.PrepareSource(t.Context())
 	if err == nil {
 		err = mon.Pause(t.Context())
@@ -35,15 +39,68 @@ func TestRollbackWithAPeerThatDoesNotRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	o := &outgoing{transfer: newTransfer(h.Host, &record{
+		Token: token, VM: "web1", Role: RoleSource, Phase: PhaseFrozen, WasRun: true, Saved: mig.Saved(),
+		QMP: vm.QMP, PID: desc.PID, StartTime: desc.Start,
+	}), vm: mon, mig: mig}
+	t.Cleanup(func() { o.cancel(nil) })
+	return o
+}
+
+// TestRollbackOutlastsQEMU: what made a relocation fail is often what has QEMU hang, too. The
+// guest is resumed when that is over, also where the monitor's connection was lost.
+func TestRollbackOutlastsQEMU(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		h := startHost(t, vmtest.Dir(t), "a", func(c *HostConfig) {
+			c.deadlines = impatient
+			c.deadlines.rollback = time.Second
+		})
+		o := stopped(t, h)
+		if lost {
+			o.vm.Close()
+		}
+		if err := unix.Kill(o.rec.PID, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan struct{})
+		go func() { defer close(ended); o.rollback(nil, nil, errors.New("its time is over")) }()
+		vmtest.Wait(t, "an attempt to fail", func() bool {
+			s := o.Status()
+			if s.Phase.Final() {
+				t.Errorf("connection lost %v: it is %s: %s", lost, s.Phase, s.Error)
+			}
+			return s.Phase.Final() || strings.Contains(s.Error, "does not answer")
+		})
+		if err := unix.Kill(o.rec.PID, unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		<-ended
+		if s := o.Status(); s.Phase != PhaseRolledBack {
+			t.Errorf("connection lost %v: in the end it is %s: %s", lost, s.Phase, s.Error)
+		}
+		mon := o.vm
+		if o.again != nil {
+			mon = o.again
+			defer mon.Close()
+		}
+		if s, err := mon.RunState(t.Context()); err != nil || !s.Running {
+			t.Errorf("connection lost %v: the guest is %+v, %v", lost, s, err)
+		}
+	}
+}
+
+// TestRollbackWithAPeerThatDoesNotRead: a destination whose VMM takes no more of its state is
+// alive and reads nothing. The guest, which stands still, does not wait for it to be told.
+func TestRollbackWithAPeerThatDoesNotRead(t *testing.T) {
+	h := startHost(t, vmtest.Dir(t), "a", nil)
+	o := stopped(t, h)
 	p := startPeer(t, transport.Offer{Features: transport.AllFeatures}, nil)
 	conn, err := tcp.Dial(t.Context(), p.l.Addr().String(), tcp.Options{Hello: transport.Hello{
-		Kind: transport.Control, Role: transport.Source, Epoch: firstEpoch, Token: tokenBytes(token), Features: transport.AllFeatures,
+		Kind: transport.Control, Role: transport.Source, Epoch: firstEpoch, Token: tokenBytes(o.rec.Token), Features: transport.AllFeatures,
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &outgoing{transfer: newTransfer(h.Host, &record{Token: token, VM: "web1", Role: RoleSource, Phase: PhaseFrozen, WasRun: true}), vm: mon, mig: mig}
-	defer o.cancel(nil)
 	ctl, err := newControl(o.ctx, conn, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +143,7 @@ func TestRollbackWithAPeerThatDoesNotRead(t *testing.T) {
 	if err := <-sent; err == nil {
 		t.Error("all of the state was sent: the peer reads")
 	}
-	if s, err := mon.RunState(t.Context()); err != nil || !s.Running {
+	if s, err := o.vm.RunState(t.Context()); err != nil || !s.Running {
 		t.Errorf("the guest is %+v, %v", s, err)
 	}
 }

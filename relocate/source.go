@@ -2,7 +2,6 @@ package relocate
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -22,7 +21,8 @@ type outgoing struct {
 	desc qemu.Description
 	here made // after a restart: what was made at this host for the machine; immutable
 
-	unreached bool // since the restart its VMM has lived and not answered; guarded by Host.mu
+	again     *qemu.VM // a monitor that only the rollback has; nil without one
+	unreached bool     // since the restart its VMM has lived and not answered; guarded by Host.mu
 
 	image                    *pageserver.Image
 	hot                      *hotWatch        // nil without a hot list
@@ -188,6 +188,9 @@ func (o *outgoing) finish() {
 	}
 	if o.mig != nil {
 		o.mig.Close()
+	}
+	if o.again != nil {
+		o.again.Close()
 	}
 	o.hot.wait()
 	o.rings.wait()
@@ -359,39 +362,6 @@ func (o *outgoing) downtimeParts(resumed time.Time) map[string]float64 {
 		"freeze": ms(o.rec.Stopped, frozen), "save": ms(frozen, saved), "load": ms(saved, loaded),
 		"commit": ms(loaded, sent), "resume": ms(sent, resumed),
 	}
-}
-
-// rollback brings the machine back to life at the source. It must work with a
-// dead network, so it tells the peer on the way and hardly waits for that.
-func (o *outgoing) rollback(ctl *control, s *serving, cause error) {
-	if ctl != nil {
-		ctl.end(msgAbort, abortMsg{Reason: cause.Error()})
-	}
-	if s != nil {
-		s.stop()
-	}
-	o.releaseImage()
-	if err := thaw(o.rec.Memory); err != nil {
-		o.warn("the memory stays frozen, the guest ends when it writes", "err", err)
-	}
-	if o.mig != nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(o.ctx), rollbackTimeout)
-		defer cancel()
-		err := o.mig.CancelAndResume(ctx)
-		o.mig.Close()
-		if errors.Is(err, qemu.ErrNotRestored) {
-			o.warn("the guest runs again, but not all of QEMU's migration settings are as they were", "err", err)
-		} else if err != nil {
-			cause = fmt.Errorf("%w; and the guest could not be resumed: %w; resume it by `cont` on a QMP monitor of pid %d", cause, err, o.rec.PID)
-			o.setError(cause)
-			o.warn("rollback failed", "err", err)
-			o.conclude(PhaseLost, "the machine is stopped at the source: "+cause.Error())
-			return
-		}
-	}
-	o.rec.Error = cause.Error()
-	o.setError(fmt.Errorf("%w: %w", ErrRolledBack, cause))
-	o.conclude(PhaseRolledBack, "rolled back, the machine is as it was: "+cause.Error())
 }
 
 func (o *outgoing) openImage() (*pageserver.Image, error) {
