@@ -85,14 +85,15 @@ func (in *incoming) makeRun(told bool) (time.Time, error) {
 // tryRun is one attempt. told becomes true if QEMU may have been told and its answer is not
 // known, and false once it is: it has not run.
 func (in *incoming) tryRun(told *bool) (time.Time, error) {
-	ctx, cancel := context.WithTimeout(in.host.ctx, recoverTimeout)
-	defer cancel()
 	if in.vm == nil {
+		ctx, cancel := context.WithTimeout(in.host.ctx, recoverTimeout)
+		defer cancel()
 		if err := in.reconnect(ctx); err != nil {
 			return time.Time{}, err
 		}
 	}
-	at, err := in.askRun(ctx, told)
+	// The daemon's stop does not cut it short: QEMU may resume the guest in no time.
+	at, err := in.askRun(context.WithoutCancel(in.host.ctx), told)
 	if errors.Is(err, qemu.ErrDisconnected) && !in.proc.Ended() {
 		in.mig.Close()
 		in.vm.Close()
