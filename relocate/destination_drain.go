@@ -19,9 +19,7 @@ func (in *incoming) drain(ctl *control) {
 	if !in.rec.WasRun {
 		text = "the guest is paused here, its memory follows"
 	}
-	if err := in.enter(PhaseDraining, text); err != nil {
-		in.warn("journal not written", "err", err)
-	}
+	in.conclude(PhaseDraining, text)
 	if in.rec.WasRun && in.vm != nil {
 		in.host.wg.Go(func() { in.announce() })
 	}

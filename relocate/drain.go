@@ -154,7 +154,7 @@ func (o *outgoing) handle(m tcp.Message) error {
 		if !r.Run {
 			text = "the guest is paused at the destination, its memory follows"
 		}
-		return o.enter(PhaseDraining, text)
+		o.conclude(PhaseDraining, text) // a journal that says committed does as well
 	case msgProgress:
 		var p progressMsg
 		if err := decode(m, &p); err != nil {

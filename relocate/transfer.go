@@ -82,8 +82,8 @@ func (t *transfer) enter(p Phase, text string) error {
 	return nil
 }
 
-// conclude enters a final phase. It has come whether the journal has room for it or not,
-// and whoever follows the relocation must see its end.
+// conclude enters a final phase, or another that has come whether the journal has room for it
+// or not: whoever follows the relocation must see it.
 func (t *transfer) conclude(p Phase, text string) {
 	if err := t.enter(p, text); err != nil {
 		t.warn("journal not written", "err", err)
