@@ -242,8 +242,8 @@ func (o *outgoing) endVMM() error {
 		files = o.m.made.Files
 		err := o.host.saveMachinesLocked()
 		o.host.mu.Unlock()
-		if err != nil {
-			return err
+		if err != nil { // the next start finds no VMM of that name
+			o.warn("the list of machines was not written", "err", err)
 		}
 	}
 	if o.rec.Options.KeepSource {
