@@ -104,3 +104,20 @@ func TestReportThatCannotBeWritten(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// full is a file system without room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// TestOutputThatIsLost: what could not be written was not told, as text no more than as JSON.
+func TestOutputThatIsLost(t *testing.T) {
+	_, sock := serve(t)
+	for _, words := range [][]string{{"vm", "list"}, {"vm", "list", "--json"}, {"status"}, {"version"}, {"--help"}} {
+		var errOut bytes.Buffer
+		code := run(t.Context(), append(words, "--socket", sock), strings.NewReader(""), full{}, &errOut, make(chan os.Signal))
+		if code != exitFailed || !strings.Contains(errOut.String(), syscall.ENOSPC.Error()) {
+			t.Errorf("%v: exit code %d, %q", words, code, errOut.String())
+		}
+	}
+}

@@ -59,6 +59,7 @@ func (m *move) run(req api.RelocateRequest) error {
 		}
 		return nil
 	}
+	m.outcome = true
 	m.show = display(m.errOut)
 	final, err := m.follow(signals)
 	m.show.Close()
