@@ -181,15 +181,7 @@ func (in *incoming) load(ctl *control) error {
 	limit := in.host.cfg.deadlines.state
 	ctx, cancel := context.WithTimeoutCause(ctl.ctx, limit, fmt.Errorf("the device state was not loaded within %v", limit))
 	defer cancel()
-	dialer, err := qemu.NewStateDialer(in.host.cfg.StateDir, os.Getuid())
-	if err != nil {
-		return err
-	}
-	defer dialer.Close()
-	if err := in.mig.Incoming(ctx, dialer.URI()); err != nil {
-		return err
-	}
-	state, err := dialer.Dial(ctx, in.rec.PID, limit)
+	state, err := in.awaitState(ctx, limit)
 	if err != nil {
 		return err
 	}
@@ -237,6 +229,32 @@ func (in *incoming) load(ctl *control) error {
 		return err
 	}
 	return ctl.send(msgLoaded, struct{}{})
+}
+
+// awaitState has QEMU wait for its state, and returns the way to it: by a socket in the state
+// directory, into which a QEMU that has become another user (-runas) does not reach; that is
+// handed its end.
+func (in *incoming) awaitState(ctx context.Context, idle time.Duration) (*qemu.StateStream, error) {
+	if in.vm.UID != os.Geteuid() {
+		state, end, err := qemu.NewStatePair(idle)
+		if err != nil {
+			return nil, err
+		}
+		if err := in.mig.IncomingFrom(ctx, end); err != nil {
+			state.Close()
+			return nil, err
+		}
+		return state, nil
+	}
+	dialer, err := qemu.NewStateDialer(in.host.cfg.StateDir, os.Getuid())
+	if err != nil {
+		return nil, err
+	}
+	defer dialer.Close()
+	if err := in.mig.Incoming(ctx, dialer.URI()); err != nil {
+		return nil, err
+	}
+	return dialer.Dial(ctx, in.rec.PID, idle)
 }
 
 // alive reports a VMM that has died on us while it could not have run the guest.

@@ -287,11 +287,10 @@ func (o *outgoing) handOver(ctl *control) error {
 	limit := o.host.cfg.deadlines.state
 	ctx, cancel := context.WithTimeoutCause(ctl.ctx, limit, fmt.Errorf("the switch-over took longer than %v", limit))
 	defer cancel()
-	listener, err := qemu.ListenState(o.host.cfg.StateDir, o.desc.UID)
+	relay, err := newRelay(o.host.cfg.StateDir, o.desc.UID, limit)
 	if err != nil {
 		return err
 	}
-	relay := &relay{listener: listener}
 	o.relay = relay
 	defer relay.stop() // it may be in a write that only the control channel's end ends: finish waits
 	if o.mig, err = o.vm.PrepareSource(ctx); err != nil {
@@ -304,7 +303,7 @@ func (o *outgoing) handOver(ctl *control) error {
 		return err
 	}
 	o.stayAwake()
-	if err := o.mig.StartMigrate(ctx, listener.URI()); err != nil {
+	if err := relay.start(ctx, o.mig); err != nil {
 		return err
 	}
 	relay.wg.Go(func() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 )
 
@@ -65,6 +66,14 @@ func (in *Inbound) Close() { in.sub.Close() }
 func (in *Inbound) Incoming(ctx context.Context, uri string) error {
 	if err := in.vm.Execute(ctx, "migrate-incoming", map[string]string{"uri": uri}, nil); err != nil {
 		return fmt.Errorf("await migration at %s: %w", uri, in.vm.died(err))
+	}
+	return nil
+}
+
+// IncomingFrom does so with a socket that QEMU is handed, which is closed here.
+func (in *Inbound) IncomingFrom(ctx context.Context, end *os.File) error {
+	if err := in.vm.executeOn(ctx, "migrate-incoming", end); err != nil {
+		return fmt.Errorf("await migration from a socket: %w", in.vm.died(err))
 	}
 	return nil
 }
