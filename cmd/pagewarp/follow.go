@@ -215,11 +215,16 @@ func order(p relocate.Phase) int {
 func (m *move) poll(ctx context.Context) error {
 	r, err := m.daemon().Status(ctx, m.vm)
 	var u *api.UnreachableError
+	var busy *api.Error
 	switch {
-	case errors.As(err, &u):
+	case errors.As(err, &u), errors.As(err, &busy) && (busy.Code == api.CodeTooMany || busy.Code == api.CodeTimeout):
 		if m.lostSince.IsZero() {
 			m.lostSince = time.Now()
-			m.show.Note("the daemon does not answer; waiting for it (the relocation does not depend on this command)")
+			why := "does not answer"
+			if busy != nil && busy.Code == api.CodeTooMany {
+				why = "serves too many already"
+			}
+			m.show.Note("the daemon %s; waiting for it (the relocation does not depend on this command)", why)
 		}
 		if time.Since(m.lostSince) > patience {
 			return err
