@@ -108,12 +108,18 @@ func (e *Engine) PlaceCopies(r transport.Range, src [][]byte) (err error) {
 	return nil
 }
 
-// Displace empties absent pages in which a candidate was begun.
+// Displace empties absent pages in which a candidate was begun. An error is fatal to the
+// session: what stands there is no candidate, and would be shown where the source has zeroes.
 func (e *Engine) Displace(r transport.Range) error {
 	if e.cfg.Memory.Place == nil {
 		return ErrNoPlacer
 	}
-	return e.cfg.Memory.Place.Discard(r)
+	if err := e.cfg.Memory.Place.Discard(r); err != nil {
+		err = fmt.Errorf("empty pages %d+%d of region %d: %w", r.First, r.Count, r.Region, err)
+		e.fail(err)
+		return err
+	}
+	return nil
 }
 
 // plain reports whether a fetch must bring bytes: of one of its pages the

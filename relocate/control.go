@@ -84,6 +84,27 @@ func (c *control) close() {
 	<-c.done
 }
 
+// tellWait is how long the end of a channel waits for its last message to get out.
+const tellWait = 250 * time.Millisecond
+
+// end sends a last message and closes the channel. A peer that reads nothing, which a write
+// under way may wait for much longer, holds it up no more than tellWait.
+func (c *control) end(kind uint16, v any) {
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		c.send(kind, v) // nothing depends on it: a peer that is gone gives up by itself
+	}()
+	t := time.NewTimer(tellWait)
+	defer t.Stop()
+	select {
+	case <-sent:
+	case <-t.C:
+	}
+	c.close() // ends the write, too
+	<-sent
+}
+
 func (c *control) send(kind uint16, v any) error {
 	if err := c.ch.Send(kind, v); err != nil {
 		return fmt.Errorf("control channel: %w", err)

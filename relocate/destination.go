@@ -20,8 +20,6 @@ import (
 // progressEvery is how often the destination reports to the source.
 const progressEvery = 200 * time.Millisecond
 
-var errNotStarted = errors.New("the guest was not started")
-
 // incoming is a relocation at its destination.
 type incoming struct {
 	*transfer
@@ -97,6 +95,9 @@ func (in *incoming) run(conn *tcp.Conn) {
 	case errors.Is(err, errNotStarted), errors.Is(err, qemu.ErrResumeRefused):
 		in.giveUp(ctl, err) // not one instruction has run
 		return
+	case errors.Is(err, errShutdown):
+		in.leave(ctl)
+		return
 	case err != nil:
 		in.lose(ctl, err)
 		return
@@ -140,6 +141,9 @@ func (in *incoming) prepare(ctl *control) error {
 	if err := ctl.expect(in.ctx, msgOffer, "OFFER", in.host.cfg.deadlines.dial, &o); err != nil {
 		return err
 	}
+	if err := in.host.awaitLeft(ctl.ctx, o.VM); err != nil {
+		return err
+	}
 	if err := in.accept(&o); err != nil {
 		return err
 	}
@@ -177,15 +181,7 @@ func (in *incoming) load(ctl *control) error {
 	limit := in.host.cfg.deadlines.state
 	ctx, cancel := context.WithTimeoutCause(ctl.ctx, limit, fmt.Errorf("the device state was not loaded within %v", limit))
 	defer cancel()
-	dialer, err := qemu.NewStateDialer(in.host.cfg.StateDir, os.Getuid())
-	if err != nil {
-		return err
-	}
-	defer dialer.Close()
-	if err := in.mig.Incoming(ctx, dialer.URI()); err != nil {
-		return err
-	}
-	state, err := dialer.Dial(ctx, in.rec.PID, limit)
+	state, err := in.awaitState(ctx, limit)
 	if err != nil {
 		return err
 	}
@@ -193,6 +189,9 @@ func (in *incoming) load(ctl *control) error {
 	defer stop()
 	if err := in.enter(PhaseReady, "the VMM is up and its faults are caught by "+in.faultSource()); err != nil {
 		return err
+	}
+	if err := in.memory.engine.Err(); err != nil {
+		return fmt.Errorf("the fault engine has failed: %w", err)
 	}
 	in.stayAwake()
 	if err := in.sayReady(ctl); err != nil {
@@ -230,6 +229,32 @@ func (in *incoming) load(ctl *control) error {
 		return err
 	}
 	return ctl.send(msgLoaded, struct{}{})
+}
+
+// awaitState has QEMU wait for its state, and returns the way to it: by a socket in the state
+// directory, into which a QEMU that has become another user (-runas) does not reach; that is
+// handed its end.
+func (in *incoming) awaitState(ctx context.Context, idle time.Duration) (*qemu.StateStream, error) {
+	if in.vm.UID != os.Geteuid() {
+		state, end, err := qemu.NewStatePair(idle)
+		if err != nil {
+			return nil, err
+		}
+		if err := in.mig.IncomingFrom(ctx, end); err != nil {
+			state.Close()
+			return nil, err
+		}
+		return state, nil
+	}
+	dialer, err := qemu.NewStateDialer(in.host.cfg.StateDir, os.Getuid())
+	if err != nil {
+		return nil, err
+	}
+	defer dialer.Close()
+	if err := in.mig.Incoming(ctx, dialer.URI()); err != nil {
+		return nil, err
+	}
+	return dialer.Dial(ctx, in.rec.PID, idle)
 }
 
 // alive reports a VMM that has died on us while it could not have run the guest.
@@ -311,39 +336,6 @@ func (in *incoming) synchronise(ctx context.Context, ctl *control) error {
 	return ctl.send(msgSync, syncMsg{Phase: in.phase(), Resumed: in.rec.ResumedAt})
 }
 
-// start gives the machine life here. The journal says so first: whoever reads
-// it after a crash must assume that an instruction has run.
-func (in *incoming) start(run bool) error {
-	in.rec.WasRun = run
-	if err := in.alive(); err != nil {
-		return fmt.Errorf("%w: %w", errNotStarted, err)
-	}
-	if err := in.enter(PhaseCommitted, "GO: the machine is ours"); err != nil {
-		return fmt.Errorf("%w: %w", errNotStarted, err)
-	}
-	return in.resumeGuest()
-}
-
-func (in *incoming) resumeGuest() error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), in.host.cfg.deadlines.load)
-	defer cancel()
-	if in.rec.WasRun {
-		at, err := in.mig.Resume(ctx)
-		if err != nil {
-			return fmt.Errorf("resume the guest: %w", err)
-		}
-		in.rec.ResumedAt = at
-	}
-	in.rec.Resumed = true
-	in.update(func(s *Status) {
-		s.Resumed = in.rec.ResumedAt
-		if !s.Resumed.IsZero() && !s.Stopped.IsZero() {
-			s.DowntimeMS = float64(s.Resumed.Sub(s.Stopped)) / float64(time.Millisecond)
-		}
-	})
-	return nil
-}
-
 // giveUp ends the VMM, which has never run the guest, and says so for good.
 func (in *incoming) giveUp(ctl *control, cause error) {
 	in.rec.Error = cause.Error()
@@ -352,8 +344,7 @@ func (in *incoming) giveUp(ctl *control, cause error) {
 	// source's SYNC is rolled-back, so nothing below may resume the guest.
 	in.conclude(PhaseRolledBack, "given up: "+cause.Error())
 	if ctl != nil {
-		ctl.send(msgAbort, abortMsg{Reason: cause.Error()})
-		ctl.close()
+		ctl.end(msgAbort, abortMsg{Reason: cause.Error()})
 	}
 	in.discard()
 }
@@ -398,8 +389,7 @@ func (in *incoming) lose(ctl *control, cause error) {
 	in.setError(fmt.Errorf("%w: %w", ErrLost, cause))
 	in.conclude(PhaseLost, "the machine is lost: "+cause.Error())
 	if ctl != nil {
-		ctl.send(msgFailed, abortMsg{Reason: cause.Error()})
-		ctl.close()
+		ctl.end(msgFailed, abortMsg{Reason: cause.Error()})
 	}
 	in.discard()
 }

@@ -19,9 +19,7 @@ func (in *incoming) drain(ctl *control) {
 	if !in.rec.WasRun {
 		text = "the guest is paused here, its memory follows"
 	}
-	if err := in.enter(PhaseDraining, text); err != nil {
-		in.warn("journal not written", "err", err)
-	}
+	in.conclude(PhaseDraining, text)
 	if in.rec.WasRun && in.vm != nil {
 		in.host.wg.Go(func() { in.announce() })
 	}
@@ -48,17 +46,23 @@ func (in *incoming) drain(ctl *control) {
 		return
 	case <-in.host.ctx.Done():
 		follow.stop()
-		if ctl := follow.take(); ctl != nil {
-			ctl.close()
-		}
-		in.memory.close() // the VMM keeps its userfaultfd or object; the next daemon takes it up
-		in.memory = nil
-		in.mu.Lock()
-		in.fill, in.limit, in.prefer = nil, nil, nil
-		in.mu.Unlock()
+		in.leave(follow.take())
 		return
 	}
 	in.complete(follow)
+}
+
+// leave lets go of a machine that is this host's, for the next daemon to take up: the VMM
+// keeps its userfaultfd or object.
+func (in *incoming) leave(ctl *control) {
+	if ctl != nil {
+		ctl.close()
+	}
+	in.memory.close()
+	in.memory = nil
+	in.mu.Lock()
+	in.fill, in.limit, in.prefer = nil, nil, nil
+	in.mu.Unlock()
 }
 
 func (in *incoming) died() error {
@@ -67,17 +71,33 @@ func (in *incoming) died() error {
 
 // complete leaves the guest to itself and tells the source to let go.
 func (in *incoming) complete(follow *follower) {
+	in.settle()
+	follow.finish(in.Status())
+}
+
+// settle leaves a machine to itself whose memory is all there. The journal says that first:
+// whoever reads it after a crash must not look for the claims.
+func (in *incoming) settle() {
+	in.rec.Whole = true
+	werr := in.host.journal.write(in.rec)
+	if werr != nil {
+		in.warn("journal not written", "err", werr)
+	}
 	final := in.Status()
 	final.PagesRemaining = 0
 	final.Drained = time.Now()
-	in.memory.close()
-	in.memory = nil
+	if in.memory != nil {
+		in.memory.close()
+		in.memory = nil
+	}
 	in.mu.Lock()
 	in.fill, in.limit, in.prefer = nil, nil, nil
 	final.Phase = in.status.Phase
 	in.status = final
 	in.mu.Unlock()
-	in.host.journal.removeResidency(in.rec)
+	if werr == nil {
+		in.host.journal.removeResidency(in.rec)
+	}
 	if err := in.host.cache.drop(in.rec.VM); err == nil {
 		in.note("warm", "what was cached of the machine is dropped: it runs here")
 	} else if !errors.Is(err, ErrNotCached) {
@@ -87,7 +107,6 @@ func (in *incoming) complete(follow *follower) {
 		in.warn("the machine runs here but was not adopted; use `pagewarp vm add`", "qmp", in.rec.QMP, "err", err)
 	}
 	in.conclude(PhaseDone, "every page is here, the guest runs natively")
-	follow.finish(in.Status())
 }
 
 // adopt makes the machine one of this host's.
@@ -106,6 +125,9 @@ func (in *incoming) adopt() error {
 			in.mig.Close()
 			in.vm.Close()
 			in.vm = nil
+		}
+		if in.proc == nil {
+			return fmt.Errorf("QEMU (pid %d): %w", in.rec.PID, qemu.ErrProcessGone)
 		}
 		if err := in.reconnect(ctx); err != nil {
 			return err
@@ -250,7 +272,9 @@ func (f *follower) finish(final Status) {
 				return
 			}
 		}
-		ctl.send(msgProgress, progressMsg{final})
+		if final.PagesTotal > 0 { // else they went with the daemon that counted them
+			ctl.send(msgProgress, progressMsg{final})
+		}
 		ctl.send(msgDrained, struct{}{})
 		for {
 			m, err := ctl.next(ctx)

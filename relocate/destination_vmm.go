@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 
@@ -130,7 +131,9 @@ func (in *incoming) startVMM(ctx context.Context, o *offer) error {
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(workDir, path)
 		}
-		if exists(path) {
+		// One at which nobody listens is what a QEMU that was killed has left; the new one
+		// replaces it.
+		if st, err := os.Lstat(path); err == nil && (st.Mode().Type() != os.ModeSocket || answers(path)) {
 			return fmt.Errorf("socket %s of the command line is there already: another machine's? remove it, or map the path elsewhere with a `rewrite` in the template", path)
 		}
 		in.rec.Cleanup = append(in.rec.Cleanup, path)

@@ -41,8 +41,8 @@
 //
 // After committed: the source redials for ever and both send SYNC. A
 // destination that was never told GO answers rolled-back (it wrote that down
-// before it ended its VMM), and only that answer lets the source run again. A
-// destination that does not know the session at all (its journal is gone) proves
+// before it ended its VMM), and only that answer, before any RUNNING, lets the source
+// run again. A destination that does not know the session at all (its journal is gone) proves
 // nothing, so the source stays stopped and says so.
 //
 // # Journals

@@ -95,6 +95,9 @@ func (o *outgoing) synchronise(ctx context.Context, ctl *control) error {
 	}
 	switch theirs.Phase {
 	case PhaseRolledBack:
+		if o.rec.Phase == PhaseDraining {
+			return errors.New("the destination says that it never ran the machine, and had said that it runs: one of its daemons has the other's state; the source stays stopped, look there which is true")
+		}
 		return errReturned
 	case PhaseLost:
 		return fmt.Errorf("%w: %s", ErrLost, theirs.Reason)
@@ -151,7 +154,7 @@ func (o *outgoing) handle(m tcp.Message) error {
 		if !r.Run {
 			text = "the guest is paused at the destination, its memory follows"
 		}
-		return o.enter(PhaseDraining, text)
+		o.conclude(PhaseDraining, text) // a journal that says committed does as well
 	case msgProgress:
 		var p progressMsg
 		if err := decode(m, &p); err != nil {
@@ -197,8 +200,7 @@ func (s *Status) copyCounters(d *Status) {
 func (o *outgoing) release(ctl *control, s *serving) {
 	s.stop()
 	if ctl != nil {
-		ctl.send(msgReleased, struct{}{}) // the destination does not depend on it
-		ctl.close()
+		ctl.end(msgReleased, struct{}{}) // the destination does not depend on it
 	}
 	o.releaseImage()
 	if err := o.endVMM(); err != nil {
@@ -231,15 +233,17 @@ func (o *outgoing) doneText() string {
 // endVMM ends the stopped QEMU and removes its RAM files, unless the operator
 // wanted to keep them.
 func (o *outgoing) endVMM() error {
+	files := o.here.Files
 	if o.m != nil {
 		o.host.mu.Lock()
 		if o.host.machines[o.m.name] == o.m {
 			delete(o.host.machines, o.m.name)
 		}
+		files = o.m.made.Files
 		err := o.host.saveMachinesLocked()
 		o.host.mu.Unlock()
-		if err != nil {
-			return err
+		if err != nil { // the next start finds no VMM of that name
+			o.warn("the list of machines was not written", "err", err)
 		}
 	}
 	if o.rec.Options.KeepSource {
@@ -253,15 +257,21 @@ func (o *outgoing) endVMM() error {
 	if err := endProcess(ctx, o.vm, o.rec.PID, o.rec.StartTime); err != nil {
 		return err
 	}
-	if o.m != nil {
-		removeFiles(o.m.made.Files)
-	}
+	removeFiles(files)
 	return o.keepMemory()
 }
 
 // takeBack runs the machine at the source again: the destination has proved
 // that it never did.
 func (o *outgoing) takeBack(ctl *control, s *serving) {
+	if o.vm == nil && o.alive() {
+		o.warn("the machine is this host's again, but its QEMU does not answer; it runs when it does", "pid", o.rec.PID)
+		o.reachLater(o.host.ctx) // what it says is seen in what there is afterwards
+		if o.vm == nil && o.host.ctx.Err() != nil {
+			ctl.close()
+			return // the journal says committed; the next daemon asks the destination again
+		}
+	}
 	o.mu.Lock()
 	o.committed = false
 	o.mu.Unlock()

@@ -146,6 +146,13 @@ func TestRefusedByTheDestination(t *testing.T) {
 		{"QEMU missing", "no-such-qemu", func(t *testing.T, cfg *HostConfig) {
 			withBinary(cfg, "/usr/bin/no-such-qemu")
 		}},
+		{"socket in use", "of the command line is there already", func(t *testing.T, cfg *HostConfig) {
+			l, err := net.Listen("unix", filepath.Join(filepath.Dir(cfg.StateDir), "vm.qmp"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { l.Close() })
+		}},
 		{"same RAM file", "is in use by process", func(t *testing.T, cfg *HostConfig) {
 			cfg.Template = func(string) qemu.Template { return qemu.Template{} }
 		}},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/internal/vmtest"
@@ -104,4 +105,38 @@ func TestResidencyHasItsMemory(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestStateDirectoryFillsInTheDrain: a source that cannot write down what it does lets go of the
+// machine all the same, which is memory of the host's.
+func TestStateDirectoryFillsInTheDrain(t *testing.T) {
+	root := vmtest.Dir(t)
+	state := filepath.Join(root, "a", "state")
+	otherFileSystem(t, state, "1m")
+	a, b := startHost(t, root, "a", nil), startHost(t, root, "b", nil)
+	t.Cleanup(func() { killAll(t, b); a.stop(t); b.stop(t) }) // before the file system goes
+	vm := vmtest.Start(t, a.dir)
+	want := vmtest.Pattern(5)
+	vmtest.WritePattern(t, vm.RAM, want)
+	a.adopt(t, "web1", vm.QMP)
+	if _, err := a.Relocate(t.Context(), "web1", b.addr, Options{Bandwidth: slow}); err != nil {
+		t.Fatal(err)
+	}
+	a.await(t, "web1", PhaseDraining)
+	b.await(t, "web1", PhaseDraining)
+	fill(t, state, 0)
+	if err := b.SetBandwidth("web1", 0); err != nil {
+		t.Error(err)
+	}
+	a.await(t, "web1", PhaseDone)
+	b.await(t, "web1", PhaseDone)
+	select {
+	case <-vm.Done:
+	case <-time.After(10 * time.Second):
+		t.Error("the source's QEMU is still there")
+	}
+	if exists(vm.RAM) {
+		t.Error("the source's memory is still there")
+	}
+	vmtest.CheckPattern(t, filepath.Join(b.dir, "vm.mem"), want)
 }

@@ -35,11 +35,14 @@ type deadlines struct {
 	state   time.Duration // small RAM blocks go, the guest stops
 	load    time.Duration // guest stopped: device state sent and loaded
 	inDoubt time.Duration // destination in loaded, source gone
+	// rollback is one attempt to resume the guest at the source; what is past it is said,
+	// and tried again.
+	rollback time.Duration
 }
 
 var defaultDeadlines = deadlines{
 	dial: 10 * time.Second, prepare: 60 * time.Second, state: 120 * time.Second,
-	load: 30 * time.Second, inDoubt: 15 * time.Second,
+	load: 30 * time.Second, inDoubt: 15 * time.Second, rollback: rollbackTimeout,
 }
 
 // Other limits.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/internal/vmtest"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"github.com/pagewarp/pagewarp/transport/tcp"
 	"go.uber.org/goleak"
 )
 
@@ -203,5 +204,51 @@ func killAll(t *testing.T, h *testHost) {
 			}
 			cancel()
 		}
+	}
+}
+
+// TestBandwidthOfAStalledPeer: a cap that cannot be passed on holds up neither the status nor
+// the relocation.
+func TestBandwidthOfAStalledPeer(t *testing.T) {
+	token, err := newToken()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := newTransfer(&Host{ctx: t.Context(), log: slog.New(slog.DiscardHandler)}, &record{Token: token, VM: "web1", Role: RoleSource})
+	defer tr.cancel(nil)
+	passing, let := make(chan struct{}), make(chan struct{})
+	tr.limit = func(int64) error { close(passing); <-let; return nil }
+	set := make(chan error, 1)
+	go func() { set <- tr.setBandwidth(1 << 20) }()
+	<-passing
+	seen := make(chan Status, 1)
+	go func() { seen <- tr.Status() }()
+	select {
+	case <-seen:
+	case <-time.After(10 * time.Second):
+		t.Error("the status waits for the peer")
+	}
+	close(let)
+	if err := <-set; err != nil || tr.Status().Options.Bandwidth != 1<<20 {
+		t.Errorf("the cap is %d: %v", tr.Status().Options.Bandwidth, err)
+	}
+}
+
+// TestRunningWithoutAJournal: that the machine runs at its destination is so whether or not the
+// source has room to write it down. It is no reason to cut the channel.
+func TestRunningWithoutAJournal(t *testing.T) {
+	token, err := newToken()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := &journal{dir: filepath.Join(t.TempDir(), "gone")}
+	o := &outgoing{transfer: newTransfer(&Host{ctx: t.Context(), log: slog.New(slog.DiscardHandler), journal: gone, events: newEvents()},
+		&record{Token: token, VM: "web1", Role: RoleSource, Phase: PhaseCommitted})}
+	defer o.cancel(nil)
+	if err := o.handle(tcp.Message{Kind: msgRunning, Body: []byte(`{"run":true}`)}); err != nil {
+		t.Errorf("RUNNING ended the channel: %v", err)
+	}
+	if s := o.Status(); s.Phase != PhaseDraining {
+		t.Errorf("it is shown as %s", s.Phase)
 	}
 }

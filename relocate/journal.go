@@ -44,6 +44,7 @@ type record struct {
 	Cleanup   []string           `json:"cleanup,omitempty"` // files to remove with the relocation
 	RemoteFD  int                `json:"remote_fd,omitempty"`
 	Resumed   bool               `json:"resumed,omitempty"` // destination: `cont` was answered
+	Whole     bool               `json:"whole,omitempty"`   // destination: every page is there, the claims may be gone
 	Started   time.Time          `json:"started"`
 	Stopped   time.Time          `json:"stopped,omitzero"`
 	ResumedAt time.Time          `json:"resumed_at,omitzero"`

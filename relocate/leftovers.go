@@ -21,6 +21,34 @@ func removeFiles(paths []string) {
 	}
 }
 
+// leaveWait is how long a machine that comes back waits for what is left of it here.
+const leaveWait = rollbackTimeout
+
+// awaitLeft waits until nothing of a machine of that name, which has left this host, is
+// under way any more: its VMM is ended and its memory freed, by name, after its destination
+// has everything and may send it back.
+func (h *Host) awaitLeft(ctx context.Context, vm string) error {
+	h.mu.Lock()
+	var left *outgoing
+	for _, o := range h.outgoing {
+		if o.rec.VM == vm && h.machines[vm] == nil {
+			left = o
+		}
+	}
+	h.mu.Unlock()
+	if left == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, leaveWait, fmt.Errorf("%s is still leaving here (session %s): this host has not heard that it has arrived, or cannot end its VMM; see `pagewarp status %s`, and send it later", vm, left.session, vm))
+	defer cancel()
+	select {
+	case <-left.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // deadWait is how long the sockets of a process may answer whose monitor has closed.
 const deadWait = time.Second
 

@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/pagewarp/pagewarp/internal/vmtest"
+	"github.com/pagewarp/pagewarp/relocate/qemu"
 	"golang.org/x/sys/unix"
 )
 
@@ -234,4 +236,83 @@ func TestListOfHungMachines(t *testing.T) {
 		t.Error("the list waits for one after the other")
 		<-listed
 	}
+}
+
+// TestQEMUOfADaemonKilledInItsStart: between the start of a VMM and the next record of the
+// journal a daemon does not know its pid; its successor finds it all the same.
+func TestQEMUOfADaemonKilledInItsStart(t *testing.T) {
+	root := vmtest.Dir(t)
+	h := startHost(t, root, "b", nil)
+	h.stop(t)
+	token, err := newToken()
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(h.cfg.StateDir, "vm-"+sessionName(token)+".qmp")
+	vm := vmtest.Start(t, h.dir, "-S", "-chardev", qemu.OwnChardev(socket), "-mon", "chardev=pagewarp-qmp,mode=control")
+	bystander := exec.Command("tail", "-f", "/dev/null", socket) // an operator's, say
+	if err := bystander.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { bystander.Process.Kill(); bystander.Wait() }()
+	if err := h.journal.write(&record{
+		Token: token, VM: "web1", Role: RoleDestination, Phase: PhasePreparing, QMP: socket, Started: time.Now(),
+		Memory: []memoryRecord{{ID: "mem", Path: vm.RAM, Size: vmtest.RAMBytes}}, Cleanup: []string{socket},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	cfg := h.cfg
+	h = startHost(t, root, "b", func(c *HostConfig) { *c = cfg })
+	if s := h.last(t, RoleDestination); s.Phase != PhaseRolledBack {
+		t.Errorf("the relocation is %s", s.Phase)
+	}
+	select {
+	case <-vm.Done:
+	case <-time.After(10 * time.Second):
+		t.Error("the VMM of the killed daemon lives on")
+	}
+	if err := unix.Kill(bystander.Process.Pid, 0); err != nil {
+		t.Errorf("the program that named its socket: %v", err)
+	}
+	vmtest.NoTrace(t, h.dir, "*.json", "vm.qmp")
+}
+
+// TestBackBeforeItHasLeft: a machine that is sent back at once meets what is left of it at its
+// source, whose QEMU takes its time to end. That is waited for.
+func TestBackBeforeItHasLeft(t *testing.T) {
+	r := newRig(t, nil)
+	r.relocate(r.b.addr, Options{})
+	r.a.await(t, "web1", PhaseDraining)
+	if err := unix.Kill(r.vm.PID, unix.SIGSTOP); err != nil { // it will not answer `quit`
+		t.Fatal(err)
+	}
+	r.b.await(t, "web1", PhaseDone)
+	r.b.awaitIdle(t) // the source has been heard to let go
+	if _, err := r.b.Relocate(t.Context(), "web1", r.a.addr, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	vmtest.Wait(t, "the way back", func() bool { return r.b.last(t, RoleSource).Phase.Final() })
+	if s := r.b.last(t, RoleSource); s.Phase != PhaseDone {
+		t.Fatalf("back it is %s: %s", s.Phase, s.Error)
+	}
+	vmtest.Wait(t, "the machine to be back", func() bool { return runState(t, r.a, "web1") == "running" })
+	vmtest.CheckPattern(t, filepath.Join(r.a.dir, "vm.mem"), r.want)
+	killAll(t, r.a)
+}
+
+// TestSocketsOfAKilledDaemon: the places that a daemon makes for a machine's device state go
+// with the next start, if it was killed before it could remove them.
+func TestSocketsOfAKilledDaemon(t *testing.T) {
+	root := vmtest.Dir(t)
+	h := startHost(t, root, "a", nil)
+	cfg := h.cfg
+	h.stop(t)
+	if _, err := qemu.ListenState(cfg.StateDir, os.Geteuid()); err != nil { // never closed
+		t.Fatal(err)
+	}
+	if _, err := qemu.NewStateDialer(cfg.StateDir, os.Geteuid()); err != nil {
+		t.Fatal(err)
+	}
+	h = startHost(t, root, "a", func(c *HostConfig) { *c = cfg })
+	vmtest.NoTrace(t, h.dir, "*.json")
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -57,9 +58,13 @@ func (h *Host) adopt(ctx context.Context, saved savedMachine) (Machine, error) {
 	}
 	h.mu.Lock()
 	_, taken := h.machines[name]
+	hangs := h.hangsLocked(name, abs)
 	h.mu.Unlock()
-	if taken {
+	switch {
+	case taken:
 		return Machine{}, fmt.Errorf("adopt %s: %w", name, ErrExists)
+	case hangs:
+		return Machine{}, fmt.Errorf("adopt %s: %w: it is taken up when its QEMU answers again", name, ErrBusy)
 	}
 	vm, err := qemu.Connect(ctx, abs)
 	if err != nil {
@@ -272,6 +277,7 @@ func (h *Host) restoreMachines(ctx context.Context, saved []savedMachine) {
 	for _, s := range saved {
 		h.mu.Lock()
 		_, known := h.machines[s.Name]
+		known = known || h.hangsLocked(s.Name, s.QMP)
 		h.mu.Unlock()
 		if known {
 			continue
@@ -284,7 +290,7 @@ func (h *Host) restoreMachines(ctx context.Context, saved []savedMachine) {
 	}
 	wg.Wait()
 	h.mu.Lock()
-	h.restoring = nil
+	h.restoring = slices.DeleteFunc(h.restoring, func(s savedMachine) bool { return !h.hangsLocked(s.Name, s.QMP) })
 	err := h.saveMachinesLocked()
 	h.mu.Unlock()
 	if err != nil {

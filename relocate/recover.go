@@ -16,6 +16,9 @@ const recoverTimeout = 30 * time.Second
 // recover takes up what an earlier daemon left. What cannot be taken up is said
 // and left as it is: a journal is never thrown away with its machine in doubt.
 func (h *Host) recover(ctx context.Context) {
+	if err := qemu.RemoveStatePlaces(h.cfg.StateDir); err != nil {
+		h.log.Warn("something of the last run stays in the state directory", "err", err)
+	}
 	// Read before a machine is registered, which writes the list anew.
 	var machines []savedMachine
 	if err := readJSON(h.machinesFile(), &machines); err != nil {
@@ -61,29 +64,24 @@ func (h *Host) recall(rec *record) {
 // recoverSource rolls back before the point of no return, and serves pages
 // after it. here is what was made at this host for the machine.
 func (h *Host) recoverSource(ctx context.Context, rec *record, here made) {
-	o := &outgoing{transfer: newTransfer(h, rec), frozen: make(chan struct{})}
-	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
-	defer cancel()
-	vm, err := qemu.Connect(ctx, rec.QMP)
-	switch {
-	case err == nil && vm.PID != rec.PID:
-		vm.Close()
-		err = fmt.Errorf("QMP socket %s belongs to pid %d now, not to %d", rec.QMP, vm.PID, rec.PID)
-	case err == nil:
-		o.vm = vm
-		if desc, ierr := vm.Inspect(ctx); ierr == nil {
-			o.desc = desc
-			o.m = &machine{name: rec.VM, qmp: rec.QMP, vm: vm, last: machineOf(rec.VM, rec.QMP, desc), made: here, ram: ramFiles(desc)}
-			if rerr := h.register(o.m); rerr != nil {
-				o.warn("the machine was not adopted again", "err", rerr)
-			}
-		}
-	}
+	o := &outgoing{transfer: newTransfer(h, rec), here: here, frozen: make(chan struct{})}
+	err := o.reach(ctx)
+	hangs := err != nil && o.alive()
+	h.mu.Lock()
+	o.unreached = hangs
+	h.mu.Unlock()
 	if rec.Phase != PhaseCommitted && rec.Phase != PhaseDraining {
-		h.recoverRollback(o, err)
+		if hangs {
+			h.recoverLater(o, err)
+		} else {
+			h.recoverRollback(o, err)
+		}
 		return
 	}
-	if err != nil {
+	switch {
+	case hangs:
+		o.warn("the source's VMM does not answer; its image is served all the same", "err", err)
+	case err != nil:
 		o.warn("the source's VMM is gone; its image is served all the same", "err", err)
 	}
 	image, err := o.openImage()
@@ -142,22 +140,14 @@ func (o *outgoing) awaitImage(ctx context.Context) {
 	}
 }
 
-// recoverRollback makes the machine run at the source again.
-func (h *Host) recoverRollback(o *outgoing, connectErr error) {
-	defer o.finish()
-	cause := errors.New("the daemon was restarted before the switch-over")
-	if connectErr != nil {
-		cause = fmt.Errorf("%w; its VMM is not there: %w", cause, connectErr)
-	} else if o.rec.Saved.Capabilities != nil {
-		o.mig = o.vm.AdoptOutgoing(o.rec.Saved)
-	}
-	o.rollback(nil, nil, cause)
-}
-
 // recoverDestination ends a VMM that was never told GO, and goes on with the
 // drain of one that was.
 func (h *Host) recoverDestination(ctx context.Context, rec *record) {
 	in := newIncoming(h, rec)
+	if rec.Phase == PhaseDraining && rec.Whole {
+		h.recoverWhole(in)
+		return
+	}
 	if rec.Phase == PhaseCommitted || rec.Phase == PhaseDraining {
 		in.resumeRDMA() // before the source can dial a channel
 	}
@@ -165,6 +155,9 @@ func (h *Host) recoverDestination(ctx context.Context, rec *record) {
 	h.incoming[rec.Token] = in
 	h.mu.Unlock()
 	if rec.Phase != PhaseCommitted && rec.Phase != PhaseDraining {
+		if rec.PID == 0 && rec.QMP != "" {
+			in.findVMM()
+		}
 		in.giveUp(nil, errors.New("the daemon was restarted before GO"))
 		in.finish()
 		return
@@ -172,8 +165,10 @@ func (h *Host) recoverDestination(ctx context.Context, rec *record) {
 	h.wg.Go(func() {
 		defer in.finish()
 		switch err := in.takeUp(ctx); {
-		case errors.Is(err, qemu.ErrProcessGone):
+		case errors.Is(err, qemu.ErrProcessGone), errors.Is(err, qemu.ErrExited):
 			in.lose(nil, err)
+		case errors.Is(err, errShutdown):
+			in.leave(nil)
 		case err != nil:
 			// The VMM is alive and its journal stays: the next start tries again.
 			in.setError(err)
@@ -182,6 +177,39 @@ func (h *Host) recoverDestination(ctx context.Context, rec *record) {
 			in.drain(nil)
 		}
 	})
+}
+
+// recoverWhole ends the relocation of a machine whose last page had come when the last daemon
+// was killed. It is adopted before its name in the list of machines is.
+func (h *Host) recoverWhole(in *incoming) {
+	h.mu.Lock()
+	h.incoming[in.rec.Token] = in
+	h.mu.Unlock()
+	var err error
+	if in.proc, err = qemu.Adopt(in.rec.PID, in.rec.StartTime, in.rec.Log); err != nil {
+		in.proc = nil
+		in.warn("QEMU has ended, or cannot be watched", "pid", in.rec.PID, "err", err)
+	}
+	in.settle()
+	h.wg.Go(func() {
+		defer in.finish()
+		in.startFollower(nil).finish(in.Status())
+	})
+}
+
+// findVMM looks for a VMM that the last daemon may have started and not written down: it
+// learns its pid when it has started, and may be killed before.
+func (in *incoming) findVMM() {
+	pids, err := processes()
+	if err != nil {
+		in.warn("a VMM that the last daemon may have started was not looked for", "err", err)
+	}
+	for _, pid := range pids {
+		if start, ok := qemu.Spawned(pid, in.rec.QMP); ok {
+			in.rec.PID, in.rec.StartTime = pid, start
+			return
+		}
+	}
 }
 
 // takeUp puts this daemon in the place of one that died after GO.
@@ -199,26 +227,14 @@ func (in *incoming) takeUp(ctx context.Context) error {
 	in.fill, in.limit = in.memory.fill, in.memory.setBandwidth
 	in.mu.Unlock()
 	in.memory.begin() // QEMU may wait for a page before it answers the monitor
-	if err := in.reconnect(ctx); err != nil {
-		if in.rec.Resumed || !in.rec.WasRun {
-			in.warn("the machine's monitor is out of reach; its memory follows all the same", "qmp", in.rec.QMP, "err", err)
-			return nil
-		}
-		return fmt.Errorf("the guest was not resumed: %w", err)
-	}
 	if in.rec.Resumed || !in.rec.WasRun {
+		if err := in.reconnect(ctx); err != nil {
+			in.warn("the machine's monitor is out of reach; its memory follows all the same", "qmp", in.rec.QMP, "err", err)
+		}
 		return nil
 	}
-	state, err := in.vm.RunState(ctx)
-	if err != nil {
-		return err
-	}
-	if state.Running { // killed between `cont` and the next record
-		in.rec.Resumed = true
-		return nil
-	}
-	in.show(PhaseCommitted, "resuming the guest: the daemon was killed before it could")
-	return in.resumeGuest()
+	in.show(PhaseCommitted, "resuming the guest, if the last daemon has not")
+	return in.resumeGuest(true)
 }
 
 // reconnect opens the monitor again, for as long as ctx and the VMM live: QEMU

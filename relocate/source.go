@@ -2,11 +2,8 @@ package relocate
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,9 +16,13 @@ import (
 // outgoing is a relocation at its source.
 type outgoing struct {
 	*transfer
-	m    *machine // nil after a restart if the VMM is gone
+	m    *machine // nil after a restart if the VMM is gone, or hangs
 	vm   *qemu.VM // likewise
 	desc qemu.Description
+	here made // after a restart: what was made at this host for the machine; immutable
+
+	again     *qemu.VM // a monitor that only the rollback has; nil without one
+	unreached bool     // since the restart its VMM has lived and not answered; guarded by Host.mu
 
 	image                    *pageserver.Image
 	hot                      *hotWatch        // nil without a hot list
@@ -33,6 +34,7 @@ type outgoing struct {
 	savedAt                  atomic.Int64     // likewise; Unix nanoseconds, set by the relay
 	rdmaDev                  *rdma.Device     // nil: pages go by TCP
 	export                   *rdma.Export     // likewise
+	relay                    *relay           // nil until the device state was to come
 	mig                      *qemu.Outgoing   // nil until QEMU was prepared: what a rollback undoes
 	warm                     *pageserver.Warm // what the destination says that it has; nil without the feature
 }
@@ -179,12 +181,20 @@ func (o *outgoing) finish() {
 	if o.m != nil && o.m.busy == o {
 		o.m.busy = nil
 	}
+	hung := o.unreached && o.rec.Phase.Final()
 	o.host.mu.Unlock()
+	if hung {
+		o.host.reached(o)
+	}
 	if o.mig != nil {
 		o.mig.Close()
 	}
+	if o.again != nil {
+		o.again.Close()
+	}
 	o.hot.wait()
 	o.rings.wait()
+	o.relay.wait()
 	o.cancel(nil)
 	close(o.done)
 }
@@ -277,12 +287,12 @@ func (o *outgoing) handOver(ctl *control) error {
 	limit := o.host.cfg.deadlines.state
 	ctx, cancel := context.WithTimeoutCause(ctl.ctx, limit, fmt.Errorf("the switch-over took longer than %v", limit))
 	defer cancel()
-	listener, err := qemu.ListenState(o.host.cfg.StateDir, o.desc.UID)
+	relay, err := newRelay(o.host.cfg.StateDir, o.desc.UID, limit)
 	if err != nil {
 		return err
 	}
-	relay := &relay{listener: listener}
-	defer relay.Close()
+	o.relay = relay
+	defer relay.stop() // it may be in a write that only the control channel's end ends: finish waits
 	if o.mig, err = o.vm.PrepareSource(ctx); err != nil {
 		return err
 	}
@@ -293,11 +303,11 @@ func (o *outgoing) handOver(ctl *control) error {
 		return err
 	}
 	o.stayAwake()
-	if err := o.mig.StartMigrate(ctx, listener.URI()); err != nil {
+	if err := relay.start(ctx, o.mig); err != nil {
 		return err
 	}
 	relay.wg.Go(func() {
-		if err := relay.run(ctx, o.rec.PID, limit, ctl, &o.savedAt); err != nil && ctx.Err() == nil {
+		if err := relay.run(ctx, o.rec.PID, limit, ctl, &o.savedAt); err != nil && ctx.Err() == nil && !relay.stopped() {
 			ctl.cancel(err)
 		}
 	})
@@ -351,96 +361,6 @@ func (o *outgoing) downtimeParts(resumed time.Time) map[string]float64 {
 		"freeze": ms(o.rec.Stopped, frozen), "save": ms(frozen, saved), "load": ms(saved, loaded),
 		"commit": ms(loaded, sent), "resume": ms(sent, resumed),
 	}
-}
-
-// relay carries QEMU's migration stream into the control channel.
-type relay struct {
-	listener *qemu.StateListener
-	wg       sync.WaitGroup
-
-	mu     sync.Mutex
-	stream *qemu.StateStream // guarded by mu; nil until QEMU has connected
-	closed bool              // guarded by mu
-}
-
-// run forwards the stream, and stores when its last bytes came: QEMU closes it some
-// time after them, perhaps after LOADED. pid is the QEMU that may connect, within
-// limit.
-func (r *relay) run(ctx context.Context, pid int, limit time.Duration, ctl *control, saved *atomic.Int64) error {
-	stream, err := r.listener.Accept(ctx, pid, limit)
-	if err != nil {
-		return err
-	}
-	r.mu.Lock()
-	r.stream = stream
-	if r.closed {
-		stream.Close()
-	}
-	r.mu.Unlock()
-	buf := make([]byte, 128<<10)
-	for {
-		n, err := stream.Read(buf)
-		if n > 0 {
-			saved.Store(time.Now().UnixNano())
-			if serr := ctl.sendState(buf[:n], false); serr != nil {
-				return serr
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return ctl.sendState(nil, true)
-		}
-		if err != nil {
-			return fmt.Errorf("read device state from QEMU: %w", err)
-		}
-	}
-}
-
-// Close ends the stream, which makes an unfinished migration of QEMU fail, and
-// waits for run.
-func (r *relay) Close() error {
-	r.listener.Close()
-	r.mu.Lock()
-	r.closed = true
-	if r.stream != nil {
-		r.stream.Close()
-	}
-	r.mu.Unlock()
-	r.wg.Wait()
-	return nil
-}
-
-// rollback brings the machine back to life at the source. It must work with a
-// dead network, so it tells the peer on the way and waits for nothing.
-func (o *outgoing) rollback(ctl *control, s *serving, cause error) {
-	if ctl != nil {
-		ctl.send(msgAbort, abortMsg{Reason: cause.Error()}) // the peer may be gone; it then gives up by itself
-		ctl.close()
-	}
-	if s != nil {
-		s.stop()
-	}
-	o.releaseImage()
-	if err := thaw(o.rec.Memory); err != nil {
-		o.warn("the memory stays frozen, the guest ends when it writes", "err", err)
-	}
-	if o.mig != nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(o.ctx), rollbackTimeout)
-		defer cancel()
-		err := o.mig.CancelAndResume(ctx)
-		o.mig.Close()
-		if errors.Is(err, qemu.ErrNotRestored) {
-			o.warn("the guest runs again, but not all of QEMU's migration settings are as they were", "err", err)
-		} else if err != nil {
-			cause = fmt.Errorf("%w; and the guest could not be resumed: %w; resume it by `cont` on a QMP monitor of pid %d", cause, err, o.rec.PID)
-			o.setError(cause)
-			o.warn("rollback failed", "err", err)
-			o.conclude(PhaseLost, "the machine is stopped at the source: "+cause.Error())
-			return
-		}
-	}
-	o.rec.Error = cause.Error()
-	o.setError(fmt.Errorf("%w: %w", ErrRolledBack, cause))
-	o.conclude(PhaseRolledBack, "rolled back, the machine is as it was: "+cause.Error())
 }
 
 func (o *outgoing) openImage() (*pageserver.Image, error) {

@@ -23,7 +23,7 @@ import (
 
 var impatient = deadlines{
 	dial: 2 * time.Second, prepare: time.Second, state: 2 * time.Second,
-	load: time.Second, inDoubt: time.Second,
+	load: time.Second, inDoubt: time.Second, rollback: rollbackTimeout,
 }
 
 // peer is a destination that the test plays.

@@ -82,8 +82,8 @@ func (t *transfer) enter(p Phase, text string) error {
 	return nil
 }
 
-// conclude enters a final phase. It has come whether the journal has room for it or not,
-// and whoever follows the relocation must see its end.
+// conclude enters a final phase, or another that has come whether the journal has room for it
+// or not: whoever follows the relocation must see it.
 func (t *transfer) conclude(p Phase, text string) {
 	if err := t.enter(p, text); err != nil {
 		t.warn("journal not written", "err", err)
@@ -166,14 +166,15 @@ func (t *transfer) Status() Status {
 
 func (t *transfer) setBandwidth(bytesPerSecond int64) error {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.limit == nil {
+	limit := t.limit
+	t.mu.Unlock()
+	if limit == nil {
 		return fmt.Errorf("bandwidth of %s: its memory does not flow at the moment; try again", t.rec.VM)
 	}
-	if err := t.limit(bytesPerSecond); err != nil {
+	if err := limit(bytesPerSecond); err != nil { // without the lock: the peer may stall
 		return fmt.Errorf("bandwidth of %s: %w", t.rec.VM, err)
 	}
-	t.status.Options.Bandwidth = bytesPerSecond
+	t.update(func(s *Status) { s.Options.Bandwidth = bytesPerSecond })
 	return nil
 }
 

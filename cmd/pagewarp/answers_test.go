@@ -7,9 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/pagewarp/pagewarp/cmd/internal/api"
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
@@ -102,5 +105,61 @@ func TestReportThatCannotBeWritten(t *testing.T) {
 	h.Phase("web1", relocate.PhaseLost, func(s *relocate.Status) { s.Error = "its QEMU has died" })
 	if r := wait(); r.code != exitLost || !strings.Contains(r.err, "write report") || !strings.Contains(r.out, "its QEMU has died") {
 		t.Errorf("%+v", r)
+	}
+}
+
+// full is a file system without room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// TestOutputThatIsLost: what could not be written was not told, as text no more than as JSON.
+func TestOutputThatIsLost(t *testing.T) {
+	_, sock := serve(t)
+	for _, words := range [][]string{{"vm", "list"}, {"vm", "list", "--json"}, {"status"}, {"version"}, {"--help"}} {
+		var errOut bytes.Buffer
+		code := run(t.Context(), append(words, "--socket", sock), strings.NewReader(""), full{}, &errOut, make(chan os.Signal))
+		if code != exitFailed || !strings.Contains(errOut.String(), syscall.ENOSPC.Error()) {
+			t.Errorf("%v: exit code %d, %q", words, code, errOut.String())
+		}
+	}
+}
+
+// TestFollowABusyDaemon: a daemon that serves too many at the moment is asked again. The
+// command does not leave a relocation that goes on.
+func TestFollowABusyDaemon(t *testing.T) {
+	h, sock := serve(t)
+	release := make(chan struct{})
+	let := sync.OnceFunc(func() { close(release) })
+	t.Cleanup(let)
+	h.OnRelocate = func(name, _ string, _ relocate.Options) error {
+		if name != "web1" {
+			<-release
+		}
+		return nil
+	}
+	var out, errOut buffer
+	done := make(chan int, 1)
+	go func() {
+		done <- run(t.Context(), []string{"relocate", "web1", "--to", "127.0.0.1:7070", "--socket", sock}, strings.NewReader(""), &out, &errOut, make(chan os.Signal))
+	}()
+	errOut.await(t, "connecting")
+	c := api.NewClient(sock, time.Minute)
+	defer c.Close()
+	var held sync.WaitGroup
+	for range 100 {
+		held.Go(func() { c.Relocate(t.Context(), "other", api.RelocateRequest{To: "127.0.0.1:7070"}) }) // refused, now or in the end
+	}
+	errOut.await(t, "too many")
+	let()
+	held.Wait()
+	h.Phase("web1", relocate.PhaseDone, nil)
+	select {
+	case code := <-done:
+		if code != exitOK {
+			t.Errorf("exit code %d\n%s", code, errOut.String())
+		}
+	case <-time.After(20 * time.Second):
+		t.Errorf("the command does not end\n%s", errOut.String())
 	}
 }

@@ -185,7 +185,9 @@ func checkQEMU(ctx context.Context, program string) finding {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	cmd := exec.CommandContext(ctx, path, "--version")
+	cmd.WaitDelay = time.Second // what a script has started may keep its output open
+	out, err := cmd.Output()
 	m := qemuVersion.FindStringSubmatch(string(out))
 	if err != nil || m == nil {
 		f.Level, f.Found, f.Remedy = fail, fmt.Sprintf("%s --version: %v %.100q", path, err, out), "is it a QEMU?"

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -40,6 +42,11 @@ type move struct {
 func (m *move) run(req api.RelocateRequest) error {
 	signals, stop := m.interrupts()
 	defer stop()
+	if m.signals == nil {
+		// Whoever reads may leave; what becomes of the machine is still to be told, by the
+		// exit code.
+		signal.Ignore(syscall.SIGPIPE)
+	}
 	if err := m.start(req, signals); err != nil {
 		return err
 	}
@@ -52,6 +59,7 @@ func (m *move) run(req api.RelocateRequest) error {
 		}
 		return nil
 	}
+	m.outcome = true
 	m.show = display(m.errOut)
 	final, err := m.follow(signals)
 	m.show.Close()
@@ -207,11 +215,16 @@ func order(p relocate.Phase) int {
 func (m *move) poll(ctx context.Context) error {
 	r, err := m.daemon().Status(ctx, m.vm)
 	var u *api.UnreachableError
+	var busy *api.Error
 	switch {
-	case errors.As(err, &u):
+	case errors.As(err, &u), errors.As(err, &busy) && (busy.Code == api.CodeTooMany || busy.Code == api.CodeTimeout):
 		if m.lostSince.IsZero() {
 			m.lostSince = time.Now()
-			m.show.Note("the daemon does not answer; waiting for it (the relocation does not depend on this command)")
+			why := "does not answer"
+			if busy != nil && busy.Code == api.CodeTooMany {
+				why = "serves too many already"
+			}
+			m.show.Note("the daemon %s; waiting for it (the relocation does not depend on this command)", why)
 		}
 		if time.Since(m.lostSince) > patience {
 			return err

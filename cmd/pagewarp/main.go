@@ -51,6 +51,10 @@ func main() {
 
 // run is the whole command; signals stands in for the process's own in tests.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer, signals chan os.Signal) int {
+	told := &checked{Writer: out}
+	if !isTerminal(out) {
+		out = told
+	}
 	a := &app{out: out, errOut: errOut, signals: signals}
 	root := newRoot(a)
 	root.SetArgs(append([]string{}, args...)) // cobra takes nil for the process's own
@@ -61,7 +65,24 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	if a.client != nil {
 		a.client.Close()
 	}
+	if err == nil && told.err != nil && !a.outcome {
+		err = fmt.Errorf("write the output: %w", told.err)
+	}
 	return explain(errOut, err)
+}
+
+// checked remembers the first error: what could not be written was not told.
+type checked struct {
+	io.Writer
+	err error
+}
+
+func (c *checked) Write(b []byte) (int, error) {
+	n, err := c.Writer.Write(b)
+	if err != nil && c.err == nil {
+		c.err = err
+	}
+	return n, err
 }
 
 // explain prints what has to be said about err and returns the exit code.

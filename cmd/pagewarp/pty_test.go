@@ -165,3 +165,40 @@ func TestTop(t *testing.T) {
 		}
 	}
 }
+
+// TestClosedPipe: whoever read the output has gone (`| head`). The command follows the
+// relocation all the same, and its exit code says what has become of the machine.
+func TestClosedPipe(t *testing.T) {
+	h, sock := serve(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "relocate", "web1", "--to", "127.0.0.1:7070", "--socket", sock)
+	cmd.Env = append(os.Environ(), asCommand+"=1")
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	var text buffer
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		io.CopyN(&text, r, 1) // the first byte that it shows
+		r.Close()
+	}()
+	await(t, "the first line", read)
+	drain(h)
+	h.Phase("web1", relocate.PhaseLost, nil)
+	ended := make(chan struct{})
+	go func() { defer close(ended); cmd.Wait() }()
+	await(t, "the command's end", ended)
+	if got := cmd.ProcessState; got.ExitCode() != exitLost {
+		t.Errorf("it ended with %v, want exit code %d", got, exitLost)
+	}
+}

@@ -33,6 +33,7 @@ type app struct {
 	json    bool
 	timeout time.Duration
 	client  *api.Client // made on first use
+	outcome bool        // the exit code says what has become of a machine, read or not
 }
 
 // daemon is the client of the host's daemon.

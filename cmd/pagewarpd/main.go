@@ -22,6 +22,9 @@ const (
 )
 
 func main() {
+	// Whoever collects the log may die; the machines need the daemon. Not ignored, which
+	// the VMMs would inherit.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr, signals))

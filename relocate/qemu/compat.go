@@ -30,14 +30,14 @@ func Probe(ctx context.Context, binary string) (Program, error) {
 		return Program{}, err
 	}
 	p := Program{Path: path}
-	out, err := exec.CommandContext(ctx, path, "-version").Output()
+	out, err := ask(ctx, path, "-version")
 	if err != nil {
 		return Program{}, detailed(ErrBinary, "%s -version: %w", path, err)
 	}
 	if p.Version, err = parseVersion(string(out)); err != nil {
 		return Program{}, detailed(ErrBinary, "%s: %w", path, err)
 	}
-	out, err = exec.CommandContext(ctx, path, "-machine", "help").Output()
+	out, err = ask(ctx, path, "-machine", "help")
 	if err != nil {
 		return Program{}, detailed(ErrBinary, "%s -machine help: %w", path, err)
 	}
@@ -47,6 +47,14 @@ func Probe(ctx context.Context, binary string) (Program, error) {
 		}
 	}
 	return p, nil
+}
+
+// ask is what a program writes, which ends with ctx. Should it be a script, what that has
+// started may live on and keep its output open: that is not waited for.
+func ask(ctx context.Context, path string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.WaitDelay = time.Second
+	return cmd.Output()
 }
 
 // Programs remembers what Probe said of programs, each for as long as its file is the

@@ -1,12 +1,16 @@
 package qemu
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestPrograms counts how often a program is run that is asked for again and again.
@@ -68,5 +72,40 @@ echo Supported machines are:; echo pc-7.2 Standard PC
 	wantError(t, p.Check(ctx, filepath.Join(dir, "none"), d), ErrBinary, "install")
 	if _, err := p.Learn(ctx, filepath.Join(dir, "none")); err == nil {
 		t.Error("a program that is not there was learned")
+	}
+}
+
+// TestProbeOfAScriptThatHangs: what a script has started keeps its standard output open, and
+// must not keep the daemon.
+func TestProbeOfAScriptThatHangs(t *testing.T) {
+	dir := t.TempDir()
+	script, child := filepath.Join(dir, "qemu-system-hung"), filepath.Join(dir, "child")
+	text := "#!/bin/sh\nsleep 60 &\necho $! >" + child + ".new\nmv " + child + ".new " + child + "\nwait\n"
+	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { _, err := Probe(ctx, script); ended <- err }()
+	var pid int
+	for end := time.Now().Add(20 * time.Second); pid == 0; time.Sleep(5 * time.Millisecond) {
+		if b, err := os.ReadFile(child); err == nil {
+			if pid, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
+				t.Fatal(err)
+			}
+		} else if time.Now().After(end) {
+			t.Fatal("the script has not started")
+		}
+	}
+	cancel()
+	select {
+	case err := <-ended:
+		wantError(t, err, ErrBinary, script)
+	case <-time.After(20 * time.Second):
+		t.Error("the probe waits for what its program has started")
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Error(err)
 	}
 }

@@ -105,7 +105,7 @@ func DestinationArgv(d Description, t Template, qmpPath string) ([]string, error
 	if err := p.checkInherited(); err != nil {
 		return nil, err
 	}
-	p.add("chardev", "socket,id="+ownChardev+",path="+EscapeValue(qmpPath)+",server=on,wait=off")
+	p.add("chardev", OwnChardev(qmpPath))
 	p.add("mon", "chardev="+ownChardev+",id="+ownMonitor+",mode=control")
 	p.add("S")
 	p.add("incoming", "defer")
@@ -312,4 +312,10 @@ func (p *Argv) checkInherited() error {
 		return detailed(ErrInheritedFD, "-%s %s: %s was handed to QEMU by whoever started it, and means nothing on another host; in the destination's template set %q to %s, or remove it with remove_args", a.Name, a.Value, bad, key, remedy)
 	}
 	return nil
+}
+
+// OwnChardev is the argument by which a QEMU that was started here has its monitor for the
+// daemon at that path.
+func OwnChardev(qmpPath string) string {
+	return "socket,id=" + ownChardev + ",path=" + EscapeValue(qmpPath) + ",server=on,wait=off"
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 )
 
@@ -15,8 +16,9 @@ const (
 // Inbound is the destination's side of one migration. Its methods are called in
 // their order by one goroutine.
 type Inbound struct {
-	vm  *VM
-	sub *Subscription
+	vm      *VM
+	sub     *Subscription
+	adopted bool // by AdoptInbound: what came before is not known
 }
 
 // PrepareDestination sets the capabilities of a QEMU that awaits a migration.
@@ -38,6 +40,7 @@ func (v *VM) PrepareDestination(ctx context.Context) (*Inbound, error) {
 		caps["late-block-activate"] = true
 	}
 	in := v.AdoptInbound()
+	in.adopted = false // no guest runs before Incoming
 	if err := v.setCapabilities(ctx, caps); err != nil {
 		in.Close()
 		return nil, fmt.Errorf("prepare destination: %w", v.died(err))
@@ -45,10 +48,14 @@ func (v *VM) PrepareDestination(ctx context.Context) (*Inbound, error) {
 	return in, nil
 }
 
-// AdoptInbound continues for a daemon that died after PrepareDestination.
+// AdoptInbound continues for a daemon that died after PrepareDestination, or on another
+// connection.
 func (v *VM) AdoptInbound() *Inbound {
-	return &Inbound{vm: v, sub: v.Subscribe(EventMigration, EventResume, EventStop)}
+	return &Inbound{vm: v, sub: v.Subscribe(EventMigration, EventResume, EventStop), adopted: true}
 }
+
+// Adopted reports whether QEMU may have done something that this Inbound has no event of.
+func (in *Inbound) Adopted() bool { return in.adopted }
 
 // Close ends the event subscription; QEMU stays as it is.
 func (in *Inbound) Close() { in.sub.Close() }
@@ -59,6 +66,14 @@ func (in *Inbound) Close() { in.sub.Close() }
 func (in *Inbound) Incoming(ctx context.Context, uri string) error {
 	if err := in.vm.Execute(ctx, "migrate-incoming", map[string]string{"uri": uri}, nil); err != nil {
 		return fmt.Errorf("await migration at %s: %w", uri, in.vm.died(err))
+	}
+	return nil
+}
+
+// IncomingFrom does so with a socket that QEMU is handed, which is closed here.
+func (in *Inbound) IncomingFrom(ctx context.Context, end *os.File) error {
+	if err := in.vm.executeOn(ctx, "migrate-incoming", end); err != nil {
+		return fmt.Errorf("await migration from a socket: %w", in.vm.died(err))
 	}
 	return nil
 }
@@ -129,5 +144,27 @@ func (in *Inbound) Resume(ctx context.Context) (time.Time, error) {
 		if e.Name == EventResume {
 			return e.Time, nil
 		}
+	}
+}
+
+// Ran tells, after an error of Resume that leaves it open, whether the guest has run since
+// the Inbound was made, or does now, and when it began to; zero if no event has said that. QEMU answers one command after the other, so that a Resume without an answer is
+// over when this has one.
+func (in *Inbound) Ran(ctx context.Context) (at time.Time, ran bool, err error) {
+	s, err := in.vm.RunState(ctx)
+	if err != nil {
+		return time.Time{}, false, fmt.Errorf("ask whether the guest runs: %w", in.vm.died(err))
+	}
+	for {
+		e, ok := in.sub.poll()
+		switch {
+		case ok && e.Name == EventResume:
+			return e.Time, true, nil
+		case ok:
+			continue
+		case s.Running:
+			return time.Time{}, true, nil
+		}
+		return time.Time{}, false, nil
 	}
 }

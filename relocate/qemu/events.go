@@ -113,6 +113,18 @@ func (s *Subscription) Next(ctx context.Context) (Event, error) {
 	}
 }
 
+// poll returns the oldest event if there is one.
+func (s *Subscription) poll() (Event, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) == 0 {
+		return Event{}, false
+	}
+	e := s.queue[0]
+	s.queue = s.queue[1:]
+	return e, true
+}
+
 // Close ends the subscription and frees its queue.
 func (s *Subscription) Close() {
 	s.from.unsubscribe(s)

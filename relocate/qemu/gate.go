@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Why there is a gate between QEMU and the QMP library. qmp.SocketMonitor
@@ -56,6 +59,7 @@ type gate struct {
 	awaiting bool  // guarded by mu: a command is out, its reply has not passed
 	reply    reply // guarded by mu: the last one
 	cause    error // guarded by mu: why down ended
+	file     int   // guarded by mu: a descriptor that goes with the next command; 0: none
 }
 
 // reply is QEMU's answer to a command.
@@ -185,10 +189,47 @@ func (g *gate) up() {
 		if err != nil {
 			return
 		}
-		if _, err := g.qemu.Write(buf[:n]); err != nil {
+		if err := g.send(buf[:n]); err != nil {
 			return // down sees the same end
 		}
 	}
+}
+
+// send gives QEMU a part of a command, with its first byte the descriptor that goes with it.
+func (g *gate) send(b []byte) error {
+	g.mu.Lock()
+	fd := g.file
+	g.file = 0
+	g.mu.Unlock()
+	if fd == 0 {
+		_, err := g.qemu.Write(b)
+		return err
+	}
+	defer unix.Close(fd)
+	n, _, err := g.qemu.WriteMsgUnix(b, unix.UnixRights(fd), nil)
+	if err == nil && n < len(b) {
+		_, err = g.qemu.Write(b[n:])
+	}
+	return err
+}
+
+// attachFile has a copy of a file's descriptor go with the next command, of which the caller
+// holds the slot; nil does nothing.
+func (g *gate) attachFile(file *os.File) error {
+	if file == nil {
+		return nil
+	}
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return fmt.Errorf("copy descriptor: %w", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.file != 0 {
+		unix.Close(g.file) // of a command that the connection's end has kept
+	}
+	g.file = fd
+	return nil
 }
 
 // expect announces one command, whose reply may then pass.
@@ -230,6 +271,12 @@ func (g *gate) stop() {
 		g.qemu.Close()
 		if g.lib != nil {
 			g.lib.Close()
+		}
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.file != 0 {
+			unix.Close(g.file)
+			g.file = 0
 		}
 	})
 }

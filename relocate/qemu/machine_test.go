@@ -42,6 +42,8 @@ type source struct {
 	dir  string // rewritten for the destination
 	mem  string
 	proc *Process
+
+	handed bool // QEMU is handed its end of the state's stream, at both sides
 }
 
 // memArgs is a machine that can be relocated.
@@ -157,6 +159,18 @@ func (s *source) spawn(t *testing.T) *destination {
 	if d.in, err = v.PrepareDestination(ctx); err != nil {
 		t.Fatal(err)
 	}
+	if s.handed {
+		stream, end, err := NewStatePair(5 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.stream = stream
+		t.Cleanup(func() { stream.Close() })
+		if err := d.in.IncomingFrom(ctx, end); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
 	dial, err := NewStateDialer(s.destDir(), v.UID)
 	if err != nil {
 		t.Fatal(err)
@@ -180,6 +194,18 @@ func (s *source) begin(t *testing.T) (*Outgoing, *StateStream) {
 		t.Fatal(err)
 	}
 	t.Cleanup(o.Close)
+	if s.handed {
+		stream, end, err := NewStatePair(5 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { stream.Close() })
+		o.AbortWith(stream)
+		if err := o.StartMigrateTo(ctx, end); err != nil {
+			t.Fatal(err)
+		}
+		return o, stream
+	}
 	l, err := ListenState(s.dir, s.UID)
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -116,13 +117,28 @@ func TestMigratePaused(t *testing.T) {
 	move(t, s, d, false)
 }
 
+// TestMigrateHanded is without a path that both QEMUs and the daemon reach.
+func TestMigrateHanded(t *testing.T) {
+	s := start(t, memArgs)
+	s.handed = true
+	move(t, s, s.spawn(t), true)
+}
+
 // TestRollback goes back from every state of one machine, then moves it.
 func TestRollback(t *testing.T) {
+	for _, handed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("handed %v", handed), func(t *testing.T) { rollBack(t, handed) })
+	}
+}
+
+func rollBack(t *testing.T, handed bool) {
+	t.Helper()
 	s := start(t, func(mem string) []string {
 		a := memArgs(mem)
 		a[1] = "q35,memory-backend=mem"
 		return append(a, bigState...)
 	})
+	s.handed = handed
 	before := settings(t, s.VM)
 	status := func(want string) {
 		t.Helper()

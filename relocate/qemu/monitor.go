@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -140,6 +141,12 @@ func (m *monitor) unsubscribe(s *Subscription) {
 // A command that timed out keeps its place until QEMU answers or dies, so that
 // its late reply is never taken for another's.
 func (m *monitor) execute(ctx context.Context, name string, args, out any) error {
+	return m.executeWith(ctx, name, args, nil, out)
+}
+
+// executeWith is execute for a command that a file's descriptor goes with, unless that is
+// nil.
+func (m *monitor) executeWith(ctx context.Context, name string, args any, file *os.File, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, CommandTimeout)
 	defer cancel()
 	cmd, err := json.Marshal(qmp.Command{Execute: name, Args: args})
@@ -158,6 +165,10 @@ func (m *monitor) execute(ctx context.Context, name string, args, out any) error
 		err   error
 	}
 	res := make(chan result, 1)
+	if err := m.gate.attachFile(file); err != nil {
+		<-m.slot
+		return fmt.Errorf("QMP %s: %w", name, err)
+	}
 	m.gate.expect()
 	go func() {
 		_, err := m.lib.Run(append(cmd, '\n'))

@@ -91,6 +91,23 @@ func startTime(pid int) (uint64, error) {
 	return t, nil
 }
 
+// Alive reports whether the process of that pid and start time has not ended.
+func Alive(pid int, start uint64) bool {
+	now, err := startTime(pid)
+	return err == nil && now == start || err != nil && !errors.Is(err, ErrProcessGone)
+}
+
+// Spawned tells whether process pid is one that Spawn has started for the monitor at that
+// path, and when it started: a QEMU, or a script that becomes one.
+func Spawned(pid int, qmpPath string) (start uint64, ok bool) {
+	raw, err := os.ReadFile(procPath(pid, "cmdline"))
+	if err != nil || !slices.Contains(strings.Split(string(raw), "\x00"), OwnChardev(qmpPath)) {
+		return 0, false // or it has ended meanwhile
+	}
+	start, err = startTime(pid)
+	return start, err == nil
+}
+
 // threadGroup gives the process and its effective user of a thread.
 func threadGroup(tid int) (pid, uid int, err error) {
 	raw, err := os.ReadFile(procPath(tid, "status"))

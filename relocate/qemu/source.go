@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"time"
 )
 
@@ -139,6 +140,15 @@ func (o *Outgoing) Close() { o.sub.Close() }
 func (o *Outgoing) StartMigrate(ctx context.Context, uri string) error {
 	if err := o.vm.Execute(ctx, "migrate", map[string]string{"uri": uri}, nil); err != nil {
 		return fmt.Errorf("start migration to %s: %w", uri, o.vm.died(err))
+	}
+	return nil
+}
+
+// StartMigrateTo begins the migration into a socket that QEMU is handed, and closes it here:
+// for a QEMU that reaches no path of the daemon's, since it is another user's.
+func (o *Outgoing) StartMigrateTo(ctx context.Context, end *os.File) error {
+	if err := o.vm.executeOn(ctx, "migrate", end); err != nil {
+		return fmt.Errorf("start migration to a socket: %w", o.vm.died(err))
 	}
 	return nil
 }

@@ -50,6 +50,41 @@ func (s *StateStream) Close() error {
 	return nil
 }
 
+// NewStatePair makes a stream and the other end of it, for [Outgoing.StartMigrateTo] and
+// [Inbound.IncomingFrom]. The stream's reads and writes fail when nothing moves for the idle
+// time.
+func NewStatePair(idle time.Duration) (*StateStream, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socket for device state: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "state"), os.NewFile(uintptr(fds[1]), "state of QEMU")
+	defer ours.Close() // FileConn has its own
+	c, err := net.FileConn(ours)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, fmt.Errorf("socket for device state: %w", err)
+	}
+	return &StateStream{conn: c.(*net.UnixConn), idle: idle}, theirs, nil
+}
+
+// executeOn runs a command of a migration on a socket that QEMU is handed, which is closed
+// here.
+func (v *VM) executeOn(ctx context.Context, command string, end *os.File) error {
+	defer end.Close()
+	const name = "pagewarp-state"
+	if err := v.mon.executeWith(ctx, "getfd", map[string]string{"fdname": name}, end, nil); err != nil {
+		return err
+	}
+	err := v.Execute(ctx, command, map[string]string{"uri": "fd:" + name}, nil)
+	if err != nil {
+		back, cancel := context.WithTimeout(context.WithoutCancel(ctx), CommandTimeout)
+		defer cancel()
+		v.Execute(back, "closefd", map[string]string{"fdname": name}, nil) // it may have been used
+	}
+	return err
+}
+
 // StateListener is a private socket to which the source's QEMU connects.
 type StateListener struct {
 	ln   *net.UnixListener
@@ -61,7 +96,7 @@ type StateListener struct {
 // ListenState makes a directory of mode 0700 in dir, owned by uid (QEMU's), and
 // in it a socket of mode 0600.
 func ListenState(dir string, uid int) (*StateListener, error) {
-	d, err := os.MkdirTemp(dir, "state-")
+	d, err := os.MkdirTemp(dir, statePlaces)
 	if err != nil {
 		return nil, fmt.Errorf("socket for device state: %w", err)
 	}
@@ -80,6 +115,22 @@ func ListenState(dir string, uid int) (*StateListener, error) {
 		return nil, fmt.Errorf("socket for device state: %w", err)
 	}
 	return l, nil
+}
+
+// statePlaces is the pattern of the directories that are made for device state.
+const statePlaces = "state-*"
+
+// RemoveStatePlaces removes what ListenState and NewStateDialer have made in dir and a
+// process that was killed has left.
+func RemoveStatePlaces(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, statePlaces))
+	for _, d := range left {
+		err = errors.Join(err, os.RemoveAll(d))
+	}
+	if err != nil {
+		return fmt.Errorf("remove old sockets for device state: %w", err)
+	}
+	return nil
 }
 
 // URI is the argument of StartMigrate.
@@ -133,7 +184,7 @@ type StateDialer struct {
 
 // NewStateDialer makes a directory of mode 0700 in dir, owned by uid (QEMU's).
 func NewStateDialer(dir string, uid int) (*StateDialer, error) {
-	d, err := os.MkdirTemp(dir, "state-")
+	d, err := os.MkdirTemp(dir, statePlaces)
 	if err != nil {
 		return nil, fmt.Errorf("socket for device state: %w", err)
 	}
