@@ -31,34 +31,39 @@ func (in *incoming) drain(ctl *control) {
 	}
 	follow := in.startFollower(ctl)
 	defer follow.stop()
-	select {
-	case <-in.memory.engine.Drained():
-	case <-in.proc.Done():
-		follow.stop()
-		in.lose(follow.take(), in.died())
-		return
-	case <-in.memory.engine.Failed():
-		follow.stop()
-		err := fmt.Errorf("the fault engine failed: %w", in.memory.engine.Err())
-		if errors.Is(err, faultd.ErrGone) {
-			<-in.proc.Done() // the engine has seen the same a moment sooner
-			err = in.died()
+	for {
+		select {
+		case <-in.memory.engine.Drained():
+			in.complete(follow)
+			return
+		case <-in.capped:
+			in.newCap()
+		case <-in.proc.Done():
+			follow.stop()
+			in.lose(follow.take(), in.died())
+			return
+		case <-in.memory.engine.Failed():
+			follow.stop()
+			err := fmt.Errorf("the fault engine failed: %w", in.memory.engine.Err())
+			if errors.Is(err, faultd.ErrGone) {
+				<-in.proc.Done() // the engine has seen the same a moment sooner
+				err = in.died()
+			}
+			in.lose(follow.take(), err)
+			return
+		case <-in.host.ctx.Done():
+			follow.stop()
+			if ctl := follow.take(); ctl != nil {
+				ctl.close()
+			}
+			in.memory.close() // the VMM keeps its userfaultfd or object; the next daemon takes it up
+			in.memory = nil
+			in.mu.Lock()
+			in.fill, in.limit, in.prefer = nil, nil, nil
+			in.mu.Unlock()
+			return
 		}
-		in.lose(follow.take(), err)
-		return
-	case <-in.host.ctx.Done():
-		follow.stop()
-		if ctl := follow.take(); ctl != nil {
-			ctl.close()
-		}
-		in.memory.close() // the VMM keeps its userfaultfd or object; the next daemon takes it up
-		in.memory = nil
-		in.mu.Lock()
-		in.fill, in.limit, in.prefer = nil, nil, nil
-		in.mu.Unlock()
-		return
 	}
-	in.complete(follow)
 }
 
 func (in *incoming) died() error {

@@ -190,7 +190,7 @@ func (s *Status) copyCounters(d *Status) {
 	s.RDMA = s.RDMA.with(d.RDMA)
 	s.Policies, s.HotPages = d.Policies, d.HotPages
 	s.Drained = d.Drained
-	s.Options.Bandwidth = d.Options.Bandwidth
+	s.Options.Bandwidth, s.Options.OnDemandOnly = d.Options.Bandwidth, d.Options.OnDemandOnly
 }
 
 // release lets go of the source's half: page channels, image, VMM, RAM file.

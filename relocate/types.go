@@ -75,7 +75,8 @@ type Options struct {
 	// Paused leaves the machine paused at the destination. A machine that was
 	// paused at the source stays paused in any case.
 	Paused bool `json:"paused,omitempty"`
-	// OnDemandOnly switches precache off: pages come only when touched.
+	// OnDemandOnly switches precache off: pages come only when touched, until a cap is
+	// set in the drain (Host.SetBandwidth).
 	OnDemandOnly bool `json:"on_demand_only,omitempty"`
 	// Precache names the precache policies, separated by commas
 	// (pagecache.PolicyNames); empty is pagecache.DefaultPolicyNames.
