@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -167,7 +169,13 @@ func relocationTable(w io.Writer, rs []relocate.Status) {
 		if s.DowntimeMS > 0 {
 			down = fmt.Sprintf("%.1f ms", s.DowntimeMS)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.0f %%\t%d\t%d\t%s\t%s\t%s\t%s\t%s\n", s.VM, s.Role, s.Peer, phase, progress.Percent(s), s.PagesDemand, s.PagesPrecache, rate, eta, fault, down, progress.Age(s.Started, time.Now()))
+		// What ended before this daemon was started is known without its counters.
+		done, demand, precache := "-", "-", "-"
+		if s.PagesTotal > 0 {
+			done = fmt.Sprintf("%.0f %%", progress.Percent(s))
+			demand, precache = strconv.FormatUint(s.PagesDemand, 10), strconv.FormatUint(s.PagesPrecache, 10)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(s.VM, "-"), s.Role, s.Peer, phase, done, demand, precache, rate, eta, fault, down, progress.Age(s.Started, time.Now()))
 	}
 	t.Flush()
 }

@@ -189,7 +189,7 @@ func TestStartErrors(t *testing.T) {
 	defer l.Close()
 	busy.Metrics.Listen = l.Addr().String()
 	for want, c := range map[string]config.Config{
-		"chmod 700": open, "--insecure": far, "pagewarp pki issue": cert, "metrics.listen": busy,
+		"chmod 700": open, "--insecure": far, "pagewarp pki issue": cert, "choose another metrics.listen": busy,
 	} {
 		if err := start(t, c).end(t); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
