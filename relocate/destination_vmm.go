@@ -201,7 +201,8 @@ func (in *incoming) clearMemory(path string, size, allocated int64) error {
 	return in.checkRoom(filepath.Dir(path), allocated)
 }
 
-// checkRoom compares the file system under dir with what the image takes.
+// checkRoom compares the file system under dir with what the image takes, and refuses one
+// whose files userfaultfd does not know.
 func (in *incoming) checkRoom(dir string, allocated int64) error {
 	var st unix.Statfs_t
 	err := unix.Statfs(dir, &st)
@@ -211,6 +212,9 @@ func (in *incoming) checkRoom(dir string, allocated int64) error {
 	}
 	if err != nil {
 		return fmt.Errorf("directory of the RAM file, %s: %w; create it, or map the path with a `rewrite` in the template", dir, err)
+	}
+	if st.Type != unix.TMPFS_MAGIC && st.Type != unix.HUGETLBFS_MAGIC {
+		return fmt.Errorf("directory of the RAM file, %s: it is neither on tmpfs nor on hugetlbfs, and userfaultfd knows no other; map the path to one, such as /dev/shm, with a `rewrite` in the template", dir)
 	}
 	if room := int64(st.Bavail) * st.Bsize; st.Blocks > 0 && room < allocated {
 		return fmt.Errorf("out of memory for the guest: %s has room for %d MiB, its image takes %d MiB; remount it larger (mount -o remount,size=…) or free some", dir, room>>20, allocated>>20)

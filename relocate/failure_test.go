@@ -146,6 +146,20 @@ func TestRefusedByTheDestination(t *testing.T) {
 		{"QEMU missing", "no-such-qemu", func(t *testing.T, cfg *HostConfig) {
 			withBinary(cfg, "/usr/bin/no-such-qemu")
 		}},
+		{"on a disk", "neither on tmpfs nor on hugetlbfs", func(t *testing.T, cfg *HostConfig) {
+			disk, err := os.MkdirTemp("/var/tmp", "pagewarp-test-")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := os.Remove(disk); err != nil { // nothing was made there
+					t.Error(err)
+				}
+			})
+			cfg.Template = func(string) qemu.Template {
+				return qemu.Template{Rewrite: []qemu.Rewrite{{From: filepath.Join(filepath.Dir(filepath.Dir(cfg.StateDir)), "a"), To: disk}}}
+			}
+		}},
 		{"same RAM file", "is in use by process", func(t *testing.T, cfg *HostConfig) {
 			cfg.Template = func(string) qemu.Template { return qemu.Template{} }
 		}},
