@@ -183,6 +183,7 @@ func (s *Status) copyCounters(d *Status) {
 	s.RateBytes, s.ETASec = d.RateBytes, d.ETASec
 	s.ChannelsUp, s.ChannelsTotal, s.ChannelReopens = d.ChannelsUp, d.ChannelsTotal, d.ChannelReopens
 	s.PagesSame, s.PagesMoved, s.PagesCandidate, s.BytesSaved = d.PagesSame, d.PagesMoved, d.PagesCandidate, d.BytesSaved
+	s.WarmProblem = d.WarmProblem
 	s.PagesPreTransfer, s.BytesPreTransfer, s.PreTransferMS = d.PagesPreTransfer, d.BytesPreTransfer, d.PreTransferMS
 	s.PreTransferPass, s.PreTransferSeen = d.PreTransferPass, d.PreTransferSeen
 	s.FaultLatency, s.Stages = d.FaultLatency, d.Stages

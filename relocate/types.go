@@ -198,6 +198,9 @@ type Status struct {
 	PagesMoved     uint64 `json:"pages_moved,omitempty"`
 	PagesCandidate uint64 `json:"pages_candidate"`
 	BytesSaved     uint64 `json:"bytes_saved"`
+	// WarmProblem is why the destination did not use, or only in part, what it has of the
+	// memory or was to be copied before.
+	WarmProblem string `json:"warm_problem,omitempty"`
 	// PagesPreTransfer were copied before the switch-over, pages that were copied
 	// again included, in PreTransferMS; BytesPreTransfer is what that took on the
 	// wire, the index included, on top of BytesWire.
