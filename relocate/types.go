@@ -126,7 +126,7 @@ type Machine struct {
 	Name     string `json:"name"`
 	QMP      string `json:"qmp"`
 	PID      int    `json:"pid"`
-	Status   string `json:"status"` // the VMM's run state, or "relocated", "lost"
+	Status   string `json:"status"` // the VMM's run state, or "gone"
 	RAMBytes int64  `json:"ram_bytes"`
 	VCPUs    int    `json:"vcpus"`
 	Version  string `json:"version"` // of the VMM
@@ -247,7 +247,7 @@ type Event struct {
 	Time    time.Time `json:"time"`
 	VM      string    `json:"vm,omitempty"`
 	Session string    `json:"session,omitempty"`
-	Kind    string    `json:"kind"` // "phase", "channel", "machine", "warning"
+	Kind    string    `json:"kind"` // "phase", "machine", "warning", "channel", "memory", "warm", "pretransfer", "hot"
 	Phase   Phase     `json:"phase,omitempty"`
 	Text    string    `json:"text"`
 }
