@@ -59,6 +59,39 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// A row has as many cells as the head of its table, or what it says stands elsewhere.
+func TestTables(t *testing.T) {
+	rule := regexp.MustCompile(`^\|[\s:|-]+\|$`)
+	rows := 0
+	for _, p := range mdtest.Pages(t, "../..") {
+		cells, last := 0, ""
+		for l := range strings.Lines(p.Prose) {
+			l = strings.TrimSpace(l)
+			n := strings.Count(strings.ReplaceAll(l, `\|`, ""), "|") - 1
+			switch {
+			case !strings.HasPrefix(l, "|"):
+				if last != "" {
+					t.Errorf("%s: a row without a table: %s", p.Name, last)
+				}
+				cells, last = 0, ""
+			case cells == 0:
+				cells, last = n, l
+			default:
+				if rows++; n != cells {
+					t.Errorf("%s: %d cells, not %d: %s", p.Name, n, cells, l)
+				}
+				if last != "" && !rule.MatchString(l) {
+					t.Errorf("%s: a row without a table: %s", p.Name, last)
+				}
+				last = ""
+			}
+		}
+	}
+	if rows < 100 {
+		t.Errorf("only %d rows were found", rows)
+	}
+}
+
 // Targets of make and names of tests and benchmarks in the documents are there. A name
 // may be the beginning of several.
 func TestNamesInDocuments(t *testing.T) {
