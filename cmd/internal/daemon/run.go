@@ -69,6 +69,9 @@ func Run(ctx context.Context, o Options) error {
 	if err := prepareDir(c.StateDir); err != nil {
 		return err
 	}
+	if outlivesReboot(c.StateDir) {
+		o.Log.Warn("the state directory is not on tmpfs: after a reboot of this host its journals describe machines that are gone; choose one below /run (state_dir)", "dir", c.StateDir)
+	}
 	lock, err := lockDir(c.StateDir)
 	if err != nil {
 		return err

@@ -200,6 +200,28 @@ func TestStartErrors(t *testing.T) {
 	}
 }
 
+// Journals that survive a reboot describe machines that are gone.
+func TestStateOnADisk(t *testing.T) {
+	for base, warned := range map[string]bool{"/dev/shm": false, "/var/tmp": true} {
+		c := config.Default()
+		dir, err := os.MkdirTemp(base, "pw")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		c.StateDir = dir
+		p := start(t, c)
+		p.log.await(t, "READY=1")
+		p.signals <- syscall.SIGTERM
+		if err := p.end(t); err != nil {
+			t.Error(err)
+		}
+		if got := strings.Contains(p.log.text.String(), "not on tmpfs"); got != warned {
+			t.Errorf("%s: warned %v, want %v", base, got, warned)
+		}
+	}
+}
+
 func TestInsecureIsLoud(t *testing.T) {
 	c := conf(t)
 	c.Insecure = true

@@ -37,6 +37,12 @@ func prepareDir(dir string) error {
 	return nil
 }
 
+// outlivesReboot reports whether dir is on another file system than tmpfs or ramfs.
+func outlivesReboot(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && fs.Type != unix.TMPFS_MAGIC && fs.Type != unix.RAMFS_MAGIC
+}
+
 // lockDir makes this process the only daemon of the state directory. The lock
 // ends with the process, however it ends.
 func lockDir(dir string) (*os.File, error) {
