@@ -59,6 +59,24 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// The whole session that the README refers to is for modules that have no internal
+// packages of ours.
+func TestExampleIsForOthers(t *testing.T) {
+	files, err := filepath.Glob("../../faultd/example*_test.go")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), module+"internal/") {
+			t.Errorf("%s imports an internal package", f)
+		}
+	}
+}
+
 // A row has as many cells as the head of its table, or what it says stands elsewhere.
 func TestTables(t *testing.T) {
 	rule := regexp.MustCompile(`^\|[\s:|-]+\|$`)
