@@ -92,6 +92,9 @@ func (h *Host) takeOffer(in *incoming, o *offer) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	in.rec.VM, in.rec.Options, in.rec.Regions = o.VM, o.Options, o.Regions
+	if h.outgoing[in.rec.Token] != nil {
+		return fmt.Errorf("the destination is the host where %s runs already; name another one", in.rec.VM)
+	}
 	if m := h.machines[in.rec.VM]; m != nil {
 		return fmt.Errorf("this host has a machine called %s already (QMP %s); `pagewarp vm rm %s` there forgets it", in.rec.VM, m.qmp, in.rec.VM)
 	}

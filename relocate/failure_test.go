@@ -186,6 +186,17 @@ func withBinary(cfg *HostConfig, path string) {
 	cfg.Template = func(string) qemu.Template { return t }
 }
 
+func TestToItself(t *testing.T) {
+	r := newRig(t, nil)
+	r.relocate(r.a.addr, Options{})
+	if s := r.awaitEnd(); !strings.Contains(s.Error, "is the host where web1 runs already") {
+		t.Errorf("error: %s", s.Error)
+	}
+	if got := runState(t, r.a, "web1"); got != "running" {
+		t.Errorf("the machine is %q", got)
+	}
+}
+
 func TestNameTakenAtTheDestination(t *testing.T) {
 	r := newRig(t, nil)
 	other := vmtest.Start(t, vmtest.Dir(t))
