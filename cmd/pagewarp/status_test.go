@@ -29,3 +29,15 @@ func TestTableOfTheEnded(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
+
+func TestTopShowsWhatIsUnderWay(t *testing.T) {
+	ended, live := relocate.Status{Phase: relocate.PhaseDone}, relocate.Status{VM: "live", Phase: relocate.PhaseDraining}
+	rs := newest([]relocate.Status{live, ended, ended, live, {VM: "last", Phase: relocate.PhaseLost}}, 2)
+	var got []string
+	for _, s := range rs {
+		got = append(got, s.VM)
+	}
+	if strings.Join(got, ",") != "live,,live,last" {
+		t.Errorf("%q", got)
+	}
+}
