@@ -312,10 +312,16 @@ func TestNetworkCutBeforeTheSwitch(t *testing.T) {
 func TestNetworkCutDuringTheDrain(t *testing.T) {
 	r := newRig(t, nil)
 	r.relocate(r.proxy.Addr(), Options{Bandwidth: slow})
-	r.atPhase(r.b, PhaseDraining, r.proxy.Cut)
-	vmtest.Wait(t, "both sides to notice", func() bool {
-		return !r.a.last(t, RoleSource).Connected && !r.b.last(t, RoleDestination).Connected
+	r.b.await(t, "web1", PhaseDraining)
+	vmtest.Wait(t, "the source to know of channels", func() bool { return r.a.last(t, RoleSource).ChannelsUp > 0 })
+	r.proxy.Cut()
+	vmtest.Wait(t, "both sides to notice, and the source to dial in vain", func() bool {
+		s := r.a.last(t, RoleSource)
+		return !s.Connected && strings.Contains(s.Error, ": dial ") && !r.b.last(t, RoleDestination).Connected
 	})
+	if s := r.a.last(t, RoleSource); s.Reconnects != 1 || s.ChannelsUp != 0 {
+		t.Errorf("the source counts %d cuts, %d channels up", s.Reconnects, s.ChannelsUp)
+	}
 	if s := r.b.last(t, RoleDestination); s.PagesRemaining == 0 || s.Phase != PhaseDraining || s.Error == "" {
 		t.Errorf("the destination's status while cut off: %+v", s)
 	}
@@ -329,8 +335,8 @@ func TestNetworkCutDuringTheDrain(t *testing.T) {
 	r.a.await(t, "web1", PhaseDone)
 	r.b.await(t, "web1", PhaseDone)
 	r.runsAt(r.b)
-	if s := r.a.last(t, RoleSource); s.Reconnects == 0 {
-		t.Errorf("no reconnect was counted: %+v", s)
+	if s := r.a.last(t, RoleSource); s.Reconnects != 1 {
+		t.Errorf("%d cuts were counted: %+v", s.Reconnects, s)
 	}
 }
 
