@@ -2,11 +2,16 @@ package main
 
 import (
 	"io"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/pagewarp/pagewarp/bench/workloads"
 	"github.com/pagewarp/pagewarp/internal/mdtest"
 )
+
+// placeholder stands for a value, or is all that is said of a flag.
+var placeholder = regexp.MustCompile(`\b[A-Z]{2,}\b|\bN$|--[a-z-]+$`)
 
 // Each call of the command in the documents has a command that there is, and its flags.
 func TestDocumentedCommands(t *testing.T) {
@@ -29,6 +34,16 @@ func TestDocumentedCommands(t *testing.T) {
 				name, _, _ := strings.Cut(strings.Trim(w, "[]"), "=")
 				if flag, ok := strings.CutPrefix(name, "--"); ok && cmd.Flag(flag) == nil {
 					t.Errorf("%s: there is no flag %s", call, name)
+				}
+			}
+			if !placeholder.MatchString(call) {
+				if err := cmd.ParseFlags(rest); err != nil {
+					t.Errorf("%s: %v", call, err)
+				}
+			}
+			if f := cmd.Flag("load"); f != nil && f.Changed {
+				if _, err := workloads.Parse(f.Value.String()); err != nil {
+					t.Errorf("%s: %v", call, err)
 				}
 			}
 			if cmd.HasSubCommands() && !cmd.Runnable() && len(rest) > 0 && !strings.HasPrefix(rest[0], "-") && strings.ToLower(rest[0]) == rest[0] {
