@@ -46,7 +46,7 @@ func TestDocumentedCommands(t *testing.T) {
 					t.Errorf("%s: %v", call, err)
 				}
 			}
-			if cmd.HasSubCommands() && !cmd.Runnable() && len(rest) > 0 && !strings.HasPrefix(rest[0], "-") && strings.ToLower(rest[0]) == rest[0] {
+			if cmd.HasSubCommands() && len(rest) > 0 && !strings.HasPrefix(rest[0], "-") && strings.ToLower(rest[0]) == rest[0] {
 				t.Errorf("%s: there is no command %s", call, rest[0])
 			}
 		}
