@@ -100,13 +100,17 @@ type Stats struct {
 	DemandBytes     uint64 `json:"demand_bytes"`   // on the wire
 	PrecacheBytes   uint64 `json:"precache_bytes"` // on the wire
 
-	Channels []ChannelStats          `json:"channels"`
-	Planner  pagecache.Stats         `json:"-"`
-	Elapsed  time.Duration           `json:"-"` // since Start
-	Drain    time.Duration           `json:"-"` // from Start to the release; 0 before
-	Drained  bool                    `json:"drained"`
-	Stages   map[Stage]hist.Snapshot `json:"-"`
+	Channels []ChannelStats         `json:"channels"`
+	Planner  pagecache.Stats        `json:"-"`
+	Elapsed  time.Duration          `json:"-"` // since Start
+	Drain    time.Duration          `json:"-"` // from Start to the release; 0 before
+	Drained  bool                   `json:"drained"`
+	Stages   map[Stage]Distribution `json:"-"`
 }
+
+// Distribution is a distribution of durations: Count, Mean, Max, Quantile (of 0 to 1, within
+// 1 %), and Merge with another. The zero value is empty.
+type Distribution = hist.Snapshot
 
 // Stage names a part of a fault's or a precache batch's time.
 type Stage string
@@ -142,7 +146,7 @@ func (e *Engine) Stats() Stats {
 		Expected:    ExpectStats{Runs: s.expectedRuns.Load(), Pages: s.expectedPages.Load(), Late: s.expectedLate.Load()},
 		DemandBytes: s.demandWire.Load(), PrecacheBytes: s.precacheWire.Load(),
 		Planner: e.planner.Stats(), Elapsed: e.elapsed(), Drain: time.Duration(s.drain.Load()),
-		Stages: map[Stage]hist.Snapshot{
+		Stages: map[Stage]Distribution{
 			StageQueue: s.queue.Snapshot(), StageWire: s.wire.Snapshot(), StageDecode: s.decode.Snapshot(),
 			StageInstall: s.install.Snapshot(), StageTotal: s.total.Snapshot(), StageLocal: s.local.Snapshot(),
 			StagePrecacheWire: s.preWire.Snapshot(), StagePrecacheDecode: s.preDecode.Snapshot(),

@@ -39,7 +39,7 @@ type Stats struct {
 	Ahead   atomic.Uint64 // zero pages announced after a range
 	Bytes   atomic.Uint64 // of the data pages, before encoding
 	// Service is the time from taking a fetch off the channel to its answer's
-	// last byte in the socket buffer.
+	// last byte in the socket buffer. Its Snapshot has the methods of faultd's Distribution.
 	Service hist.Histogram
 }
 

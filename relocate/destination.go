@@ -39,12 +39,13 @@ type incoming struct {
 	indexBytes atomic.Uint64                // of candidates, on the wire
 	early      earlyCopy                    // the pre-transfer
 	rings      []pagecache.Run              // guarded by transfer.mu; to be expected once fetches begin
+	capped     chan struct{}                // one token: the cap was changed in the drain
 }
 
 func newIncoming(h *Host, rec *record) *incoming {
 	return &incoming{
 		transfer: newTransfer(h, rec), pool: newChanPool(),
-		returns: make(chan *tcp.Conn, 1),
+		returns: make(chan *tcp.Conn, 1), capped: make(chan struct{}, 1),
 	}
 }
 
@@ -163,7 +164,7 @@ func (in *incoming) prepare(ctl *control) error {
 	in.memory = memory
 	in.mu.Lock()
 	in.fill = memory.fill
-	in.limit = memory.setBandwidth
+	in.limit = in.limitOf(memory)
 	in.prefer = memory.prefer()
 	in.mu.Unlock()
 	collect() // and what it leaves to do is done by READY

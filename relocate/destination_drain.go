@@ -29,27 +29,32 @@ func (in *incoming) drain(ctl *control) {
 	}
 	follow := in.startFollower(ctl)
 	defer follow.stop()
-	select {
-	case <-in.memory.engine.Drained():
-	case <-in.proc.Done():
-		follow.stop()
-		in.lose(follow.take(), in.died())
-		return
-	case <-in.memory.engine.Failed():
-		follow.stop()
-		err := fmt.Errorf("the fault engine failed: %w", in.memory.engine.Err())
-		if errors.Is(err, faultd.ErrGone) {
-			<-in.proc.Done() // the engine has seen the same a moment sooner
-			err = in.died()
+	for {
+		select {
+		case <-in.memory.engine.Drained():
+			in.complete(follow)
+			return
+		case <-in.capped:
+			in.newCap()
+		case <-in.proc.Done():
+			follow.stop()
+			in.lose(follow.take(), in.died())
+			return
+		case <-in.memory.engine.Failed():
+			follow.stop()
+			err := fmt.Errorf("the fault engine failed: %w", in.memory.engine.Err())
+			if errors.Is(err, faultd.ErrGone) {
+				<-in.proc.Done() // the engine has seen the same a moment sooner
+				err = in.died()
+			}
+			in.lose(follow.take(), err)
+			return
+		case <-in.host.ctx.Done():
+			follow.stop()
+			in.leave(follow.take())
+			return
 		}
-		in.lose(follow.take(), err)
-		return
-	case <-in.host.ctx.Done():
-		follow.stop()
-		in.leave(follow.take())
-		return
 	}
-	in.complete(follow)
 }
 
 // leave lets go of a machine that is this host's, for the next daemon to take up: the VMM

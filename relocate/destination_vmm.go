@@ -93,6 +93,9 @@ func (h *Host) takeOffer(in *incoming, o *offer) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	in.rec.VM, in.rec.Options, in.rec.Regions = o.VM, o.Options, o.Regions
+	if h.outgoing[in.rec.Token] != nil {
+		return fmt.Errorf("the destination is the host where %s runs already; name another one", in.rec.VM)
+	}
 	if m := h.machines[in.rec.VM]; m != nil {
 		return fmt.Errorf("this host has a machine called %s already (QMP %s); `pagewarp vm rm %s` there forgets it", in.rec.VM, m.qmp, in.rec.VM)
 	}
@@ -204,7 +207,8 @@ func (in *incoming) clearMemory(path string, size, allocated int64) error {
 	return in.checkRoom(filepath.Dir(path), allocated)
 }
 
-// checkRoom compares the file system under dir with what the image takes.
+// checkRoom compares the file system under dir with what the image takes, and refuses one
+// whose files userfaultfd does not know.
 func (in *incoming) checkRoom(dir string, allocated int64) error {
 	var st unix.Statfs_t
 	err := unix.Statfs(dir, &st)
@@ -214,6 +218,9 @@ func (in *incoming) checkRoom(dir string, allocated int64) error {
 	}
 	if err != nil {
 		return fmt.Errorf("directory of the RAM file, %s: %w; create it, or map the path with a `rewrite` in the template", dir, err)
+	}
+	if st.Type != unix.TMPFS_MAGIC && st.Type != unix.HUGETLBFS_MAGIC {
+		return fmt.Errorf("directory of the RAM file, %s: it is neither on tmpfs nor on hugetlbfs, and userfaultfd knows no other; map the path to one, such as /dev/shm, with a `rewrite` in the template", dir)
 	}
 	if room := int64(st.Bavail) * st.Bsize; st.Blocks > 0 && room < allocated {
 		return fmt.Errorf("out of memory for the guest: %s has room for %d MiB, its image takes %d MiB; remount it larger (mount -o remount,size=…) or free some", dir, room>>20, allocated>>20)

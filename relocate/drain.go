@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"github.com/pagewarp/pagewarp/transport"
@@ -28,9 +29,10 @@ func (o *outgoing) drain(ctl *control, s *serving, lost error) {
 	wait := redialMin
 	for {
 		var err error
+		cut := false // an attempt to dial that fails is none
 		switch {
 		case lost != nil:
-			err, lost = lost, nil
+			err, lost, cut = lost, nil, true
 		case ctl == nil:
 			ctl, err = o.resume(life)
 		}
@@ -38,6 +40,7 @@ func (o *outgoing) drain(ctl *control, s *serving, lost error) {
 			wait = redialMin
 			o.update(func(st *Status) { st.Connected = true })
 			o.setError(nil)
+			cut = true
 			err = o.follow(life, ctl)
 		}
 		o.setLimit(nil)
@@ -59,7 +62,12 @@ func (o *outgoing) drain(ctl *control, s *serving, lost error) {
 		if life.Err() != nil {
 			return // the journal says draining; the next daemon serves on
 		}
-		o.update(func(st *Status) { st.Connected = false; st.Reconnects++ })
+		o.update(func(st *Status) {
+			st.Connected, st.ChannelsUp = false, 0 // what is up there is not known
+			if cut {
+				st.Reconnects++
+			}
+		})
 		if wait == redialMin {
 			o.warn("control channel lost after the switch-over; dialling again", "err", err)
 		}
@@ -186,6 +194,7 @@ func (s *Status) copyCounters(d *Status) {
 	s.RateBytes, s.ETASec = d.RateBytes, d.ETASec
 	s.ChannelsUp, s.ChannelsTotal, s.ChannelReopens = d.ChannelsUp, d.ChannelsTotal, d.ChannelReopens
 	s.PagesSame, s.PagesMoved, s.PagesCandidate, s.BytesSaved = d.PagesSame, d.PagesMoved, d.PagesCandidate, d.BytesSaved
+	s.WarmProblem = d.WarmProblem
 	s.PagesPreTransfer, s.BytesPreTransfer, s.PreTransferMS = d.PagesPreTransfer, d.BytesPreTransfer, d.PreTransferMS
 	s.PreTransferPass, s.PreTransferSeen = d.PreTransferPass, d.PreTransferSeen
 	s.FaultLatency, s.Stages = d.FaultLatency, d.Stages
@@ -193,7 +202,7 @@ func (s *Status) copyCounters(d *Status) {
 	s.RDMA = s.RDMA.with(d.RDMA)
 	s.Policies, s.HotPages = d.Policies, d.HotPages
 	s.Drained = d.Drained
-	s.Options.Bandwidth = d.Options.Bandwidth
+	s.Options.Bandwidth, s.Options.OnDemandOnly = d.Options.Bandwidth, d.Options.OnDemandOnly
 }
 
 // release lets go of the source's half: page channels, image, VMM, RAM file.
@@ -343,6 +352,8 @@ func reachRemedy(err error) string {
 		return "; nobody listens there: is pagewarpd running, and is that address in its `listen`?"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
 		return "; is the host up, and is its port open to this one?"
+	case errors.Is(err, os.ErrDeadlineExceeded): // the kernel of the host answered
+		return "; is it pagewarpd that listens there, and does it hang?"
 	}
 	return ""
 }

@@ -153,6 +153,20 @@ func TestRefusedByTheDestination(t *testing.T) {
 			}
 			t.Cleanup(func() { l.Close() })
 		}},
+		{"on a disk", "neither on tmpfs nor on hugetlbfs", func(t *testing.T, cfg *HostConfig) {
+			disk, err := os.MkdirTemp("/var/tmp", "pagewarp-test-")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := os.Remove(disk); err != nil { // nothing was made there
+					t.Error(err)
+				}
+			})
+			cfg.Template = func(string) qemu.Template {
+				return qemu.Template{Rewrite: []qemu.Rewrite{{From: filepath.Join(filepath.Dir(filepath.Dir(cfg.StateDir)), "a"), To: disk}}}
+			}
+		}},
 		{"same RAM file", "is in use by process", func(t *testing.T, cfg *HostConfig) {
 			cfg.Template = func(string) qemu.Template { return qemu.Template{} }
 		}},
@@ -177,6 +191,17 @@ func withBinary(cfg *HostConfig, path string) {
 	t := cfg.Template("")
 	t.Binary = path
 	cfg.Template = func(string) qemu.Template { return t }
+}
+
+func TestToItself(t *testing.T) {
+	r := newRig(t, nil)
+	r.relocate(r.a.addr, Options{})
+	if s := r.awaitEnd(); !strings.Contains(s.Error, "is the host where web1 runs already") {
+		t.Errorf("error: %s", s.Error)
+	}
+	if got := runState(t, r.a, "web1"); got != "running" {
+		t.Errorf("the machine is %q", got)
+	}
 }
 
 func TestNameTakenAtTheDestination(t *testing.T) {
@@ -294,10 +319,16 @@ func TestNetworkCutBeforeTheSwitch(t *testing.T) {
 func TestNetworkCutDuringTheDrain(t *testing.T) {
 	r := newRig(t, nil)
 	r.relocate(r.proxy.Addr(), Options{Bandwidth: slow})
-	r.atPhase(r.b, PhaseDraining, r.proxy.Cut)
-	vmtest.Wait(t, "both sides to notice", func() bool {
-		return !r.a.last(t, RoleSource).Connected && !r.b.last(t, RoleDestination).Connected
+	r.b.await(t, "web1", PhaseDraining)
+	vmtest.Wait(t, "the source to know of channels", func() bool { return r.a.last(t, RoleSource).ChannelsUp > 0 })
+	r.proxy.Cut()
+	vmtest.Wait(t, "both sides to notice, and the source to dial in vain", func() bool {
+		s := r.a.last(t, RoleSource)
+		return !s.Connected && strings.Contains(s.Error, ": dial ") && !r.b.last(t, RoleDestination).Connected
 	})
+	if s := r.a.last(t, RoleSource); s.Reconnects != 1 || s.ChannelsUp != 0 {
+		t.Errorf("the source counts %d cuts, %d channels up", s.Reconnects, s.ChannelsUp)
+	}
 	if s := r.b.last(t, RoleDestination); s.PagesRemaining == 0 || s.Phase != PhaseDraining || s.Error == "" {
 		t.Errorf("the destination's status while cut off: %+v", s)
 	}
@@ -311,8 +342,8 @@ func TestNetworkCutDuringTheDrain(t *testing.T) {
 	r.a.await(t, "web1", PhaseDone)
 	r.b.await(t, "web1", PhaseDone)
 	r.runsAt(r.b)
-	if s := r.a.last(t, RoleSource); s.Reconnects == 0 {
-		t.Errorf("no reconnect was counted: %+v", s)
+	if s := r.a.last(t, RoleSource); s.Reconnects != 1 {
+		t.Errorf("%d cuts were counted: %+v", s.Reconnects, s)
 	}
 }
 

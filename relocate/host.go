@@ -328,7 +328,8 @@ func (h *Host) SetHostBandwidth(bytesPerSecond int64) {
 func (h *Host) HostBandwidth() int64 { return int64(h.out.Rate()) }
 
 // SetBandwidth caps the precache of a relocation, in bytes per second; 0 lifts
-// the cap. The destination does it; a source passes the wish on.
+// the cap. The destination does it; a source passes the wish on. In the drain of a
+// relocation that is on demand only, precache begins.
 func (h *Host) SetBandwidth(name string, bytesPerSecond int64) error {
 	if bytesPerSecond < 0 {
 		return fmt.Errorf("bandwidth %d: it must not be negative (0 lifts the cap)", bytesPerSecond)

@@ -251,9 +251,37 @@ func (g *guestMemory) channel(ctx context.Context, kind transport.Kind, index in
 	return g.in.pool.open(ctx, kind, index)
 }
 
-func (g *guestMemory) setBandwidth(bytesPerSecond int64) error {
-	g.engine.SetBandwidth(uint64(bytesPerSecond))
-	return nil
+// limitOf returns what sets the cap of precache to memory g, for transfer.limit.
+func (in *incoming) limitOf(g *guestMemory) func(int64) error {
+	return func(bytesPerSecond int64) error { // under in.mu
+		g.engine.SetBandwidth(uint64(bytesPerSecond))
+		if in.status.Phase == PhaseDraining {
+			select {
+			case in.capped <- struct{}{}:
+			default: // the drain will look anyway
+			}
+		}
+		return nil
+	}
+}
+
+// newCap writes a cap down that was set in the drain, for a daemon that takes it up. On
+// demand only there was nothing to cap, and the machine might never be whole: from now on
+// it has precache.
+func (in *incoming) newCap() {
+	in.mu.Lock()
+	began := in.rec.Options.OnDemandOnly
+	in.rec.Options.Bandwidth = in.status.Options.Bandwidth
+	in.rec.Options.OnDemandOnly, in.status.Options.OnDemandOnly = false, false
+	in.mu.Unlock()
+	if err := in.host.journal.write(in.rec); err != nil {
+		in.warn("journal not written", "err", err)
+	}
+	if began {
+		in.memory.engine.Hold(false)
+		in.memory.engine.SetPrecache(true)
+		in.note("memory", "on demand only until now; the rest of the memory follows in the background, as the operator asked")
+	}
 }
 
 // failure adds what the engine knows to an error of QEMU's, which can only say

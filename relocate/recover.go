@@ -224,7 +224,7 @@ func (in *incoming) takeUp(ctx context.Context) error {
 		return err
 	}
 	in.mu.Lock()
-	in.fill, in.limit = in.memory.fill, in.memory.setBandwidth
+	in.fill, in.limit = in.memory.fill, in.limitOf(in.memory)
 	in.mu.Unlock()
 	in.memory.begin() // QEMU may wait for a page before it answers the monitor
 	if in.rec.Resumed || !in.rec.WasRun {

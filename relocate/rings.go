@@ -2,7 +2,9 @@ package relocate
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/pagewarp/pagewarp/faultd"
@@ -28,8 +30,12 @@ var (
 
 // CheckPolicies says what is wrong with a list of names.
 func CheckPolicies(names []string) error {
-	_, err := pagecache.Policies(slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == Rings }))
-	return err
+	for _, n := range names {
+		if !slices.Contains(PolicyNames, n) {
+			return fmt.Errorf("precache policy %q is not one of %s", n, strings.Join(PolicyNames, ", "))
+		}
+	}
+	return nil
 }
 
 // ringsFound is a search for the rings that runs beside the destination's start.

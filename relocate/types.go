@@ -75,7 +75,8 @@ type Options struct {
 	// Paused leaves the machine paused at the destination. A machine that was
 	// paused at the source stays paused in any case.
 	Paused bool `json:"paused,omitempty"`
-	// OnDemandOnly switches precache off: pages come only when touched.
+	// OnDemandOnly switches precache off: pages come only when touched, until a cap is
+	// set in the drain (Host.SetBandwidth).
 	OnDemandOnly bool `json:"on_demand_only,omitempty"`
 	// Precache names the precache policies, separated by commas
 	// (pagecache.PolicyNames); empty is pagecache.DefaultPolicyNames.
@@ -125,7 +126,7 @@ type Machine struct {
 	Name     string `json:"name"`
 	QMP      string `json:"qmp"`
 	PID      int    `json:"pid"`
-	Status   string `json:"status"` // the VMM's run state, or "relocated", "lost"
+	Status   string `json:"status"` // the VMM's run state, or "gone"
 	RAMBytes int64  `json:"ram_bytes"`
 	VCPUs    int    `json:"vcpus"`
 	Version  string `json:"version"` // of the VMM
@@ -197,6 +198,9 @@ type Status struct {
 	PagesMoved     uint64 `json:"pages_moved,omitempty"`
 	PagesCandidate uint64 `json:"pages_candidate"`
 	BytesSaved     uint64 `json:"bytes_saved"`
+	// WarmProblem is why the destination did not use, or only in part, what it has of the
+	// memory or was to be copied before.
+	WarmProblem string `json:"warm_problem,omitempty"`
 	// PagesPreTransfer were copied before the switch-over, pages that were copied
 	// again included, in PreTransferMS; BytesPreTransfer is what that took on the
 	// wire, the index included, on top of BytesWire.
@@ -243,7 +247,7 @@ type Event struct {
 	Time    time.Time `json:"time"`
 	VM      string    `json:"vm,omitempty"`
 	Session string    `json:"session,omitempty"`
-	Kind    string    `json:"kind"` // "phase", "channel", "machine", "warning"
+	Kind    string    `json:"kind"` // "phase", "machine", "warning", "channel", "memory", "warm", "pretransfer", "hot"
 	Phase   Phase     `json:"phase,omitempty"`
 	Text    string    `json:"text"`
 }

@@ -34,6 +34,9 @@ type candidate struct {
 // is said, and the machine comes without it.
 func (in *incoming) warmUp(ctx context.Context, ctl *control, o *offer) {
 	if ctl.conn.Features()&transport.FeatureWarm == 0 {
+		if in.rec.Options.Warm != "" || in.rec.Options.PreTransfer {
+			in.unwarmed("nothing that is here of the machine's memory can be used", errors.New("the source does not know how; is it of another version?"))
+		}
 		return
 	}
 	files, err := in.candidates()
@@ -46,19 +49,19 @@ func (in *incoming) warmUp(ctx context.Context, ctl *control, o *offer) {
 		}
 	}()
 	if err != nil {
-		in.warn("what is here of the machine's memory is ignored", "err", err)
+		in.unwarmed("what is here of the machine's memory is ignored", err)
 		if !in.rec.Options.PreTransfer {
 			return
 		}
 	}
 	if err := in.startWarm(); err != nil {
-		in.warn("what is here of the machine's memory, or could be, is ignored", "err", err)
+		in.unwarmed("what is here of the machine's memory, or could be, is ignored", err)
 		return
 	}
 	for region, f := range files {
 		err := in.place(ctx, region, f)
 		if err != nil {
-			in.warn("what is here of the machine's memory is used in part", "file", f.path, "err", err)
+			in.unwarmed("what is here of the machine's memory is used in part", err, "file", f.path)
 		}
 	}
 	if err := in.offerIndex(ctl); err != nil {
@@ -68,6 +71,12 @@ func (in *incoming) warmUp(ctx context.Context, ctl *control, o *offer) {
 	if n := in.warm.Candidates(); n > 0 {
 		in.note("warm", fmt.Sprintf("%d pages are here already, if the source has the same", n))
 	}
+}
+
+// unwarmed warns here, and tells the operator, who is at the source.
+func (in *incoming) unwarmed(text string, err error, args ...any) {
+	in.warn(text, append(args, "err", err)...)
+	in.update(func(s *Status) { s.WarmProblem = text + ": " + err.Error() })
 }
 
 // startWarm makes the session one with candidates. Page channels have the feature

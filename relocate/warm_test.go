@@ -188,6 +188,9 @@ func TestWarmBadCache(t *testing.T) {
 			m := moveOnce(t)
 			s := m.back(t, tt.damage(t, m))
 			m.a.said(t, tt.said)
+			if told := s.WarmProblem != ""; told != (tt.name != "of another machine") || told && !strings.Contains(s.WarmProblem, tt.said) {
+				t.Errorf("the source is told %q", s.WarmProblem)
+			}
 			if tt.name == "truncated" {
 				return // what was left of it is of use
 			}

@@ -236,6 +236,9 @@ func (a *app) checkDaemon(ctx context.Context) finding {
 	if err != nil {
 		f.Level, f.Found = fail, err.Error()
 		f.Remedy = "`systemctl start pagewarpd`; another socket is reached with --socket PATH or $" + socketEnv
+		if errors.Is(err, fs.ErrPermission) {
+			f.Remedy = socketIsRoots
+		}
 		return f
 	}
 	f.Found = fmt.Sprintf("%s, pid %d, peers at %s, %s", v.Version, v.PID, strings.Join(v.Listen, " "), v.Security)

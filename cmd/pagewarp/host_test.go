@@ -46,7 +46,7 @@ func TestPKI(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	var es []pki.Entry
-	if r := pagewarp(t, "pki", "show", "--dir", dir, "--json"); json.Unmarshal([]byte(r.out), &es) != nil || len(es) != 2 {
+	if r := pagewarp(t, "pki", "show", "--dir", dir, "--json"); json.Unmarshal([]byte(r.out), &es) != nil || len(es) != 2 || strings.Contains(r.out, "null") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -102,12 +102,14 @@ func explain(w io.Writer, err error) int {
 	case errors.As(err, &e) && e.Remedy != "" && !strings.Contains(e.Message, "`pagewarp "):
 		fmt.Fprintf(w, "  %s\n", e.Remedy)
 	case errors.As(err, &u) && errors.Is(err, syscall.EACCES):
-		fmt.Fprintf(w, "  the socket is for the daemon's user alone: run this as root (sudo)\n")
+		fmt.Fprintf(w, "  %s\n", socketIsRoots)
 	case errors.As(err, &u):
 		fmt.Fprintf(w, "  is pagewarpd running? `systemctl status pagewarpd` says; a daemon with another socket is reached with --socket PATH or $%s\n", socketEnv)
 	}
 	return code
 }
+
+const socketIsRoots = "the socket is for the daemon's user alone: run this as root (sudo)"
 
 func exitCode(err error) int {
 	var x *exitError

@@ -67,7 +67,7 @@ unreachable, 130 interrupted.`,
 	p := c.Flags()
 	p.StringVar(&f.to, "to", "", "`HOST:PORT` of the destination's daemon")
 	p.BoolVar(&f.opts.Paused, "paused", false, "leave the machine paused at the destination")
-	p.BoolVar(&f.opts.OnDemandOnly, "on-demand-only", false, "no background stream: pages go only when touched")
+	p.BoolVar(&f.opts.OnDemandOnly, "on-demand-only", false, "no background stream: pages go only when touched, and the source is needed until all were; the command bandwidth begins one")
 	p.StringVar(&f.opts.Precache, "precache", "", "`POLICIES` of the background stream, a list of "+strings.Join(relocate.PolicyNames, ",")+" (default: "+strings.Join(relocate.DefaultPolicyNames, ",")+")")
 	p.Var(&f.bandwidth, "bandwidth", "cap of the background stream, e.g. 2G (2 Gbit/s); \"none\" for no cap (default: the daemon's)")
 	p.StringVar(&f.opts.Codec, "codec", "", "compression of the background stream: auto, none, s2, zstd (default: the daemon's)")

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -66,7 +69,7 @@ func (a *app) known(ctx context.Context, vm string) error {
 
 func newTop(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use: "top", Short: "Live table of machines and relocations", Args: args(cobra.NoArgs),
+		Use: "top", Short: "Live table of machines, and of relocations under way and lately ended", Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.redraw(cmd.Context(), func(ctx context.Context, w io.Writer) error {
 				r, err := a.daemon().Status(ctx, "")
@@ -79,14 +82,31 @@ func newTop(a *app) *cobra.Command {
 				}
 				header(w, r.Daemon)
 				machineTable(w, ms)
-				if len(r.Relocations) > 0 {
+				if rs := newest(r.Relocations, topEnded); len(rs) > 0 {
 					fmt.Fprintln(w)
-					relocationTable(w, r.Relocations)
+					relocationTable(w, rs)
 				}
 				return nil
 			})
 		},
 	}
+}
+
+// topEnded is how many ended relocations top shows, so that those under way are seen.
+const topEnded = 8
+
+// newest leaves out all but the last n of those that have ended.
+func newest(rs []relocate.Status, n int) (out []relocate.Status) {
+	for _, s := range slices.Backward(rs) {
+		if s.Phase.Final() {
+			if n--; n < 0 {
+				continue
+			}
+		}
+		out = append(out, s)
+	}
+	slices.Reverse(out)
+	return out
 }
 
 // redraw shows what one writes every second until Ctrl-C. A terminal is
@@ -167,7 +187,13 @@ func relocationTable(w io.Writer, rs []relocate.Status) {
 		if s.DowntimeMS > 0 {
 			down = fmt.Sprintf("%.1f ms", s.DowntimeMS)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%.0f %%\t%d\t%d\t%s\t%s\t%s\t%s\t%s\n", s.VM, s.Role, s.Peer, phase, progress.Percent(s), s.PagesDemand, s.PagesPrecache, rate, eta, fault, down, progress.Age(s.Started, time.Now()))
+		// What ended before this daemon was started is known without its counters.
+		done, demand, precache := "-", "-", "-"
+		if s.PagesTotal > 0 {
+			done = fmt.Sprintf("%.0f %%", progress.Percent(s))
+			demand, precache = strconv.FormatUint(s.PagesDemand, 10), strconv.FormatUint(s.PagesPrecache, 10)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(s.VM, "-"), s.Role, s.Peer, phase, done, demand, precache, rate, eta, fault, down, progress.Age(s.Started, time.Now()))
 	}
 	t.Flush()
 }

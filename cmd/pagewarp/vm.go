@@ -132,7 +132,8 @@ func newBandwidth(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "bandwidth NAME RATE", Short: "Change the cap of a running relocation's background stream",
 		Long: `Change the cap of the background (precache) stream of a running relocation, at
-its source or its destination; demand faults are never capped.
+its source or its destination; demand faults are never capped. In the drain of one
+with --on-demand-only it begins such a stream.
 
 ` + rateHelp,
 		Example: "  pagewarp bandwidth web1 500M\n  pagewarp bandwidth web1 none",

@@ -68,6 +68,9 @@ func dialError(path string, err error) error {
 	case errors.Is(err, unix.ENOENT):
 		return detailed(ErrMonitorMissing, "%s: start QEMU with -qmp unix:%s,server=on,wait=off, or correct the path", path, path)
 	case errors.Is(err, unix.ECONNREFUSED):
+		if fi, err := os.Stat(path); err == nil && fi.Mode().Type() != os.ModeSocket {
+			return fmt.Errorf("%s is no socket; name what stands after -qmp unix: on QEMU's command line", path)
+		}
 		return detailed(ErrMonitorDead, "%s: nobody listens, its QEMU has ended; start the machine, or forget it", path)
 	case errors.Is(err, unix.EAGAIN):
 		return detailed(ErrMonitorBusy, "%s: other clients hold and await this monitor; give QEMU a second -qmp unix:PATH,server=on,wait=off and name that", path)

@@ -90,6 +90,16 @@ func TestConnectDead(t *testing.T) {
 	wantError(t, err, ErrMonitorDead, path)
 }
 
+func TestConnectToAFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Connect(t.Context(), path); err == nil || errors.Is(err, ErrMonitorDead) || !strings.Contains(err.Error(), path+" is no socket") {
+		t.Error(err)
+	}
+}
+
 // A QEMU that has just been started was seen to greet twice, on a busy host.
 func TestGreetedTwice(t *testing.T) {
 	s, path := fake(t)

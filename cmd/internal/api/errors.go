@@ -9,7 +9,7 @@ import (
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
-// Codes of errors; doc.go has the table.
+// Codes of errors; docs/API.md has the table.
 const (
 	CodeBadRequest     = "bad_request"
 	CodeClearText      = "clear_text"

@@ -2,6 +2,7 @@ package config
 
 import (
 	_ "embed"
+	"fmt"
 	"path/filepath"
 	"time"
 
@@ -127,10 +128,11 @@ type Duration time.Duration
 // UnmarshalText reads Go's notation for durations.
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
-	if err == nil {
-		*d = Duration(v)
+	if err != nil {
+		return fmt.Errorf("duration %q: write a number and a unit, like 500us, 20s or 5m", b)
 	}
-	return err
+	*d = Duration(v)
+	return nil
 }
 
 // MarshalText writes Go's notation for durations.

@@ -123,6 +123,7 @@ func TestParseErrorsNameTheLine(t *testing.T) {
 		"\nlisten = 3\n":                "listen",
 		"[relocate]\nbandwidth = \"2\"": `did you mean 2M or 2G?`,
 		"shutdown_timeout = \"soon\"":   "shutdown_timeout",
+		"[engine]\nspin = 5\n":          `p.toml:2: key "engine.spin": duration "5": write a number and a unit`,
 	} {
 		if _, err := Parse("p.toml", text); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)

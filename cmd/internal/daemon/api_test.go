@@ -113,6 +113,7 @@ func TestErrors(t *testing.T) {
 		{"POST", "/v1/vms/web1/relocate", `{"to":":7070"}`, 400, "bad_request", "no host"},
 		{"POST", "/v1/vms/web1/relocate", `{"to":"hostB:7070"}`, 403, "clear_text", "clear text"},
 		{"POST", "/v1/vms/web1/relocate", `{"to":"127.0.0.1:1","codec":"lz4"}`, 400, "bad_request", "lz4"},
+		{"POST", "/v1/vms/web1/relocate", `{"to":"127.0.0.1:1","precache":"sweep,cold"}`, 400, "bad_request", `"cold" is not one of rings, hot`},
 		{"POST", "/v1/vms/web1/relocate", `{"to":"127.0.0.1:1","bandwidth":7}`, 400, "bad_request", "page a second"},
 		{"POST", "/v1/vms/web1/relocate", `{"to":"127.0.0.1:1","bandwidth":-1}`, 400, "bad_request", "-1"},
 		{"POST", "/v1/vms/web1/relocate", `{"to":"127.0.0.1:1","bandwidth":70000,"no_cap":true}`, 400, "bad_request", "exclude"},

@@ -157,6 +157,11 @@ func checkRequest(cfg config.Config, q *api.RelocateRequest) error {
 	if o.RDMALand != "" && !slices.Contains(relocate.RDMALands, o.RDMALand) {
 		return api.Errorf(api.CodeBadRequest, "choose one of "+strings.Join(relocate.RDMALands, ", "), "rdma_land %q is unknown", clip(o.RDMALand))
 	}
+	if o.Precache != "" {
+		if err := relocate.CheckPolicies(strings.Split(o.Precache, ",")); err != nil {
+			return api.Errorf(api.CodeBadRequest, "", "%v", err)
+		}
+	}
 	if o.Warm != "" && !filepath.IsAbs(o.Warm) && !config.ValidName(o.Warm) {
 		return api.Errorf(api.CodeBadRequest, "write the name of a machine, or the absolute path of a file at the destination", "warm %q", clip(o.Warm))
 	}

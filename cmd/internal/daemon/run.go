@@ -18,6 +18,7 @@ import (
 	"github.com/pagewarp/pagewarp/cmd/internal/pki"
 	"github.com/pagewarp/pagewarp/cmd/internal/version"
 	"github.com/pagewarp/pagewarp/relocate/qemu"
+	"golang.org/x/sys/unix"
 )
 
 // Options of Run; all but Notify are needed.
@@ -68,6 +69,9 @@ func Run(ctx context.Context, o Options) error {
 	if err := prepareDir(c.StateDir); err != nil {
 		return err
 	}
+	if outlivesReboot(c.StateDir) {
+		o.Log.Warn("the state directory is not on tmpfs: after a reboot of this host its journals describe machines that are gone; choose one below /run (state_dir)", "dir", c.StateDir)
+	}
 	lock, err := lockDir(c.StateDir)
 	if err != nil {
 		return err
@@ -90,6 +94,9 @@ func Run(ctx context.Context, o Options) error {
 	var ml net.Listener
 	if c.Metrics.Listen != "" {
 		if ml, err = net.Listen("tcp", c.Metrics.Listen); err != nil {
+			if errors.Is(err, unix.EADDRINUSE) {
+				err = fmt.Errorf("%w; another program has that address: choose another metrics.listen, or \"\" for none", err)
+			}
 			return fmt.Errorf("listen for metrics (metrics.listen): %w", err)
 		}
 		defer ml.Close()

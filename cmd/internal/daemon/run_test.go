@@ -189,13 +189,35 @@ func TestStartErrors(t *testing.T) {
 	defer l.Close()
 	busy.Metrics.Listen = l.Addr().String()
 	for want, c := range map[string]config.Config{
-		"chmod 700": open, "--insecure": far, "pagewarp pki issue": cert, "metrics.listen": busy,
+		"chmod 700": open, "--insecure": far, "pagewarp pki issue": cert, "choose another metrics.listen": busy,
 	} {
 		if err := start(t, c).end(t); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
 		if _, err := os.Lstat(c.Socket()); err == nil {
 			t.Errorf("%s: a socket is left behind", want)
+		}
+	}
+}
+
+// Journals that survive a reboot describe machines that are gone.
+func TestStateOnADisk(t *testing.T) {
+	for base, warned := range map[string]bool{"/dev/shm": false, "/var/tmp": true} {
+		c := config.Default()
+		dir, err := os.MkdirTemp(base, "pw")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		c.StateDir = dir
+		p := start(t, c)
+		p.log.await(t, "READY=1")
+		p.signals <- syscall.SIGTERM
+		if err := p.end(t); err != nil {
+			t.Error(err)
+		}
+		if got := strings.Contains(p.log.text.String(), "not on tmpfs"); got != warned {
+			t.Errorf("%s: warned %v, want %v", base, got, warned)
 		}
 	}
 }

@@ -73,13 +73,15 @@ func (s *Server) EndStreams() { s.stopOnce.Do(func() { close(s.stop) }) }
 // Metrics returns what /metrics shows.
 func (s *Server) Metrics() *Metrics { return s.metrics }
 
-// Handler returns the routes of doc.go in package api.
-func (s *Server) Handler() http.Handler {
-	mux := http.NewServeMux()
-	routes := []struct {
-		path    string
-		methods map[string]handler
-	}{
+// route is a path of the API and what it takes.
+type route struct {
+	path    string
+	methods map[string]handler
+}
+
+// routes are those of docs/API.md.
+func (s *Server) routes() []route {
+	return []route{
 		{"/v1/version", map[string]handler{"GET": s.version}},
 		{"/v1/vms", map[string]handler{"GET": s.machines, "POST": s.add}},
 		{"/v1/vms/{name}", map[string]handler{"GET": s.machine, "DELETE": s.remove}},
@@ -93,7 +95,12 @@ func (s *Server) Handler() http.Handler {
 		{"/v1/events", map[string]handler{"GET": s.events}},
 		{"/metrics", map[string]handler{"GET": s.serveMetrics}},
 	}
-	for _, r := range routes {
+}
+
+// Handler serves the routes.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	for _, r := range s.routes() {
 		var allow []string
 		for m, h := range r.methods {
 			allow = append(allow, m)
@@ -105,7 +112,7 @@ func (s *Server) Handler() http.Handler {
 		}))
 	}
 	mux.Handle("/", s.wrap("/", func(_ http.ResponseWriter, req *http.Request) error {
-		return api.Errorf(api.CodeNotFound, "package cmd/internal/api lists the resources", "no such resource: %s", req.URL.Path)
+		return api.Errorf(api.CodeNotFound, "docs/API.md lists the resources", "no such resource: %s", req.URL.Path)
 	}))
 	return mux
 }

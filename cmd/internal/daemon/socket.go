@@ -37,11 +37,20 @@ func prepareDir(dir string) error {
 	return nil
 }
 
+// outlivesReboot reports whether dir is on another file system than tmpfs or ramfs.
+func outlivesReboot(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && fs.Type != unix.TMPFS_MAGIC && fs.Type != unix.RAMFS_MAGIC
+}
+
 // lockDir makes this process the only daemon of the state directory. The lock
 // ends with the process, however it ends.
 func lockDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("%w; run pagewarpd as root, or give it a --state-dir of its own", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}

@@ -244,7 +244,7 @@ func List(dir string) ([]Entry, error) {
 }
 
 func names(c *x509.Certificate) []string {
-	out := slices.Clone(c.DNSNames)
+	out := append([]string{}, c.DNSNames...) // in JSON a list, if empty
 	for _, ip := range c.IPAddresses {
 		out = append(out, ip.String())
 	}

@@ -86,7 +86,7 @@ func TestSummary(t *testing.T) {
 		DowntimeMS:    4.25,
 		DowntimeParts: map[string]float64{"freeze": 1, "save": 1.5, "load": 1.25, "commit": 0.25, "resume": 0.25},
 		PagesTotal:    524288, PagesDemand: 1200, PagesPrecache: 400000, PagesZero: 123088,
-		BytesGuest: 2 << 30, BytesWire: 1 << 30, Reconnects: 1,
+		BytesGuest: 2 << 30, BytesWire: 1 << 30, Reconnects: 1, WarmProblem: "what is here is ignored: web9: not in the cache",
 		RDMA:         &relocate.RDMAStatus{Device: "mlx5_0", Port: 1, ReadsCompleted: 9000, ReadBytes: 1 << 30, PagesInPlace: 262000, ReadsRetried: 3, Messages: 2500, MessageBytes: 80 << 20, SendBuildMS: 1500, TCPFetches: 40, Fallbacks: 1, LastFallback: "port error"},
 		FaultLatency: relocate.Latency{P50: 180, P99: 950, Max: 2_500_000, Count: 1200},
 	}
@@ -94,6 +94,7 @@ func TestSummary(t *testing.T) {
   downtime  4.2 ms (freeze 1.0, save 1.5, load 1.2, commit 0.2, resume 0.2)
   total     10 s
   pages     524 288: 1 200 on demand, 400 000 by precache, 123 088 zero
+  warm      what is here is ignored: web9: not in the cache
   wire      1 GiB for 2 GiB of guest memory (ratio 2.00)
   rdma      mlx5_0 port 1: 9 000 READs, 1 GiB, 262 000 pages in place; 3 retried, 40 fetches by TCP
             2 500 answers by SEND, 80 MiB, made in 1.5 s

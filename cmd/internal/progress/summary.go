@@ -52,6 +52,9 @@ func Summary(s relocate.Status) string {
 	if s.PagesCandidate > 0 {
 		row("warm", "%s of %s pages that were there are the same, %s had moved, %s not sent", count(s.PagesSame), count(s.PagesCandidate), count(s.PagesMoved), units.FormatSize(s.BytesSaved))
 	}
+	if s.WarmProblem != "" {
+		row("warm", "%s", s.WarmProblem)
+	}
 	if by := policies(s.Policies); by != "" {
 		row("precache", "%s pages asked for", by)
 	}
