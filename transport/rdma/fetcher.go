@@ -99,7 +99,10 @@ type Fetcher struct {
 
 	mu      sync.Mutex
 	q       *queue                     // guarded by mu; nil before ACCEPT and after the end of RDMA
-	pending *queue                     // guarded by mu; waits for ACCEPT
+	pending *queue                     // guarded by mu; waits for ACCEPT, or could not be connected
+	joining *queue                     // guarded by mu; is being connected, and nobody else's than join's then
+	met     bool                       // guarded by mu; there has been an ACCEPT
+	over    bool                       // guarded by mu; RDMA has ended: what the source has still to say of it is late
 	mine    endpoint                   // of pending
 	table   *table                     // guarded by mu
 	flights flights                    // guarded by mu; all that is outstanding

@@ -148,9 +148,9 @@ func (f *Fetcher) allFree() {
 // back, emptied. pollMu is held: nobody lands what is given up here.
 func (f *Fetcher) takeDown() bool {
 	f.mu.Lock()
-	q, pending := f.q, f.pending
-	f.q, f.pending = nil, nil
-	if q == nil && pending == nil {
+	q, pending, joining := f.q, f.pending, f.joining
+	f.q, f.pending, f.joining, f.over = nil, nil, nil, true // join closes what it has
+	if q == nil && pending == nil && joining == nil {
 		f.mu.Unlock()
 		return false
 	}
