@@ -198,11 +198,22 @@ func (e *Export) report(err error) {
 	}
 }
 
+// begins checks that a chunk begins at page first, if it is a page of the export's.
+func (e *Export) begins(region uint32, first uint64) error {
+	if x := e.regions[region]; x != nil && (first >= x.Pages || first%x.unit != 0) {
+		return fmt.Errorf("%w: MAP of page %d of region %d, where no chunk begins", transport.ErrMalformed, first, region)
+	}
+	return nil
+}
+
 // chunk registers the chunk that begins at page first, or returns what was done.
 func (e *Export) chunk(region uint32, first uint64) (*chunk, error) {
+	if err := e.begins(region, first); err != nil {
+		return nil, err
+	}
 	x := e.regions[region]
-	if x == nil || first >= x.Pages || first%x.unit != 0 {
-		return nil, fmt.Errorf("%w: MAP of page %d of region %d, where no chunk begins", transport.ErrMalformed, first, region)
+	if x == nil {
+		return nil, fmt.Errorf("region %d is not exported for RDMA", region)
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
