@@ -321,13 +321,13 @@ func (f *Fetcher) check(r *transport.Fetch) error {
 	reg := f.table.regions[r.Region]
 	switch {
 	case reg == nil:
-		return errors.New("there is no such region")
+		return fmt.Errorf("%w: the region is not in the table that the channel was made with", transport.ErrNotSent)
 	case r.Count == 0 || r.First >= reg.Pages || uint64(r.Count) > reg.Pages-r.First:
-		return fmt.Errorf("the region has %d pages", reg.Pages)
+		return fmt.Errorf("%w: the region has %d pages", transport.ErrNotSent, reg.Pages)
 	case f.opt.MaxCount != 0 && r.Count > f.opt.MaxCount:
-		return fmt.Errorf("max_count of this channel is %d", f.opt.MaxCount)
+		return fmt.Errorf("%w: max_count of this channel is %d", transport.ErrNotSent, f.opt.MaxCount)
 	case r.Plain && f.ch.Features()&transport.FeatureWarm == 0:
-		return errors.New("a plain fetch needs the warm feature, which is not in force")
+		return fmt.Errorf("%w: plain, but the warm feature is not in force", transport.ErrNotSent)
 	case f.flights.n >= maxOutstanding:
 		return fmt.Errorf("%d fetches are outstanding, the limit", maxOutstanding)
 	case f.flights.at(r.ID) != nil:

@@ -69,3 +69,24 @@ func TestNothingAfterOff(t *testing.T) {
 	}
 	a.worker.Wait()
 }
+
+// What no connection with these regions and limits can carry is said to be that, as by
+// every channel: the engine gives up such a session in the stead of dialling for ever.
+func TestNotSent(t *testing.T) {
+	f := &Fetcher{ch: pageChannel{features: transport.FeatureRDMA}, table: newTable([]transport.Region{{ID: 1, Pages: 100, PageSize: 4096}}), opt: FetchOptions{MaxCount: 64}}
+	at := func(region uint32, first uint64, count uint32) transport.Fetch {
+		return transport.Fetch{ID: 7, Range: transport.Range{Region: region, First: first, Count: count}}
+	}
+	plain := at(1, 0, 1)
+	plain.Plain = true
+	for _, x := range []transport.Fetch{at(2, 0, 1), at(1, 100, 1), at(1, 90, 11), at(1, 0, 0), at(1, 0, 65), plain} {
+		good := at(1, 0, 1)
+		good.ID = 6
+		if err := f.Fetch([]transport.Fetch{good, x}); !errors.Is(err, transport.ErrNotSent) {
+			t.Errorf("%+v: %v", x, err)
+		}
+		if n := len(f.Outstanding(nil)); n != 0 {
+			t.Errorf("%+v: %d fetches are outstanding", x, n)
+		}
+	}
+}

@@ -86,10 +86,13 @@ func (l *lender) Lend(r transport.Range) (n uint32, how transport.Lending) {
 // pageChannel is a channel of a kind, and nothing else.
 type pageChannel struct {
 	Channel
-	kind transport.Kind
+	kind     transport.Kind
+	features transport.Features
 }
 
 func (c pageChannel) Kind() transport.Kind { return c.kind }
+
+func (c pageChannel) Features() transport.Features { return c.features }
 
 // READs are made of what waits, each page in one of them, in the way that the sink wants
 // it; pages are claimed for READs that have a slot alone, and precache has no more under
