@@ -188,7 +188,6 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 		return nil, err
 	}
 	f.slotSize = 4 << 10
-	slots := demandSlots
 	for _, r := range regions {
 		if r.PageSize <= maxStagedPage {
 			f.slotSize = max(f.slotSize, int(r.PageSize))
@@ -196,23 +195,15 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	}
 	if ch.Kind() == transport.Precache {
 		f.slotSize = max(f.slotSize, readBytes)
-		slots = precacheSlots
 	} else {
 		f.slotSize = max(f.slotSize, 64<<10) // neighbours in one READ
 	}
-	slots = max(4, min(slots, o.StageBytes/f.slotSize, dev.caps.depth-1))
 	if int(dev.caps.maxMessage) < f.slotSize {
 		dev.drop()
 		return nil, fmt.Errorf("its messages have at most %d bytes, %d are needed", dev.caps.maxMessage, f.slotSize)
 	}
-	places := 0
-	if o.Landing != nil {
-		places = min(slots, dev.caps.depth-1-slots)
-		if ch.Kind() == transport.Precache {
-			places = min(lentSlots, dev.caps.depth-1-slots)
-		}
-	}
-	f.stageSlots, f.ops = slots, make([]op, slots+max(0, places))
+	slots, places := o.room(ch.Kind(), f.slotSize, dev.caps.depth)
+	f.stageSlots, f.ops = slots, make([]op, slots+places)
 	f.allFree()
 	var err error
 	if f.stage, err = sysmem.MapAnonymous(int64(slots * f.slotSize)); err != nil {
@@ -239,6 +230,28 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	}
 	f.pump.Go(f.receiveBelow)
 	return f, nil
+}
+
+// room is how many READs a channel may have under way by the stage, in slots of that many
+// bytes, and in place: on a device whose queues have depth work requests.
+func (o *FetchOptions) room(kind transport.Kind, slotSize, depth int) (slots, places int) {
+	most := depth - 1
+	if o.Landing != nil {
+		most /= 2 // half of a short queue for each: what waits for a place has no other way
+	}
+	slots = demandSlots
+	if kind == transport.Precache {
+		slots = precacheSlots
+	}
+	slots = max(4, min(slots, o.StageBytes/slotSize, most))
+	switch {
+	case o.Landing == nil:
+	case kind == transport.Precache:
+		places = lentSlots
+	default:
+		places = slots
+	}
+	return slots, min(places, depth-1-slots)
 }
 
 // Up says whether pages come by RDMA at the moment.

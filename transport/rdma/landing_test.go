@@ -179,3 +179,21 @@ func TestNextRead(t *testing.T) {
 		}
 	})
 }
+
+// Where pages may land in place a READ of one finds a slot in the end, and there are never
+// more READs under way than the device's queue takes, however short it is.
+func TestRoom(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		depth := rapid.IntRange(16, 1024).Draw(t, "depth")
+		slotSize := rapid.SampledFrom([]int{64 << 10, 1 << 20, 2 << 20}).Draw(t, "slot")
+		kind := rapid.SampledFrom([]transport.Kind{transport.Demand, transport.Precache}).Draw(t, "kind")
+		o := &FetchOptions{StageBytes: rapid.IntRange(0, 64<<20).Draw(t, "stage")}
+		if rapid.Bool().Draw(t, "in place") {
+			o.Landing = new(Landing)
+		}
+		slots, places := o.room(kind, slotSize, depth)
+		if slots < 4 || slots+places > depth-1 || (places > 0) != (o.Landing != nil) {
+			t.Fatalf("%d READs by the stage and %d in place, of a queue of %d", slots, places, depth)
+		}
+	})
+}
