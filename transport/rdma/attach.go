@@ -69,7 +69,7 @@ func (a *Attachment) off() {
 	if a.s != nil {
 		a.ch.(carried).Carry(nil)
 		if err := a.s.close(); err != nil {
-			a.e.report(err)
+			a.e.report(notTakenBack, err)
 		}
 		a.s = nil
 		a.e.dev.drop()
@@ -154,7 +154,7 @@ func (a *Attachment) meet(peer endpoint) {
 		return
 	case err != nil:
 		err = fmt.Errorf("set up RDMA with the destination: %w", err)
-		a.e.report(err)
+		a.e.report(notSetUp, err)
 		a.say(transport.Header{Aux: kindOff}, clipped(err))
 		return
 	}
@@ -208,7 +208,7 @@ func (a *Attachment) openSender(peer endpoint) (endpoint, error) {
 	}
 	s, err := newSender(d, &peer, a.e.opt.DeadAfter, a.e.sent, func(err error) {
 		err = fmt.Errorf("answers by SEND through %s: %w", d, err)
-		a.e.report(err)
+		a.e.report(notSent, err)
 		a.say(transport.Header{Aux: kindOff}, clipped(err))
 	})
 	if err != nil {

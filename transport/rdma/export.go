@@ -86,7 +86,7 @@ type Export struct {
 	regions map[uint32]*exported
 	order   []*exported
 	used    atomic.Uint64 // registered bytes
-	once    sync.Once     // the first trouble
+	told    [troubles]sync.Once
 	sent    *SendStats
 }
 
@@ -192,9 +192,20 @@ func (e *Export) Registered() uint64 { return e.used.Load() }
 // Sent counts the answers by SEND of all channels.
 func (e *Export) Sent() *SendStats { return e.sent }
 
-func (e *Export) report(err error) {
+// trouble is a kind of it, of which the first is told.
+type trouble int
+
+const (
+	notSetUp trouble = iota
+	notRegistered
+	notSent
+	notTakenBack
+	troubles
+)
+
+func (e *Export) report(kind trouble, err error) {
 	if e.opt.Report != nil {
-		e.once.Do(func() { e.opt.Report(err) })
+		e.told[kind].Do(func() { e.opt.Report(err) })
 	}
 }
 
@@ -223,7 +234,7 @@ func (e *Export) chunk(region uint32, first uint64) (*chunk, error) {
 	c := e.describe(x, first)
 	x.chunks[first] = c
 	if c.err != nil {
-		e.report(c.err)
+		e.report(notRegistered, c.err)
 	}
 	return c, nil
 }
@@ -320,7 +331,7 @@ func (e *Export) register(x *exported, c *chunk, from, to uint64) error {
 func (e *Export) release(x *exported, c *chunk) {
 	for i, r := range c.mrs {
 		if err := r.close(); err != nil {
-			e.report(err)
+			e.report(notTakenBack, err)
 		}
 		e.used.Add(-uint64(c.windows[i].count) * uint64(x.PageSize))
 	}

@@ -2,6 +2,7 @@ package rdma
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/pagewarp/pagewarp/transport"
@@ -88,5 +89,20 @@ func TestNotSent(t *testing.T) {
 		if n := len(f.Outstanding(nil)); n != 0 {
 			t.Errorf("%+v: %d fetches are outstanding", x, n)
 		}
+	}
+}
+
+// Each kind of trouble at the source is told once, whatever comes before or after it.
+func TestReportsEachKind(t *testing.T) {
+	var told []string
+	e := &Export{opt: ExportOptions{Report: func(err error) { told = append(told, err.Error()) }}}
+	for range 2 {
+		for kind, text := range map[trouble]string{notSetUp: "set-up", notRegistered: "budget", notSent: "RNR", notTakenBack: "EBUSY"} {
+			e.report(kind, errors.New(text))
+		}
+	}
+	slices.Sort(told)
+	if want := []string{"EBUSY", "RNR", "budget", "set-up"}; !slices.Equal(told, want) {
+		t.Errorf("told %q, want %q", told, want)
 	}
 }
