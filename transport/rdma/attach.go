@@ -9,8 +9,8 @@ import (
 	"github.com/pagewarp/pagewarp/transport"
 )
 
-// maxAsked bounds the MAPs of a channel that are not answered; a destination asks
-// once for each chunk, and keeps fewer under way.
+// maxAsked bounds the MAPs of a channel that are not answered; a destination keeps fewer
+// under way, ours maxAsking.
 const maxAsked = 4096
 
 // Attachment is the source's end of RDMA on one page channel.

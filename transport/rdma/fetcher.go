@@ -370,8 +370,7 @@ func (f *Fetcher) route(fl *flight) {
 	pieces, c, ok := r.split(fl.Range, f.pieces[:0])
 	f.pieces = pieces
 	if !ok {
-		if r.states[c] == unknown {
-			r.states[c] = asked
+		if f.table.ask(r, c) {
 			f.asks.push(ask{fl.Region, c * r.unit})
 		}
 		if r.states[c] == refused || f.ch.Kind() == transport.Demand {

@@ -254,7 +254,9 @@ func (r *rig) ready(t testing.TB) {
 			for c, s := range reg.states {
 				switch {
 				case s == unknown && !asked:
-					reg.states[c], whole = state(1), false // asked
+					if whole = false; !r.f.table.ask(reg, uint64(c)) {
+						continue
+					}
 					r.f.asks.push(ask{id, uint64(c) * reg.unit})
 				case s != mapped:
 					whole = false
