@@ -3,6 +3,8 @@ package rdma
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -58,5 +60,16 @@ func TestChooseInterface(t *testing.T) {
 		if p.Device != c.device || g.Index != c.gid || (err != nil) != (c.device == "") || err != nil && !errors.Is(err, ErrNoDevice) {
 			t.Errorf("%s: %s, GID %d, %v", c.want, p.Device, g.Index, err)
 		}
+	}
+}
+
+// A device that is taken away while the list is made is not in it; the others are.
+func TestListWithoutPorts(t *testing.T) {
+	root := sysfsTree(t, "4: ACTIVE", map[string][3]string{"0": {"0000:0000:0000:0000:0000:ffff:0a4d:0001", "RoCE v2", "eth4"}})
+	if err := os.Mkdir(filepath.Join(root, "mlx4_0"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if ports, err := list(root); err != nil || len(ports) != 1 || ports[0].Device != "mlx5_0" {
+		t.Errorf("%+v, %v", ports, err)
 	}
 }

@@ -60,6 +60,9 @@ func list(root string) ([]Port, error) {
 	var out []Port
 	for _, d := range devices {
 		ports, err := os.ReadDir(filepath.Join(root, d.Name(), "ports"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has just been removed
+		}
 		if err != nil {
 			return nil, fmt.Errorf("list the ports of RDMA device %s: %w", d.Name(), err)
 		}
