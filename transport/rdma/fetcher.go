@@ -3,6 +3,7 @@ package rdma
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -103,6 +104,7 @@ type Fetcher struct {
 	joining *queue                     // guarded by mu; is being connected, and nobody else's than join's then
 	met     bool                       // guarded by mu; there has been an ACCEPT
 	over    bool                       // guarded by mu; RDMA has ended: what the source has still to say of it is late
+	proof   proof                      // guarded by mu
 	mine    endpoint                   // of pending
 	table   *table                     // guarded by mu
 	flights flights                    // guarded by mu; all that is outstanding
@@ -158,6 +160,7 @@ type op struct {
 	posted time.Time
 	busy   bool
 	placed bool   // its one part is lent
+	probe  bool   // it has no part, see probe.go
 	size   int    // bytes
 	parts  []part // adjacent at the source, in order
 }
@@ -375,6 +378,14 @@ func (f *Fetcher) route(fl *flight) {
 		}
 		if r.states[c] == refused || f.ch.Kind() == transport.Demand {
 			f.below(fl) // a fault does not wait for a registration
+		} else {
+			f.waiting = append(f.waiting, fl)
+		}
+		return
+	}
+	if f.proof != proven && slices.ContainsFunc(pieces, func(p piece) bool { return !p.zero }) {
+		if f.ch.Kind() == transport.Demand {
+			f.below(fl)
 		} else {
 			f.waiting = append(f.waiting, fl)
 		}

@@ -57,6 +57,7 @@ func (f *Fetcher) join(q *queue, peer endpoint) {
 	default:
 		f.q = q
 		f.stats.Up.Add(1)
+		f.prove()
 		f.again()
 	}
 	f.mu.Unlock()

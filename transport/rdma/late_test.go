@@ -5,6 +5,7 @@ package rdma
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/pagewarp/pagewarp/transport"
 )
@@ -140,4 +141,44 @@ func TestLateFrames(t *testing.T) {
 			t.Error("nobody was told that it did not connect")
 		}
 	})
+}
+
+// Before one READ has come no fetch is sent by READ: those on demand go by FETCH, others
+// wait; holes are known without.
+func TestUnproven(t *testing.T) {
+	for _, kind := range []transport.Kind{transport.Demand, transport.Precache} {
+		f, ch := connecting()
+		ch.kind = kind
+		f.q, f.pending, f.met = f.pending, nil, true
+		f.slotSize, f.stageSlots, f.ops, f.stage, f.stageMR = 64<<10, 4, make([]op, 4), make([]byte, 4*64<<10), new(region)
+		f.allFree()
+		f.table.cut(minChunkBytes) // of 256 pages
+		if err := f.side(transport.Header{Aux: kindMapped, Region: 1, First: 256, Count: 256}, nil); err != nil || f.under != 0 {
+			t.Fatalf("a hole is read, or %v", err)
+		}
+		if err := f.side(transport.Header{Aux: kindMapped, Region: 1, Count: 256}, appendWindow(nil, window{count: 8, rkey: 4, addr: 1 << 20})); err != nil {
+			t.Fatal(err)
+		}
+		if f.under != 1 {
+			t.Fatalf("%v: %d READs are under way, want the first", kind, f.under)
+		}
+		now := time.Now()
+		if err := f.enter([]transport.Fetch{
+			{ID: 1, Range: transport.Range{Region: 1, First: 2, Count: 4}}, {ID: 2, Range: transport.Range{Region: 1, First: 20, Count: 4}},
+		}, now); err != nil {
+			t.Fatal(err)
+		}
+		f.route(f.flights.at(1))
+		f.route(f.flights.at(2))
+		demand := kind == transport.Demand
+		if f.reads.len() != 0 || (f.byFetch.len() == 1) != demand || (len(f.waiting) == 1) == demand || f.zeros.len() != 1 {
+			t.Errorf("%v: %d READs wait to be posted, %d fetches go by FETCH, %d wait; %d holes", kind, f.reads.len(), f.byFetch.len(), len(f.waiting), f.zeros.len())
+		}
+		if err := f.land([]done{{id: 3}}); err != nil {
+			t.Fatal(err)
+		}
+		if f.proof != proven || (f.under == 1) == demand || len(f.waiting) != 0 || len(f.free)+f.under != 4 {
+			t.Errorf("%v: after the first READ %d are under way, %d fetches wait, %d slots are free", kind, f.under, len(f.waiting), len(f.free))
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pagewarp/pagewarp/internal/softroce"
+	"github.com/pagewarp/pagewarp/transport"
 	"github.com/vishvananda/netlink"
 )
 
@@ -29,8 +30,7 @@ func TestNoWay(t *testing.T) {
 	}()
 	for _, end := range []string{"destination", "source"} {
 		t.Run(end, func(t *testing.T) {
-			lost := testDevice(t)
-			copy(lost.caps.gid[:], []byte{10: 0xff, 11: 0xff, 12: 10, 13: 77, 14: 0, 15: 9}) // of nobody
+			lost := lostDevice(t)
 			o := rigOptions{srcDev: lost, export: ExportOptions{Pin: PinAll}}
 			if end == "source" {
 				o = rigOptions{dstDev: lost}
@@ -61,5 +61,34 @@ func TestNoWay(t *testing.T) {
 			}
 			t.Logf("64 fetches took %v; %d more were answered until RDMA was over, %v from the beginning", took, during, time.Since(begin))
 		})
+	}
+}
+
+// lostDevice tells of an address that nobody has.
+func lostDevice(t *testing.T) *Device {
+	d := testDevice(t)
+	copy(d.caps.gid[:], []byte{10: 0xff, 11: 0xff, 12: 10, 13: 77, 14: 0, 15: 9})
+	return d
+}
+
+// Both ends are connected, and what the destination sends does not arrive: no fault waits
+// until that is found out.
+func TestNoPackets(t *testing.T) {
+	s := newStream(t, 1024, rigOptions{kind: transport.Demand, srcDev: lostDevice(t), export: ExportOptions{Pin: PinAll}, fetch: FetchOptions{DeadAfter: 20 * time.Second}})
+	await(t, "the chunks", func() bool {
+		s.f.mu.Lock()
+		defer s.f.mu.Unlock()
+		return s.f.q != nil && s.f.table.regions[1].states[0] == mapped
+	})
+	s.receive(s.post(0, 1024))
+	s.whole(1024)
+	if !s.f.Up() {
+		t.Error("the faults were answered after the end of RDMA")
+	}
+	if reads, _, beneath := counts(s.f); reads != 0 || beneath == 0 {
+		t.Errorf("%d READs, %d fetches beneath", reads, beneath)
+	}
+	if n := s.f.Stats().Posted.Load(); n != 1 {
+		t.Errorf("%d READs are under way, want the first", n)
 	}
 }

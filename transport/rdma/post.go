@@ -118,7 +118,9 @@ func (f *Fetcher) begun(now time.Time) {
 // freed takes the slot of an op back that has ended. mu is held.
 func (f *Fetcher) freed(slot int, now time.Time) {
 	o := &f.ops[slot]
-	f.lending.end(o.size, now)
+	if !o.probe { // which is no measure of what the link carries
+		f.lending.end(o.size, now)
+	}
 	if o.placed {
 		f.vacant = append(f.vacant, slot)
 		f.lent -= o.size
@@ -127,7 +129,7 @@ func (f *Fetcher) freed(slot int, now time.Time) {
 	}
 	f.under--
 	clear(o.parts)
-	o.parts, o.busy, o.placed = o.parts[:0], false, false
+	o.parts, o.busy, o.placed, o.probe = o.parts[:0], false, false, false
 }
 
 // allFree has all slots free. mu is held, or nobody else has the Fetcher.

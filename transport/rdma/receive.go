@@ -75,6 +75,7 @@ func (f *Fetcher) side(h transport.Header, body []byte) error {
 		if err != nil {
 			return err
 		}
+		f.prove()
 		f.again()
 		return nil
 	case kindOff:
