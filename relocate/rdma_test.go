@@ -98,3 +98,21 @@ func TestPrecacheBy(t *testing.T) {
 		}
 	}
 }
+
+// Nobody has keys to the memory of a guest that runs, whatever the destination says of a
+// pre-transfer.
+func TestServedLive(t *testing.T) {
+	for _, c := range []struct {
+		kind     transport.Kind
+		features transport.Features
+		want     bool
+	}{
+		{transport.Precache, transport.AllFeatures, true}, {transport.Demand, transport.AllFeatures, false},
+		{transport.Precache, transport.AllFeatures | transport.FeatureRDMA, false}, {transport.Demand, transport.FeatureRDMA, false},
+		{transport.Precache, transport.FeatureRDMA | transport.FeatureSend, false},
+	} {
+		if got := servedLive(c.kind, c.features); got != c.want {
+			t.Errorf("%+v: %t", c, got)
+		}
+	}
+}

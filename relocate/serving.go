@@ -135,13 +135,20 @@ func (s *serving) keep(kind transport.Kind, index int, conn *tcp.Conn) {
 	}
 }
 
+// servedLive says whether a channel may be served while the guest runs. Not one with RDMA:
+// its keys are those of a frozen image, and what is a hole would not stay one. A destination
+// that copies before the switch-over has none.
+func servedLive(kind transport.Kind, f transport.Features) bool {
+	return kind == transport.Precache && f&transport.FeatureRDMA == 0
+}
+
 // serve answers fetches once the image is frozen, on a precache channel once it may
 // be read at all.
 func (s *serving) serve(conn *tcp.Conn) error {
 	stop := context.AfterFunc(s.ctx, func() { conn.Close() })
 	defer stop()
 	var early <-chan struct{} // never
-	if conn.Kind() == transport.Precache {
+	if servedLive(conn.Kind(), conn.Features()) {
 		early = s.o.live
 	}
 	select {

@@ -9,8 +9,8 @@ import (
 	"github.com/pagewarp/pagewarp/transport"
 )
 
-// maxAsked bounds the MAPs of a channel that are not answered; a destination asks
-// once for each chunk, and keeps fewer under way.
+// maxAsked bounds the MAPs of a channel that are not answered; a destination keeps fewer
+// under way, ours maxAsking.
 const maxAsked = 4096
 
 // Attachment is the source's end of RDMA on one page channel.
@@ -20,10 +20,11 @@ type Attachment struct {
 	asks chan ask
 	met  chan struct{} // closed once ACCEPT is out, for pages by READ
 
-	mu  sync.Mutex
-	q   *queue  // guarded by mu; nil until CONNECT, and after OFF
-	s   *sender // guarded by mu; likewise, where answers go by SEND
-	was bool    // guarded by mu; there has been a CONNECT
+	mu   sync.Mutex
+	q    *queue  // guarded by mu; nil until CONNECT, and after OFF
+	s    *sender // guarded by mu; likewise, where answers go by SEND
+	was  bool    // guarded by mu; there has been a CONNECT
+	over bool    // guarded by mu; there has been an OFF, or Close
 
 	cancel context.CancelFunc
 	worker sync.WaitGroup
@@ -49,14 +50,17 @@ func (e *Export) Attach(ch Channel) *Attachment {
 // Close ends it: the destination's READs fail from here on. Whatever else goes
 // over the channel goes on.
 func (a *Attachment) Close() {
-	a.cancel()
-	a.worker.Wait()
 	a.off()
+	a.worker.Wait()
 }
 
+// off ends RDMA: nothing can be read any more, nothing is registered or connected from
+// here on.
 func (a *Attachment) off() {
+	a.cancel()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.over = true
 	if a.q != nil {
 		a.q.close()
 		a.q = nil
@@ -65,7 +69,7 @@ func (a *Attachment) off() {
 	if a.s != nil {
 		a.ch.(carried).Carry(nil)
 		if err := a.s.close(); err != nil {
-			a.e.report(err)
+			a.e.report(notTakenBack, err)
 		}
 		a.s = nil
 		a.e.dev.drop()
@@ -90,11 +94,17 @@ func (a *Attachment) side(h transport.Header, body []byte) error {
 		if len(body) != 0 || h.Count != 0 {
 			return fmt.Errorf("%w: MAP with a body or a count", transport.ErrMalformed)
 		}
+		if err := a.e.begins(h.Region, h.First); err != nil {
+			return err
+		}
+		if a.isOver() {
+			return nil // it would not be answered
+		}
 		select {
 		case a.asks <- ask{h.Region, h.First}:
 			return nil
 		default:
-			return fmt.Errorf("%w: more than %d MAPs that are not answered", transport.ErrMalformed, maxAsked)
+			return fmt.Errorf("%w: more than %d MAPs that are not answered", transport.ErrMalformed, cap(a.asks))
 		}
 	case kindOff:
 		a.off()
@@ -103,35 +113,54 @@ func (a *Attachment) side(h transport.Header, body []byte) error {
 	return fmt.Errorf("%w: RDMA frame of kind %d at the source", transport.ErrMalformed, h.Aux)
 }
 
-// connect answers CONNECT. That RDMA is impossible here is no error of the
-// channel.
+func (a *Attachment) isOver() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.over
+}
+
+// connect has CONNECT answered, by a goroutine of its own: the kernel may look for the
+// way to the peer for a second, see join.go, in which fetches are answered as before.
 func (a *Attachment) connect(body []byte) error {
 	peer, err := parseEndpoint(body, false, a.messages())
 	if err != nil {
 		return err
 	}
 	a.mu.Lock()
-	twice := a.was
-	a.was = true
-	a.mu.Unlock()
-	if twice {
+	defer a.mu.Unlock()
+	switch {
+	case a.was:
 		return fmt.Errorf("%w: a second CONNECT on one channel", transport.ErrMalformed)
+	case a.over:
+		return nil
 	}
+	a.was = true
+	a.worker.Go(func() { a.meet(peer) })
+	return nil
+}
+
+// errOver says that RDMA has ended before it began.
+var errOver = errors.New("RDMA on the channel is over")
+
+// meet answers CONNECT. That RDMA is impossible here is no error of the channel.
+func (a *Attachment) meet(peer endpoint) {
 	open := a.open
 	if peer.slots > 0 {
 		open = a.openSender
 	}
 	mine, err := open(peer)
-	if err != nil {
+	switch {
+	case errors.Is(err, errOver):
+		return
+	case err != nil:
 		err = fmt.Errorf("set up RDMA with the destination: %w", err)
-		a.e.report(err)
-		return a.say(transport.Header{Aux: kindOff}, []byte(err.Error()))
+		a.e.report(notSetUp, err)
+		a.say(transport.Header{Aux: kindOff}, clipped(err))
+		return
 	}
-	err = a.say(transport.Header{Aux: kindAccept}, mine.append(nil))
-	if peer.slots == 0 {
+	if a.say(transport.Header{Aux: kindAccept}, mine.append(nil)) == nil && peer.slots == 0 {
 		close(a.met) // there is only one CONNECT
 	}
-	return err
 }
 
 func (a *Attachment) open(peer endpoint) (endpoint, error) {
@@ -157,8 +186,13 @@ func (a *Attachment) open(peer endpoint) (endpoint, error) {
 		return endpoint{}, err
 	}
 	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.over {
+		q.close()
+		d.drop()
+		return endpoint{}, errOver
+	}
 	a.q = q
-	a.mu.Unlock()
 	return mine, nil
 }
 
@@ -174,9 +208,8 @@ func (a *Attachment) openSender(peer endpoint) (endpoint, error) {
 	}
 	s, err := newSender(d, &peer, a.e.opt.DeadAfter, a.e.sent, func(err error) {
 		err = fmt.Errorf("answers by SEND through %s: %w", d, err)
-		a.e.report(err)
-		text := err.Error()
-		a.say(transport.Header{Aux: kindOff}, []byte(text[:min(len(text), transport.MaxText)])) // an error is the channel's
+		a.e.report(notSent, err)
+		a.say(transport.Header{Aux: kindOff}, clipped(err))
 	})
 	if err != nil {
 		d.drop()
@@ -190,10 +223,21 @@ func (a *Attachment) openSender(peer endpoint) (endpoint, error) {
 		return endpoint{}, err
 	}
 	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.over {
+		s.close()
+		d.drop()
+		return endpoint{}, errOver
+	}
 	a.s = s
-	a.mu.Unlock()
 	a.ch.(carried).Carry(s)
 	return mine, nil
+}
+
+// clipped is the text of an error as a frame takes it.
+func clipped(err error) []byte {
+	text := err.Error()
+	return []byte(text[:min(len(text), transport.MaxText)])
 }
 
 // say sends a frame; an error is the channel's, whose reader sees it too.
@@ -245,7 +289,9 @@ func (a *Attachment) work(ctx context.Context) {
 			case want = <-a.asks:
 			}
 		}
-		told[want] = true
+		if len(rest) > 0 && a.e.regions[want.region] != nil { // or a peer could have it grow
+			told[want] = true
+		}
 		if err := a.answer(want); err != nil {
 			return // the channel has ended
 		}
@@ -259,17 +305,12 @@ func (a *Attachment) answer(want ask) error {
 		err = fmt.Errorf("%d stretches of data, at most %d can be described", len(c.windows), maxWindows)
 	}
 	h := transport.Header{Aux: kindMapped, Region: want.region, First: want.first}
-	switch {
-	case errors.Is(err, transport.ErrMalformed):
+	if err == nil {
+		err = c.err
+	}
+	if err != nil {
 		h.Aux = kindUnmapped
-		return a.say(h, []byte(err.Error()))
-	case err != nil || c.err != nil:
-		if err == nil {
-			err = c.err
-		}
-		text := err.Error()
-		h.Aux = kindUnmapped
-		return a.say(h, []byte(text[:min(len(text), transport.MaxText)]))
+		return a.say(h, clipped(err))
 	}
 	h.Count = c.count
 	body := make([]byte, 0, len(c.windows)*windowSize)

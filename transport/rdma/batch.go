@@ -54,7 +54,10 @@ type BatchFetcher struct {
 
 	mu      sync.Mutex
 	q       *queue                     // guarded by mu; nil before ACCEPT and after the end of RDMA
-	pending *queue                     // guarded by mu; waits for ACCEPT
+	pending *queue                     // guarded by mu; waits for ACCEPT, or could not be connected
+	joining *queue                     // guarded by mu; is being connected, and nobody else's than join's then
+	met     bool                       // guarded by mu; there has been an ACCEPT
+	over    bool                       // guarded by mu; RDMA has ended, as of a Fetcher
 	mine    endpoint                   // of pending
 	held    fifo[transport.Fetch]      // guarded by mu; with Only, until a message can answer them
 	answers fifo[transport.Completion] // guarded by mu

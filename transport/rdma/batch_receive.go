@@ -61,36 +61,6 @@ func (f *BatchFetcher) side(h transport.Header, body []byte) error {
 	return fmt.Errorf("%w: RDMA frame of kind %d where answers come by SEND", transport.ErrMalformed, h.Aux)
 }
 
-// accepted connects to the source's queue pair. mu is held.
-func (f *BatchFetcher) accepted(body []byte) error {
-	peer, err := parseEndpoint(body, true, true)
-	if err != nil {
-		return err
-	}
-	q := f.pending
-	switch {
-	case q == nil:
-		return fmt.Errorf("%w: a second ACCEPT, or one without CONNECT", transport.ErrMalformed)
-	case peer.slots != f.mine.slots || peer.slotBytes != f.mine.slotBytes:
-		return fmt.Errorf("%w: ACCEPT of %d messages of %d bytes, where CONNECT had %d of %d", transport.ErrMalformed, peer.slots, peer.slotBytes, f.mine.slots, f.mine.slotBytes)
-	}
-	to, err := f.dev.meet(peer, 1)
-	if err == nil {
-		err = q.connect(&to, f.mine.psn, false)
-	}
-	if err == nil {
-		err = q.receive(f.slots)
-	}
-	if err != nil {
-		f.breakDown(err)
-		return nil
-	}
-	f.q, f.pending = q, nil
-	f.stats.Up.Add(1)
-	f.base.Invite(len(f.slots))
-	return nil
-}
-
 func (f *BatchFetcher) receive(c *transport.Completion) error {
 	for {
 		if f.closed.Load() {
@@ -241,10 +211,10 @@ func (f *BatchFetcher) overdue(now time.Time) {
 // ends with it.
 func (f *BatchFetcher) end(why error) error {
 	f.mu.Lock()
-	q, pending := f.q, f.pending
-	f.q, f.pending = nil, nil
+	q, pending, joining := f.q, f.pending, f.joining
+	f.q, f.pending, f.joining, f.over = nil, nil, nil, true // join closes what it has
 	f.mu.Unlock()
-	if q == nil && pending == nil {
+	if q == nil && pending == nil && joining == nil {
 		return nil // it has ended before
 	}
 	why = f.dev.reason(why)

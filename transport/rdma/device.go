@@ -26,6 +26,7 @@ type Device struct {
 
 	mu     sync.Mutex
 	failed error               // guarded by mu; the device or its port is out of use
+	dead   bool                // guarded by mu; failed is the device's, for good
 	watch  map[int]func(error) // guarded by mu
 	next   int                 // guarded by mu
 	uses   int                 // guarded by mu; what was made from it and is not closed
@@ -110,36 +111,38 @@ func (d *Device) events() {
 	}
 	raw.Read(func(uintptr) bool {
 		for {
-			text, ok := d.dev.event()
+			text, port, ok := d.dev.event()
 			if !ok {
 				return false // until there is one, or the file is closed
 			}
-			d.heard(text)
+			d.heard(text, port)
 		}
 	})
 }
 
-// fatal are the events after which nothing works any more, by the texts of
-// ibv_event_type_str. Errors of a queue pair are seen in its completions.
-var fatal = map[string]bool{
-	"local catastrophic error": true,
-	portError:                  true,
-}
+// The events after which nothing works any more, and the one that ends the second, by the
+// texts of ibv_event_type_str. Errors of a queue pair are seen in its completions.
+const (
+	catastrophe = "local catastrophic error"
+	portError   = "port error"
+	portActive  = "port active"
+)
 
-const portError = "port error"
-
-func (d *Device) heard(text string) {
-	if text == "port active" { // after "port error": what is made from now on works
-		d.mu.Lock()
-		d.failed = nil
-		d.mu.Unlock()
+// heard takes an event, of a port or, if that is 0, of the device.
+func (d *Device) heard(text string, port int) {
+	if port != 0 && port != d.port.Number {
+		return // a device tells of all its ports
 	}
-	if !fatal[text] {
+	d.mu.Lock()
+	if text == portActive && !d.dead {
+		d.failed = nil // what is made from now on works
+	}
+	if d.dead || text != catastrophe && text != portError {
+		d.mu.Unlock()
 		return
 	}
 	err := fmt.Errorf("RDMA device %s: %s", d.port.Device, text)
-	d.mu.Lock()
-	d.failed = err
+	d.failed, d.dead = err, text == catastrophe
 	var tell []func(error)
 	for _, f := range d.watch {
 		tell = append(tell, f)

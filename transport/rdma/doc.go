@@ -32,5 +32,7 @@
 //
 // Fetcher.recvMu (Receive, Close) before Fetcher.pollMu (whoever lands pages) before
 // Fetcher.mu; the lock of the late sink orders calls of the sink, under pollMu or
-// none. Nothing is sent to the peer under Fetcher.mu.
+// none. Nothing is sent to the peer under Fetcher.mu, and no queue pair is connected, which
+// can take a second; sleeper.ringMu is taken last of all. At the source Attachment.mu comes
+// before sender.mu, under which OFF may be sent.
 package rdma

@@ -86,7 +86,7 @@ type Export struct {
 	regions map[uint32]*exported
 	order   []*exported
 	used    atomic.Uint64 // registered bytes
-	once    sync.Once     // the first trouble
+	told    [troubles]sync.Once
 	sent    *SendStats
 }
 
@@ -192,17 +192,39 @@ func (e *Export) Registered() uint64 { return e.used.Load() }
 // Sent counts the answers by SEND of all channels.
 func (e *Export) Sent() *SendStats { return e.sent }
 
-func (e *Export) report(err error) {
+// trouble is a kind of it, of which the first is told.
+type trouble int
+
+const (
+	notSetUp trouble = iota
+	notRegistered
+	notSent
+	notTakenBack
+	troubles
+)
+
+func (e *Export) report(kind trouble, err error) {
 	if e.opt.Report != nil {
-		e.once.Do(func() { e.opt.Report(err) })
+		e.told[kind].Do(func() { e.opt.Report(err) })
 	}
+}
+
+// begins checks that a chunk begins at page first, if it is a page of the export's.
+func (e *Export) begins(region uint32, first uint64) error {
+	if x := e.regions[region]; x != nil && (first >= x.Pages || first%x.unit != 0) {
+		return fmt.Errorf("%w: MAP of page %d of region %d, where no chunk begins", transport.ErrMalformed, first, region)
+	}
+	return nil
 }
 
 // chunk registers the chunk that begins at page first, or returns what was done.
 func (e *Export) chunk(region uint32, first uint64) (*chunk, error) {
+	if err := e.begins(region, first); err != nil {
+		return nil, err
+	}
 	x := e.regions[region]
-	if x == nil || first >= x.Pages || first%x.unit != 0 {
-		return nil, fmt.Errorf("%w: MAP of page %d of region %d, where no chunk begins", transport.ErrMalformed, first, region)
+	if x == nil {
+		return nil, fmt.Errorf("region %d is not exported for RDMA", region)
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -212,7 +234,7 @@ func (e *Export) chunk(region uint32, first uint64) (*chunk, error) {
 	c := e.describe(x, first)
 	x.chunks[first] = c
 	if c.err != nil {
-		e.report(c.err)
+		e.report(notRegistered, c.err)
 	}
 	return c, nil
 }
@@ -309,7 +331,7 @@ func (e *Export) register(x *exported, c *chunk, from, to uint64) error {
 func (e *Export) release(x *exported, c *chunk) {
 	for i, r := range c.mrs {
 		if err := r.close(); err != nil {
-			e.report(err)
+			e.report(notTakenBack, err)
 		}
 		e.used.Add(-uint64(c.windows[i].count) * uint64(x.PageSize))
 	}

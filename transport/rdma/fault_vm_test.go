@@ -192,7 +192,7 @@ func linkDown(t *testing.T, link netlink.Link, dev *Device) (up func()) {
 	}
 }
 
-func await(t *testing.T, what string, f func() bool) {
+func await(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); !f(); {
 		if time.Now().After(end) {

@@ -3,6 +3,7 @@ package rdma
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,7 +100,11 @@ type Fetcher struct {
 
 	mu      sync.Mutex
 	q       *queue                     // guarded by mu; nil before ACCEPT and after the end of RDMA
-	pending *queue                     // guarded by mu; waits for ACCEPT
+	pending *queue                     // guarded by mu; waits for ACCEPT, or could not be connected
+	joining *queue                     // guarded by mu; is being connected, and nobody else's than join's then
+	met     bool                       // guarded by mu; there has been an ACCEPT
+	over    bool                       // guarded by mu; RDMA has ended: what the source has still to say of it is late
+	proof   proof                      // guarded by mu
 	mine    endpoint                   // of pending
 	table   *table                     // guarded by mu
 	flights flights                    // guarded by mu; all that is outstanding
@@ -155,6 +160,7 @@ type op struct {
 	posted time.Time
 	busy   bool
 	placed bool   // its one part is lent
+	probe  bool   // it has no part, see probe.go
 	size   int    // bytes
 	parts  []part // adjacent at the source, in order
 }
@@ -185,7 +191,6 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 		return nil, err
 	}
 	f.slotSize = 4 << 10
-	slots := demandSlots
 	for _, r := range regions {
 		if r.PageSize <= maxStagedPage {
 			f.slotSize = max(f.slotSize, int(r.PageSize))
@@ -193,23 +198,15 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	}
 	if ch.Kind() == transport.Precache {
 		f.slotSize = max(f.slotSize, readBytes)
-		slots = precacheSlots
 	} else {
 		f.slotSize = max(f.slotSize, 64<<10) // neighbours in one READ
 	}
-	slots = max(4, min(slots, o.StageBytes/f.slotSize, dev.caps.depth-1))
 	if int(dev.caps.maxMessage) < f.slotSize {
 		dev.drop()
 		return nil, fmt.Errorf("its messages have at most %d bytes, %d are needed", dev.caps.maxMessage, f.slotSize)
 	}
-	places := 0
-	if o.Landing != nil {
-		places = min(slots, dev.caps.depth-1-slots)
-		if ch.Kind() == transport.Precache {
-			places = min(lentSlots, dev.caps.depth-1-slots)
-		}
-	}
-	f.stageSlots, f.ops = slots, make([]op, slots+max(0, places))
+	slots, places := o.room(ch.Kind(), f.slotSize, dev.caps.depth)
+	f.stageSlots, f.ops = slots, make([]op, slots+places)
 	f.allFree()
 	var err error
 	if f.stage, err = sysmem.MapAnonymous(int64(slots * f.slotSize)); err != nil {
@@ -236,6 +233,28 @@ func newFetcher(dev *Device, base transport.Fetcher, ch Channel, regions []trans
 	}
 	f.pump.Go(f.receiveBelow)
 	return f, nil
+}
+
+// room is how many READs a channel may have under way by the stage, in slots of that many
+// bytes, and in place: on a device whose queues have depth work requests.
+func (o *FetchOptions) room(kind transport.Kind, slotSize, depth int) (slots, places int) {
+	most := depth - 1
+	if o.Landing != nil {
+		most /= 2 // half of a short queue for each: what waits for a place has no other way
+	}
+	slots = demandSlots
+	if kind == transport.Precache {
+		slots = precacheSlots
+	}
+	slots = max(4, min(slots, o.StageBytes/slotSize, most))
+	switch {
+	case o.Landing == nil:
+	case kind == transport.Precache:
+		places = lentSlots
+	default:
+		places = slots
+	}
+	return slots, min(places, depth-1-slots)
 }
 
 // Up says whether pages come by RDMA at the moment.
@@ -318,13 +337,13 @@ func (f *Fetcher) check(r *transport.Fetch) error {
 	reg := f.table.regions[r.Region]
 	switch {
 	case reg == nil:
-		return errors.New("there is no such region")
+		return fmt.Errorf("%w: the region is not in the table that the channel was made with", transport.ErrNotSent)
 	case r.Count == 0 || r.First >= reg.Pages || uint64(r.Count) > reg.Pages-r.First:
-		return fmt.Errorf("the region has %d pages", reg.Pages)
+		return fmt.Errorf("%w: the region has %d pages", transport.ErrNotSent, reg.Pages)
 	case f.opt.MaxCount != 0 && r.Count > f.opt.MaxCount:
-		return fmt.Errorf("max_count of this channel is %d", f.opt.MaxCount)
+		return fmt.Errorf("%w: max_count of this channel is %d", transport.ErrNotSent, f.opt.MaxCount)
 	case r.Plain && f.ch.Features()&transport.FeatureWarm == 0:
-		return errors.New("a plain fetch needs the warm feature, which is not in force")
+		return fmt.Errorf("%w: plain, but the warm feature is not in force", transport.ErrNotSent)
 	case f.flights.n >= maxOutstanding:
 		return fmt.Errorf("%d fetches are outstanding, the limit", maxOutstanding)
 	case f.flights.at(r.ID) != nil:
@@ -354,12 +373,19 @@ func (f *Fetcher) route(fl *flight) {
 	pieces, c, ok := r.split(fl.Range, f.pieces[:0])
 	f.pieces = pieces
 	if !ok {
-		if r.states[c] == unknown {
-			r.states[c] = asked
+		if f.table.ask(r, c) {
 			f.asks.push(ask{fl.Region, c * r.unit})
 		}
 		if r.states[c] == refused || f.ch.Kind() == transport.Demand {
 			f.below(fl) // a fault does not wait for a registration
+		} else {
+			f.waiting = append(f.waiting, fl)
+		}
+		return
+	}
+	if f.proof != proven && slices.ContainsFunc(pieces, func(p piece) bool { return !p.zero }) {
+		if f.ch.Kind() == transport.Demand {
+			f.below(fl)
 		} else {
 			f.waiting = append(f.waiting, fl)
 		}

@@ -39,7 +39,11 @@ func (f *Fetcher) land(dones []done) error {
 		for _, p := range o.parts {
 			f.came(p.fl)
 		}
+		probe := o.probe
 		f.freed(int(d.id), at)
+		if probe {
+			f.proved()
+		}
 		f.post(at)
 		f.mu.Unlock()
 	}

@@ -86,10 +86,13 @@ func (l *lender) Lend(r transport.Range) (n uint32, how transport.Lending) {
 // pageChannel is a channel of a kind, and nothing else.
 type pageChannel struct {
 	Channel
-	kind transport.Kind
+	kind     transport.Kind
+	features transport.Features
 }
 
 func (c pageChannel) Kind() transport.Kind { return c.kind }
+
+func (c pageChannel) Features() transport.Features { return c.features }
 
 // READs are made of what waits, each page in one of them, in the way that the sink wants
 // it; pages are claimed for READs that have a slot alone, and precache has no more under
@@ -173,6 +176,24 @@ func TestNextRead(t *testing.T) {
 		}
 		if f.ready.len() != f.flights.n {
 			t.Fatalf("%d of %d fetches are answered", f.ready.len(), f.flights.n)
+		}
+	})
+}
+
+// Where pages may land in place a READ of one finds a slot in the end, and there are never
+// more READs under way than the device's queue takes, however short it is.
+func TestRoom(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		depth := rapid.IntRange(16, 1024).Draw(t, "depth")
+		slotSize := rapid.SampledFrom([]int{64 << 10, 1 << 20, 2 << 20}).Draw(t, "slot")
+		kind := rapid.SampledFrom([]transport.Kind{transport.Demand, transport.Precache}).Draw(t, "kind")
+		o := &FetchOptions{StageBytes: rapid.IntRange(0, 64<<20).Draw(t, "stage")}
+		if rapid.Bool().Draw(t, "in place") {
+			o.Landing = new(Landing)
+		}
+		slots, places := o.room(kind, slotSize, depth)
+		if slots < 4 || slots+places > depth-1 || (places > 0) != (o.Landing != nil) {
+			t.Fatalf("%d READs by the stage and %d in place, of a queue of %d", slots, places, depth)
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -59,6 +60,9 @@ func list(root string) ([]Port, error) {
 	var out []Port
 	for _, d := range devices {
 		ports, err := os.ReadDir(filepath.Join(root, d.Name(), "ports"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has just been removed
+		}
 		if err != nil {
 			return nil, fmt.Errorf("list the ports of RDMA device %s: %w", d.Name(), err)
 		}
@@ -179,9 +183,13 @@ func choose(ports []Port, want, netdev string, local netip.Addr, deviceOf func(s
 			device, number = d, n
 		}
 	}
-	matches := func(p *Port) bool {
-		return (device == "" || p.Device == device || p.Netdev == device) && (number == 0 || p.Number == number) && (netdev == "" || p.serves(netdev))
+	if want != "" && !slices.ContainsFunc(ports, func(p Port) bool { return p.Device == device }) {
+		device, netdev = "", device
 	}
+	matches := func(p *Port) bool {
+		return (device == "" || p.Device == device) && (number == 0 || p.Number == number) && (netdev == "" || p.serves(netdev))
+	}
+	unknown := fmt.Errorf("%w is called %q, nor its network interface; 'pagewarp rdma list' shows those there are", ErrNoDevice, want)
 	if netdev != "" {
 		found := false
 		for i := range ports {
@@ -189,7 +197,10 @@ func choose(ports []Port, want, netdev string, local netip.Addr, deviceOf func(s
 		}
 		if !found { // InfiniBand: the interface is not in the GID table
 			name, err := deviceOf(netdev)
-			if err != nil {
+			switch {
+			case err != nil && want != "":
+				return none, GID{}, unknown
+			case err != nil:
 				return none, GID{}, fmt.Errorf("%w serves the interface %s, which has the address %s; 'pagewarp rdma list' shows those there are, --rdma-device chooses one", ErrNoDevice, netdev, local)
 			}
 			device, netdev = name, ""
@@ -210,7 +221,7 @@ func choose(ports []Port, want, netdev string, local netip.Addr, deviceOf func(s
 	if problem != "" {
 		return none, GID{}, fmt.Errorf("%w that is usable: %s", ErrNoDevice, problem)
 	}
-	return none, GID{}, fmt.Errorf("%w is called %q, nor its network interface; 'pagewarp rdma list' shows those there are", ErrNoDevice, want)
+	return none, GID{}, unknown
 }
 
 // serves says whether the port is that of a network interface.
@@ -238,7 +249,7 @@ func (p *Port) gid(netdev string, local netip.Addr) GID {
 			s += 2
 		}
 		if netdev != "" && g.Netdev == netdev {
-			s++
+			s += 16 // another one's packets would go another way
 		}
 		if s > score {
 			best, score = g, s

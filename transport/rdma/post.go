@@ -118,7 +118,9 @@ func (f *Fetcher) begun(now time.Time) {
 // freed takes the slot of an op back that has ended. mu is held.
 func (f *Fetcher) freed(slot int, now time.Time) {
 	o := &f.ops[slot]
-	f.lending.end(o.size, now)
+	if !o.probe { // which is no measure of what the link carries
+		f.lending.end(o.size, now)
+	}
 	if o.placed {
 		f.vacant = append(f.vacant, slot)
 		f.lent -= o.size
@@ -127,7 +129,7 @@ func (f *Fetcher) freed(slot int, now time.Time) {
 	}
 	f.under--
 	clear(o.parts)
-	o.parts, o.busy, o.placed = o.parts[:0], false, false
+	o.parts, o.busy, o.placed, o.probe = o.parts[:0], false, false, false
 }
 
 // allFree has all slots free. mu is held, or nobody else has the Fetcher.
@@ -148,9 +150,9 @@ func (f *Fetcher) allFree() {
 // back, emptied. pollMu is held: nobody lands what is given up here.
 func (f *Fetcher) takeDown() bool {
 	f.mu.Lock()
-	q, pending := f.q, f.pending
-	f.q, f.pending = nil, nil
-	if q == nil && pending == nil {
+	q, pending, joining := f.q, f.pending, f.joining
+	f.q, f.pending, f.joining, f.over = nil, nil, nil, true // join closes what it has
+	if q == nil && pending == nil && joining == nil {
 		f.mu.Unlock()
 		return false
 	}

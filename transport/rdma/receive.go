@@ -63,6 +63,9 @@ func (f *Fetcher) side(h transport.Header, body []byte) error {
 	case kindAccept:
 		return f.accepted(body)
 	case kindMapped, kindUnmapped:
+		if f.met && f.over {
+			return nil // late
+		}
 		var err error
 		if h.Aux == kindMapped {
 			err = f.table.mapped(&h, body)
@@ -72,6 +75,7 @@ func (f *Fetcher) side(h transport.Header, body []byte) error {
 		if err != nil {
 			return err
 		}
+		f.prove()
 		f.again()
 		return nil
 	case kindOff:
@@ -79,41 +83,6 @@ func (f *Fetcher) side(h transport.Header, body []byte) error {
 		return nil
 	}
 	return fmt.Errorf("%w: RDMA frame of kind %d at the destination", transport.ErrMalformed, h.Aux)
-}
-
-// accepted connects to the source's queue pair. mu is held.
-func (f *Fetcher) accepted(body []byte) error {
-	peer, err := parseEndpoint(body, true, false)
-	if err != nil {
-		return err
-	}
-	q := f.pending
-	if q == nil {
-		return fmt.Errorf("%w: a second ACCEPT, or one without CONNECT", transport.ErrMalformed)
-	}
-	to, err := f.dev.meet(peer, f.dev.caps.reads)
-	if err == nil {
-		err = q.connect(&to, f.mine.psn, false)
-	}
-	if err != nil {
-		f.breakDown(err)
-		return nil
-	}
-	f.table.cut(peer.chunk)
-	f.q, f.pending = q, nil
-	f.stats.Up.Add(1)
-	f.again()
-	return nil
-}
-
-// again routes what has waited. mu is held.
-func (f *Fetcher) again() {
-	waiting := f.waiting
-	f.waiting = nil
-	for _, fl := range waiting {
-		f.route(fl)
-	}
-	f.post(time.Now())
 }
 
 func (f *Fetcher) receive(c *transport.Completion) error {
@@ -368,7 +337,7 @@ func (f *Fetcher) overdue(now time.Time) {
 // ends with it.
 func (f *Fetcher) end(why error) error {
 	f.mu.Lock()
-	over := f.q == nil && f.pending == nil
+	over := f.q == nil && f.pending == nil && f.joining == nil
 	f.mu.Unlock()
 	if over {
 		return nil

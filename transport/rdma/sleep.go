@@ -2,6 +2,7 @@ package rdma
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -13,7 +14,8 @@ import (
 // sleeping first and then looks for work once more: whoever brings some later sees that,
 // and wakes it.
 type sleeper struct {
-	wakeFD   int // an eventfd; -1: none
+	ringMu   sync.Mutex // held while wakeFD is written to, or closed: its number may be another file's next
+	wakeFD   int        // an eventfd; -1: none. Guarded by ringMu, and not closed while Receive sleeps
 	sleeping atomic.Bool
 	broken   atomic.Pointer[error] // why RDMA must end; Receive takes it, and acts on it
 }
@@ -27,6 +29,8 @@ func (s *sleeper) open() (err error) {
 }
 
 func (s *sleeper) shut() {
+	s.ringMu.Lock()
+	defer s.ringMu.Unlock()
 	if s.wakeFD >= 0 {
 		unix.Close(s.wakeFD)
 		s.wakeFD = -1
@@ -49,6 +53,8 @@ func (s *sleeper) wake() {
 
 // ring ends Receive's sleep, or its next one.
 func (s *sleeper) ring() {
+	s.ringMu.Lock()
+	defer s.ringMu.Unlock()
 	unix.Write(s.wakeFD, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // it can only be full, which wakes as well
 }
 
@@ -84,6 +90,5 @@ func (o *FetchOptions) over(dev *Device, ch Channel, stats *Stats, why error) er
 	if o.Only {
 		return err
 	}
-	text := err.Error()
-	return ch.SendSide(transport.Header{Aux: kindOff}, []byte(text[:min(len(text), transport.MaxText)]))
+	return ch.SendSide(transport.Header{Aux: kindOff}, clipped(err))
 }

@@ -254,7 +254,9 @@ func (r *rig) ready(t testing.TB) {
 			for c, s := range reg.states {
 				switch {
 				case s == unknown && !asked:
-					reg.states[c], whole = state(1), false // asked
+					if whole = false; !r.f.table.ask(reg, uint64(c)) {
+						continue
+					}
 					r.f.asks.push(ask{id, uint64(c) * reg.unit})
 				case s != mapped:
 					whole = false
@@ -264,6 +266,12 @@ func (r *rig) ready(t testing.TB) {
 		asked = asked || r.f.q != nil
 		r.f.mu.Unlock()
 		if whole && asked {
+			await(t, "the first READ", func() bool {
+				_, err := r.f.poll(0)
+				r.f.mu.Lock()
+				defer r.f.mu.Unlock()
+				return r.f.proof != probing || err != nil || r.f.closed.Load()
+			})
 			return
 		}
 		if err := r.f.send(); err != nil {

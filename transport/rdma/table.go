@@ -17,10 +17,16 @@ const (
 	refused       // it goes by FETCH
 )
 
+// maxAsking is how many chunks a destination asks for at a time: the source registers one
+// after the other, some ms each, and would end a channel of which very many wait (maxAsked).
+// Those that are not asked for are when they are wanted after that.
+const maxAsking = 64
+
 // table is the destination's view of what can be read. It belongs to whoever
 // holds the Fetcher's lock.
 type table struct {
 	regions map[uint32]*regionTable
+	asking  int // chunks in state asked
 }
 
 type regionTable struct {
@@ -71,16 +77,35 @@ func (t *table) mapped(h *transport.Header, body []byte) error {
 				own = append(own, window{first: a, count: uint32(b - a), rkey: w.rkey, addr: w.addr + (a-w.first)*uint64(r.PageSize)})
 			}
 		}
-		r.states[c], r.windows[c] = mapped, own
+		t.know(r, c, mapped)
+		r.windows[c] = own
 	}
 	return nil
+}
+
+// ask reports whether a chunk is to be asked for now.
+func (t *table) ask(r *regionTable, c uint64) bool {
+	if r.states[c] != unknown || t.asking >= maxAsking {
+		return false
+	}
+	r.states[c] = asked
+	t.asking++
+	return true
+}
+
+// know notes what the source has said of a chunk.
+func (t *table) know(r *regionTable, c uint64, s state) {
+	if r.states[c] == asked {
+		t.asking--
+	}
+	r.states[c] = s
 }
 
 // unmapped takes an UNMAPPED in.
 func (t *table) unmapped(h *transport.Header) error {
 	r, c, err := t.chunkOf(h)
 	if err == nil {
-		r.states[c] = refused
+		t.know(r, c, refused)
 	}
 	return err
 }

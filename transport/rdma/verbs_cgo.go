@@ -84,13 +84,14 @@ func (d *device) caps() (caps, error) {
 
 func (d *device) asyncFD() int { return int(C.pw_device_async_fd(d.c)) }
 
-// event returns the text of the next asynchronous event, if there is one.
-func (d *device) event() (string, bool) {
-	var e C.int
-	if C.pw_device_event(d.c, &e) == 0 {
-		return "", false
+// event returns the text of the next asynchronous event, if there is one, and the port
+// that it is about, 0 if it is about none.
+func (d *device) event() (text string, port int, ok bool) {
+	var e, p C.int
+	if C.pw_device_event(d.c, &e, &p) == 0 {
+		return "", 0, false
 	}
-	return C.GoString(C.pw_event(e)), true
+	return C.GoString(C.pw_event(e)), int(p), true
 }
 
 func (d *device) register(mem []byte, how access) (*region, error) {

@@ -23,7 +23,7 @@ func openVerbs(string, int, int) (*device, error) { return nil, ErrNotBuilt }
 func (*device) close()                                   {}
 func (*device) caps() (caps, error)                      { return caps{}, ErrNotBuilt }
 func (*device) asyncFD() int                             { return -1 }
-func (*device) event() (string, bool)                    { return "", false }
+func (*device) event() (string, int, bool)               { return "", 0, false }
 func (*device) register([]byte, access) (*region, error) { return nil, ErrNotBuilt }
 func (*device) queue(int) (*queue, error)                { return nil, ErrNotBuilt }
 func (*device) messages(int, int) (*queue, error)        { return nil, ErrNotBuilt }

@@ -136,13 +136,26 @@ int pw_device_async_fd(struct pw_device *d)
 	return d->ctx->async_fd;
 }
 
-int pw_device_event(struct pw_device *d, int *event)
+int pw_device_event(struct pw_device *d, int *event, int *port)
 {
 	struct ibv_async_event e;
 
 	if (ibv_get_async_event(d->ctx, &e))
 		return 0;
 	*event = e.event_type;
+	switch (e.event_type) {
+	case IBV_EVENT_PORT_ACTIVE:
+	case IBV_EVENT_PORT_ERR:
+	case IBV_EVENT_LID_CHANGE:
+	case IBV_EVENT_PKEY_CHANGE:
+	case IBV_EVENT_SM_CHANGE:
+	case IBV_EVENT_CLIENT_REREGISTER:
+	case IBV_EVENT_GID_CHANGE:
+		*port = e.element.port_num;
+		break;
+	default:
+		*port = 0;
+	}
 	/* At once: destroying a queue waits for its events to be acknowledged. */
 	ibv_ack_async_event(&e);
 	return 1;

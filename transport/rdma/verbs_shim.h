@@ -56,8 +56,8 @@ int pw_device_open(const char *name, int port, int gid_index, struct pw_device *
 void pw_device_close(struct pw_device *d);
 int pw_device_caps(struct pw_device *d, struct pw_caps *out);
 int pw_device_async_fd(struct pw_device *d);
-/* 1 and the event if there is one, else 0. */
-int pw_device_event(struct pw_device *d, int *event);
+/* 1 and the event if there is one, else 0; *port is the one that it is about, or 0. */
+int pw_device_event(struct pw_device *d, int *event, int *port);
 
 /* What memory is registered for: READs of ours and messages into it; READs of a peer from it, pinned
  * or not. */

@@ -213,10 +213,10 @@ static void messages(struct pw_device *d, const struct pw_caps *caps)
 /* A decision by what nobody has set. */
 static void uninitialised(struct pw_device *d)
 {
-	int *which = malloc(sizeof(*which)), event;
+	int *which = malloc(sizeof(*which)), event, port;
 
 	CHECK(which, "no memory");
-	if (*which && pw_device_event(d, &event))
+	if (*which && pw_device_event(d, &event, &port))
 		puts("an event");
 	free(which);
 }
@@ -238,7 +238,7 @@ int main(int argc, char **argv)
 	struct pw_device *d = NULL;
 	struct pw_caps caps;
 	const char *step = "";
-	int event = 0, ret;
+	int event = 0, port = 0, ret;
 
 	setvbuf(stdout, NULL, _IONBF, 0);
 	CHECK(argc == 3 || argc == 4, "usage: %s DEVICE GID-INDEX [uninitialised|leak]", argv[0]);
@@ -248,7 +248,7 @@ int main(int argc, char **argv)
 	CHECK(ret == 0, "%s: %s", step, strerror(-ret));
 	CHECK((ret = pw_device_caps(d, &caps)) == 0, "%s", strerror(-ret));
 	CHECK(caps.link_layer == 2 && caps.state == 4 && caps.max_qp_wr > 64 && caps.mtu >= 1 && caps.mtu <= 5, "link layer %u, state %u, %u work requests, MTU %u", caps.link_layer, caps.state, caps.max_qp_wr, caps.mtu);
-	CHECK(pw_device_async_fd(d) >= 0 && pw_device_event(d, &event) == 0, "an event: %s", pw_event(event));
+	CHECK(pw_device_async_fd(d) >= 0 && pw_device_event(d, &event, &port) == 0, "an event: %s", pw_event(event));
 	if (!strcmp(fault, "uninitialised")) {
 		uninitialised(d);
 	} else if (!strcmp(fault, "leak")) {
