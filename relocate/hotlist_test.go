@@ -2,6 +2,8 @@ package relocate
 
 import (
 	"encoding/binary"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -63,7 +65,12 @@ func FuzzParseRuns(f *testing.F) {
 // TestHotList: the destination hears of the pages that the guest touched; lists
 // that are wrong are said to be so, and the relocation goes on.
 func TestHotList(t *testing.T) {
-	r := newRig(t, nil)
+	// A destination that is ready before the source has set its watch up has no list.
+	slow := filepath.Join(t.TempDir(), "slow-qemu")
+	if err := os.WriteFile(slow, []byte("#!/bin/sh\nsleep 0.5\nexec qemu-system-x86_64 \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, func(cfg *HostConfig) { withBinary(cfg, slow) })
 	r.relocate(r.b.addr, Options{Precache: strings.Join(pagecache.PolicyNames, ",")})
 	bad := []hotMsg{
 		{Runs: appendRuns(nil, []pagecache.Run{{Region: 9, First: 0, Count: 1}})},
