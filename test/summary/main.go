@@ -85,7 +85,7 @@ func lint(ctx context.Context, t *tally, run command, staticcheck string, packag
 
 // test calls lint, compiles and runs the tests of packages, and runs failed ones once more.
 //
-// The tests run one package at a time: they share the machine's cores, devices and
+// The tests of machines run one package at a time: they share the machine's cores, devices and
 // namespaces. The emulators of those that boot a virtual machine by internal/kvmrig may
 // keep two cores busy; two of them side by side took longer than one after the other
 // (12.5 minutes in the place of 8) and ran into their deadlines. But they leave the cores
@@ -113,9 +113,11 @@ func (r *runner) test(ctx context.Context, t *tally, lint func(command), package
 		r.run(ctx, t, p)
 	}
 	beside.Wait()
-	for _, p := range here {
-		r.run(ctx, t, p)
-	}
+	// One that starts machines is alone. Of the others, two at a time: most of what they
+	// take is waiting, if only for the second that a program under the race detector stays
+	// after its end.
+	r.runAll(ctx, t, here, 1, func(p program) bool { return p.host })
+	r.runAll(ctx, t, here, 2, func(p program) bool { return !p.host })
 	if ctx.Err() != nil {
 		t.check("tests", fmt.Sprintf("not all have run: %v", context.Cause(ctx)))
 		return
@@ -128,4 +130,24 @@ func (r *runner) test(ctx context.Context, t *tally, lint func(command), package
 			}
 		}
 	})
+}
+
+// runAll runs the programs that which names, so many at a time.
+func (r *runner) runAll(ctx context.Context, t *tally, programs []program, atATime int, which func(program) bool) {
+	next := make(chan program)
+	var workers sync.WaitGroup
+	for range atATime {
+		workers.Go(func() {
+			for p := range next {
+				r.run(ctx, t, p)
+			}
+		})
+	}
+	for _, p := range programs {
+		if which(p) {
+			next <- p
+		}
+	}
+	close(next)
+	workers.Wait()
 }

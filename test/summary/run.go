@@ -25,6 +25,7 @@ type program struct {
 	dir  string // where its tests run
 	path string // of the binary
 	vm   bool   // it boots a virtual machine by internal/kvmrig
+	host bool   // or by others, or makes network namespaces
 }
 
 // command makes a command: exec.CommandContext, or yielding.
@@ -140,7 +141,7 @@ func (r *runner) place(all []program) {
 // cannot be read, besides those.
 func list(ctx context.Context, patterns []string) ([]program, error) {
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, "go", append([]string{"list", "-e", "-json=ImportPath,Dir,TestGoFiles,XTestGoFiles,TestImports,XTestImports,Error"}, patterns...)...)
+	cmd := exec.CommandContext(ctx, "go", append([]string{"list", "-e", "-test", "-json=ImportPath,Dir,ForTest,TestGoFiles,XTestGoFiles,Deps,Error"}, patterns...)...)
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -148,27 +149,45 @@ func list(ctx context.Context, patterns []string) ([]program, error) {
 	}
 	var all []program
 	var broken []error
+	vms, hosts := map[string]bool{}, map[string]bool{}
 	for d := json.NewDecoder(bytes.NewReader(out)); ; {
 		var p struct {
-			ImportPath, Dir                                      string
-			TestGoFiles, XTestGoFiles, TestImports, XTestImports []string
-			Error                                                *struct{ Err string }
+			ImportPath, Dir, ForTest        string
+			TestGoFiles, XTestGoFiles, Deps []string
+			Error                           *struct{ Err string }
 		}
 		if err := d.Decode(&p); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			return nil, err
 		}
-		if p.Error != nil {
-			broken = append(broken, fmt.Errorf("%s: %s", p.ImportPath, p.Error.Err))
+		of, isTest := strings.CutSuffix(p.ImportPath, ".test")
+		switch {
+		case isTest: // the program
+			vms[of], hosts[of] = uses(p.Deps, "/internal/kvmrig"), uses(p.Deps, "/internal/rig", "/internal/vmtest")
+		case p.ForTest != "": // a package as compiled for a test
+		default:
+			if p.Error != nil {
+				broken = append(broken, fmt.Errorf("%s: %s", p.ImportPath, p.Error.Err))
+			}
+			if len(p.TestGoFiles)+len(p.XTestGoFiles) > 0 {
+				all = append(all, program{pkg: p.ImportPath, dir: p.Dir})
+			}
 		}
-		if len(p.TestGoFiles)+len(p.XTestGoFiles) > 0 {
-			all = append(all, program{pkg: p.ImportPath, dir: p.Dir,
-				vm: slices.ContainsFunc(slices.Concat(p.TestImports, p.XTestImports), func(path string) bool { return strings.HasSuffix(path, "/internal/kvmrig") })})
-		}
+	}
+	for i := range all {
+		all[i].vm, all[i].host = vms[all[i].pkg], hosts[all[i].pkg]
 	}
 	slices.SortFunc(all, func(a, b program) int { return cmp.Compare(a.pkg, b.pkg) })
 	return all, errors.Join(broken...)
+}
+
+// uses reports a package among deps whose path ends so.
+func uses(deps []string, ends ...string) bool {
+	return slices.ContainsFunc(deps, func(d string) bool {
+		d, _, _ = strings.Cut(d, " ") // from "path [path.test]"
+		return slices.ContainsFunc(ends, func(end string) bool { return strings.HasSuffix(d, end) })
+	})
 }
 
 // mark begins each line of package testing's own under -test.v=test2json.
@@ -214,7 +233,7 @@ func (r *runner) run(ctx context.Context, t *tally, p program, args ...string) {
 	}()
 	if err := t.read(events); err != nil {
 		t.check("test2json "+p.pkg, err.Error())
-	} else if !t.ended[p.pkg] {
+	} else if !t.hasEnded(p.pkg) {
 		t.check(p.pkg, "its tests have ended without a verdict: TestMain has to call m.Run")
 	}
 }

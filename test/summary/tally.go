@@ -92,6 +92,12 @@ func (t *tally) noteCPU(pkg string, used time.Duration) {
 	t.cpu[pkg] = fmt.Sprintf(", CPU %.1fs", used.Seconds())
 }
 
+func (t *tally) hasEnded(pkg string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ended[pkg]
+}
+
 func (t *tally) see(e event) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
