@@ -8,6 +8,9 @@ FUZZTIME ?= 20s
 # The header of libibverbs, if the C compiler finds one: then RDMA can be built in.
 VERBS   := $(shell echo '\#include <infiniband/verbs.h>' | $(or $(CC),cc) -E -x c - >/dev/null 2>&1 && echo yes)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# Without the checkout's path in what is compiled, which all programs then share, and so do
+# all checkouts.
+export GOFLAGS := $(strip $(filter-out -trimpath,$(GOFLAGS)) -trimpath)
 LDFLAGS := -s -w -X github.com/pagewarp/pagewarp/cmd/internal/version.Release=$(VERSION)
 
 .DEFAULT_GOAL := help
@@ -32,7 +35,7 @@ kmod: guest ## the kernel module, for Linux 6.1 and 6.12, in build/kmod
 	@$(GO) run ./kmod/kmodbuild -out $(BUILD)/kmod -guest $(BUILD)/guest 6.12
 
 tools: ## the linters, in build/tools
-	@$(GO) build -modfile=internal/tools/tools.mod -o $(TOOLS)/staticcheck honnef.co/go/tools/cmd/staticcheck
+	@CGO_ENABLED=0 $(GO) build -modfile=internal/tools/tools.mod -o $(TOOLS)/staticcheck honnef.co/go/tools/cmd/staticcheck
 
 deps: ## install the Debian packages that are missing
 	@test/deps.sh install

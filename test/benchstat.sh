@@ -26,6 +26,27 @@ no() {
 end=$((SECONDS + 50))
 
 commit=$(git rev-parse --verify -q "$base^{commit}") || no "there is no commit $base here"
+# What differs, and whether a package's program can: it is made of the folders of this module
+# that it imports, and of go.mod.
+root=$(pwd -P)
+changed=$(git diff --name-only "$commit" -- && git ls-files -o --exclude-standard) || no "git does not say what differs from $base"
+may_differ() { # PACKAGE
+  local folders
+  grep -qxE 'go\.(mod|sum)' <<<"$changed" && return
+  folders=$("$go" list -deps -test -f '{{with .Module}}{{if .Main}}{{$.Dir}}{{end}}{{end}}' "./$1") || return 0
+  grep -qxFf <(sed "s|^$root/||" <<<"$folders" | sort -u) <<<"$(sed 's|/testdata/.*||; t; s|/[^/]*$||' <<<"$changed")"
+}
+differ=()
+for line in "${hot[@]}"; do
+  read -r package which <<<"$line"
+  if may_differ "$package"; then
+    differ+=("$line")
+  else
+    echo "benchstat: $package: the same sources as at $base"
+  fi
+done
+[ ${#differ[@]} -gt 0 ] || exit 0
+
 [ -x "$benchstat" ] || timeout 40 "$go" build -modfile=internal/tools/benchstat.mod -o "$benchstat" golang.org/x/perf/cmd/benchstat ||
   no "benchstat cannot be had"
 work=$(mktemp -d) || no "there is no room for it"
@@ -36,7 +57,7 @@ compile() { # FOLDER PACKAGE PROGRAM
   (cd "$1" && timeout $((end > SECONDS ? end - SECONDS : 1)) "$go" test -c -trimpath -buildvcs=false -o "$3" "./$2")
 }
 todo=()
-for line in "${hot[@]}"; do
+for line in "${differ[@]}"; do
   read -r package which <<<"$line"
   name=${package//\//-}
   compile . "$package" "$work/new-$name" || no "$package does not build in time"

@@ -171,6 +171,7 @@ func TestInterrupted(t *testing.T) {
 	defer cancel()
 	daemon := filepath.Join(t.TempDir(), "pagewarpd")
 	build := exec.CommandContext(ctx, "go", "build", "-o", daemon, "github.com/pagewarp/pagewarp/cmd/pagewarpd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is released
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build the daemon: %v\n%s", err, out)
 	}

@@ -33,7 +33,9 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	binariesDir = dir
-	out, err := exec.Command("go", "build", "-tags", "crashtest", "-o", dir+"/", ".", "../pagewarp").CombinedOutput()
+	build := exec.Command("go", "build", "-tags", "crashtest", "-o", dir+"/", ".", "../pagewarp")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as they are released
+	out, err := build.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}

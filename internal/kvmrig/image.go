@@ -2,7 +2,6 @@ package kvmrig
 
 import (
 	"bufio"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"io"
@@ -30,12 +29,8 @@ func writeImage(ctx context.Context, dir, path string, modules []string, program
 	}
 	defer f.Close()
 	buf := bufio.NewWriterSize(f, 1<<20)
-	// Speed, not size: the guest unpacks it under an emulator.
-	z, err := gzip.NewWriterLevel(buf, gzip.BestSpeed)
-	if err != nil {
-		return err
-	}
-	a := &archive{w: cpio.NewWriter(z)}
+	// Not compressed: under an emulator a kernel takes seconds to unpack it.
+	a := &archive{w: cpio.NewWriter(buf)}
 	for _, d := range []string{"dev", "proc", "sys", "tmp", "run", "lib", "bin"} {
 		a.addDir(d)
 	}
@@ -66,9 +61,6 @@ func writeImage(ctx context.Context, dir, path string, modules []string, program
 		return a.err
 	}
 	if err := a.w.Close(); err != nil {
-		return err
-	}
-	if err := z.Close(); err != nil {
 		return err
 	}
 	if err := buf.Flush(); err != nil {

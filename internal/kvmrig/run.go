@@ -90,7 +90,8 @@ func Run(ctx context.Context, c Config) (*Outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	initrd := filepath.Join(c.Dir, "initramfs.cpio.gz")
+	initrd := filepath.Join(c.Dir, "initramfs.cpio")
+	defer os.Remove(initrd) // of 200 MB, and made anew each time
 	if err := writeImage(ctx, c.Dir, initrd, c.Modules, c.Programs, c.Files); err != nil {
 		return nil, fmt.Errorf("write %s: %w", initrd, err)
 	}

@@ -95,7 +95,7 @@ func runInVM(t *testing.T, series string) {
 		if series != "" && p.name != "vmtests" {
 			continue // the driver's own tests are enough for a second kernel
 		}
-		cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: p.name, Path: build(t, ctx, p.name+".test", p.pkg, "test", "-c", "-tags", "kmodvm"),
+		cfg.Programs = append(cfg.Programs, kvmrig.Program{Name: p.name, Path: build(t, ctx, p.name+".test", p.pkg, "test", "-c", "-tags", "kmodvm", "-ldflags=-s -w"),
 			Args: []string{"-test.v", "-test.timeout=5m", "-test.run=" + p.run}})
 	}
 	rigtest.Report(t, ctx, cfg, release)

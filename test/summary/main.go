@@ -9,7 +9,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,23 +37,20 @@ func main() {
 		packages = []string{"./..."}
 	}
 	t := newTally(os.Stdout)
-	lint(ctx, t, *staticcheck, packages)
-	if !*lintOnly {
-		args := []string{"-timeout", limit.String()}
-		if *race {
-			args = append(args, "-race")
-		}
-		build(ctx, *race, packages)
-		runTests(ctx, t, slices.Concat(args, packages))
-		t.again(ctx, func(ctx context.Context, into *tally, pkg, test string) {
-			runTests(ctx, into, slices.Concat(args, []string{"-count=1", "-run", "^" + test + "$", pkg}))
-		})
+	linters := func(run command) { lint(ctx, t, run, *staticcheck, packages) }
+	if *lintOnly {
+		linters(exec.CommandContext)
+	} else if r, err := newRunner(ctx, *race, *limit, time.Minute); err != nil {
+		t.check("go test", err.Error())
+	} else {
+		r.test(ctx, t, linters, packages)
+		r.close()
 	}
 	os.Exit(t.finish())
 }
 
 // lint runs each linter; what it prints is a failure even when it exits with 0.
-func lint(ctx context.Context, t *tally, staticcheck string, packages []string) {
+func lint(ctx context.Context, t *tally, run command, staticcheck string, packages []string) {
 	files, err := exec.CommandContext(ctx, "git", "ls-files", "-co", "--exclude-standard", "--deduplicate", "*.go").Output()
 	if err != nil {
 		t.check("gofmt", fmt.Sprintf("list the Go files: %v", err))
@@ -74,49 +71,83 @@ func lint(ctx context.Context, t *tally, staticcheck string, packages []string) 
 		linters = append(linters, append([]string{staticcheck}, packages...))
 	}
 	for _, args := range linters {
-		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+		began := time.Now()
+		cmd := run(ctx, args[0], args[1:]...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // so what they compile is that of the released programs
+		out, err := cmd.CombinedOutput()
 		text := strings.TrimSpace(string(out))
 		if err != nil && text == "" {
 			text = err.Error()
 		}
-		t.check(strings.Join(args[:min(len(args), 2)], " "), text)
+		t.check(fmt.Sprintf("%s %.1fs", strings.Join(args[:min(len(args), 2)], " "), time.Since(began).Seconds()), text)
 	}
 }
 
-// build fills the build cache with what the tests are linked from, on all cores: go test
-// with one package at a time compiles on one. What does not build is the tests' to report.
-func build(ctx context.Context, race bool, packages []string) {
-	args := []string{"build"}
-	if race {
-		args = append(args, "-race")
-	}
-	exec.CommandContext(ctx, "go", slices.Concat(args, packages)...).Run()
-}
-
-// runTests runs go test with further arguments, one package at a time: their tests
-// share the machine's cores, devices and namespaces. The emulators of those that boot
-// a virtual machine keep two cores busy; two of them side by side took longer than one
-// after the other (12.5 minutes in the place of 8) and ran into their deadlines.
-func runTests(ctx context.Context, t *tally, args []string) {
-	cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"test", "-json", "-p", "1"}, args)...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 30 * time.Second
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
+// test calls lint, compiles and runs the tests of packages, and runs failed ones once more.
+//
+// The tests of machines run one package at a time: they share the machine's cores, devices and
+// namespaces. The emulators of those that boot a virtual machine by internal/kvmrig may
+// keep two cores busy; two of them side by side took longer than one after the other
+// (12.5 minutes in the place of 8) and ran into their deadlines. But they leave the cores
+// idle often, so they come first, and linters and compilers, which have no deadlines, take
+// what they leave.
+func (r *runner) test(ctx context.Context, t *tally, lint func(command), packages []string) {
+	all, err := list(ctx, packages)
 	if err != nil {
-		t.check("go test", err.Error())
+		t.check("go list", err.Error())
+	}
+	r.place(all)
+	inVM := slices.DeleteFunc(slices.Clone(all), func(p program) bool { return !p.vm })
+	here := slices.DeleteFunc(all, func(p program) bool { return p.vm })
+	programs := r.compile(ctx, t, exec.CommandContext, inVM)
+	run := exec.CommandContext
+	var beside sync.WaitGroup
+	if len(inVM) > 0 {
+		run = yielding
+	}
+	beside.Go(func() {
+		here = r.compile(ctx, t, run, here)
+		lint(run) // after what it shares with programs of the virtual machines was compiled for those
+	})
+	for _, p := range programs {
+		r.run(ctx, t, p)
+	}
+	beside.Wait()
+	// One that starts machines is alone. Of the others, two at a time: most of what they
+	// take is waiting, if only for the second that a program under the race detector stays
+	// after its end.
+	r.runAll(ctx, t, here, 1, func(p program) bool { return p.host })
+	r.runAll(ctx, t, here, 2, func(p program) bool { return !p.host })
+	if ctx.Err() != nil {
+		t.check("tests", fmt.Sprintf("not all have run: %v", context.Cause(ctx)))
 		return
 	}
-	readErr := t.read(out)
-	err = cmd.Wait()
-	switch {
-	case readErr != nil:
-		t.check("go test", readErr.Error())
-	case err != nil && t.failed == 0:
-		t.check("go test", fmt.Sprintf("%v: %s", err, stderr.String()))
+	programs = append(programs, here...)
+	t.again(ctx, func(ctx context.Context, into *tally, pkg, test string) {
+		for _, p := range programs {
+			if p.pkg == pkg {
+				r.run(ctx, into, p, "-test.run=^"+test+"$")
+			}
+		}
+	})
+}
+
+// runAll runs the programs that which names, so many at a time.
+func (r *runner) runAll(ctx context.Context, t *tally, programs []program, atATime int, which func(program) bool) {
+	next := make(chan program)
+	var workers sync.WaitGroup
+	for range atATime {
+		workers.Go(func() {
+			for p := range next {
+				r.run(ctx, t, p)
+			}
+		})
 	}
+	for _, p := range programs {
+		if which(p) {
+			next <- p
+		}
+	}
+	close(next)
+	workers.Wait()
 }

@@ -41,12 +41,12 @@ func TestInVM(t *testing.T) {
 		}
 		return "-test.run=" + tests
 	}
-	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma")
+	rdma := compile(t, ctx, &cfg, "rdma.test", "./transport/rdma", "-ldflags=-s -w")
 	underMemcheck(t, ctx, &cfg)
 	cfg.Programs = append(cfg.Programs,
 		kvmrig.Program{Name: "rdma", Path: rdma, Args: []string{"-test.v", "-test.timeout=" + timeout, "-rapid.checks=10", run("rdma", ".")},
 			Env: []string{"RDMA_SETUPS=" + setUps}},
-		kvmrig.Program{Name: "faultd", Path: compile(t, ctx, &cfg, "faultd.test", "./faultd"),
+		kvmrig.Program{Name: "faultd", Path: compile(t, ctx, &cfg, "faultd.test", "./faultd", "-ldflags=-s -w"),
 			Args: []string{"-test.v", "-test.timeout=6m", run("faultd", "^TestRDMA")}},
 		// The shim under AddressSanitizer, whose leak check runs at the end.
 		kvmrig.Program{Name: "asan", Path: compile(t, ctx, &cfg, "rdma-asan.test", "./transport/rdma", "-asan"),
