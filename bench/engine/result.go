@@ -142,7 +142,10 @@ type Summary struct {
 	Failed int `json:"failed"`
 	// NotWarm is how many never came back to 90 % while they were observed:
 	// these are not in Warmup90MS.
-	NotWarm     int           `json:"not_warm"`
+	NotWarm int `json:"not_warm"`
+	// Incomplete is how many were on demand and had not brought all the memory while
+	// they were watched: these are not in TotalMS.
+	Incomplete  int           `json:"incomplete"`
 	BadPages    uint64        `json:"bad_pages"`
 	DowntimeMS  report.Spread `json:"downtime_ms"`
 	BlackoutMS  report.Spread `json:"blackout_ms"`
@@ -194,6 +197,9 @@ func summarize(name string, rows []Row) Summary {
 		if row.Warmup90MS == nil {
 			s.NotWarm++
 		}
+		if row.TotalMS == 0 {
+			s.Incomplete++
+		}
 	}
 	s.Good = len(good)
 	// A figure that a row does not have is left out.
@@ -236,7 +242,12 @@ func summarize(name string, rows []Row) Summary {
 	s.FaultP99US = fault(func(l report.Latency) float64 { return l.P99 })
 	s.FaultP999US = fault(func(l report.Latency) float64 { return l.P999 })
 	s.FaultMaxUS = fault(func(l report.Latency) float64 { return l.Max })
-	s.Faults = fault(func(l report.Latency) float64 { return float64(l.Count) })
+	s.Faults = of(func(r Row) (float64, bool) { // none is a number, too
+		if r.Fault == nil {
+			return 0, false
+		}
+		return float64(r.Fault.Count), true
+	})
 	s.SentMB = plain(func(r Row) float64 { return float64(r.Source.SentBytes) / 1e6 })
 	s.ReturnedMB = plain(func(r Row) float64 { return float64(r.Destination.SentBytes) / 1e6 })
 	s.SourceCPU = plain(func(r Row) float64 { return r.Source.CPUSeconds })

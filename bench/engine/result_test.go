@@ -71,6 +71,32 @@ func TestSummaries(t *testing.T) {
 	}
 }
 
+// A relocation on demand that was not complete has no total time, which is longer
+// than any, and is told; no faults are a number of faults.
+func TestSummaryOfIncomplete(t *testing.T) {
+	fault := func(n int64) *Fault { return &Fault{Latency: report.Latency{Count: n}} }
+	r := &Result{Rows: []Row{
+		{Engine: "x", Run: 1, TotalMS: 5000, Fault: fault(10)},
+		{Engine: "x", Run: 2, TotalMS: 0, Fault: fault(0)},
+		{Engine: "x", Run: 3, TotalMS: 4000, Fault: fault(20)},
+	}}
+	r.sumUp()
+	s := r.Engines[0]
+	if s.Incomplete != 1 || s.TotalMS.N != 2 || !strings.HasSuffix(s.Total(), ", 1 × not complete") {
+		t.Errorf("one of three was not complete: %+v, %q", s, s.Total())
+	}
+	if s.Faults != (report.Spread{Median: 10, Min: 0, Max: 20, N: 3}) {
+		t.Errorf("faults %+v, want those of all three", s.Faults)
+	}
+	if row := r.Typical("x"); row.Run != 1 {
+		t.Errorf("typical is run %d of 5000 ms, never, and 4000 ms: want 1", row.Run)
+	}
+	var b bytes.Buffer
+	if err := r.Text(&b); err != nil || !strings.Contains(b.String(), "1 × not complete") {
+		t.Errorf("%v\n%s", err, b.String())
+	}
+}
+
 func TestText(t *testing.T) {
 	var b bytes.Buffer
 	if err := sample(t).Text(&b); err != nil {

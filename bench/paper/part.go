@@ -109,7 +109,7 @@ func comparison(name string, c *engine.Result, engines ...string) Part {
 		if s.NotWarm > 0 {
 			warm = strings.TrimPrefix(warm+fmt.Sprintf(", %d × not seen", s.NotWarm), "-, ")
 		}
-		row := []string{name, runs, cell(arrived(c, name)), cell(s.DowntimeMS), cell(s.BlackoutMS), warm, cell(s.LostSeconds), cell(s.TotalMS), cell(s.SentMB), fmt.Sprint(s.BadPages)}
+		row := []string{name, runs, cell(arrived(c, name)), cell(s.DowntimeMS), cell(s.BlackoutMS), warm, cell(s.LostSeconds), s.Total(), cell(s.SentMB), fmt.Sprint(s.BadPages)}
 		p.Rows = append(p.Rows, row)
 		if t := c.Typical(name); t != nil && t.Settings != "" {
 			p.Setup = append(p.Setup, fmt.Sprintf("%s, QEMU %s: %s", name, c.Facts[name].QEMU, t.Settings))
@@ -188,7 +188,7 @@ func webPart(c *engine.Result) Part {
 		p.Says = append(p.Says,
 			fmt.Sprintf("The guest ran at the destination %s ms after the command, within one second in %d of %d relocations.", at.Text(), in, s.Good+s.Failed),
 			fmt.Sprintf("It stood still for %s ms; the clients' longest time without a right answer was %s ms.", s.DowntimeMS.Text(), cell(s.BlackoutMS)),
-			fmt.Sprintf("All memory was there, and nothing was needed of the source any more, after %s ms.", cell(s.TotalMS)))
+			fmt.Sprintf("All memory was there, and nothing was needed of the source any more, after %s ms.", s.Total()))
 	}
 	timeline(&p, c, engine.Pagewarp)
 	return p
