@@ -269,10 +269,7 @@ func (r *run) verdict(ctx context.Context) error {
 	}
 	i := &r.rep.Integrity
 	i.GuestChecks = s.Checks
-	i.GuestErrors = s.BadPages + v.Bad
-	if v.TouchesMissing != 0 {
-		i.GuestErrors++
-	}
+	i.GuestErrors = BadPages(v, s)
 	if s.FirstBad != "" {
 		r.step("the guest found a bad page: %s", s.FirstBad)
 	}

@@ -370,10 +370,7 @@ func (c *contest) evaluate(ctx context.Context, o observer, m Moved) (err error)
 	if err != nil {
 		return fmt.Errorf("have the guest verify its memory: %w", err)
 	}
-	c.row.BadPages = v.Bad + s.BadPages + seen.wrong
-	if v.TouchesMissing != 0 {
-		c.row.BadPages++
-	}
+	c.row.BadPages = demo.BadPages(v, s) + seen.wrong
 	return nil
 }
 
