@@ -141,11 +141,7 @@ func (c *processContest) run(ctx context.Context) (err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer func() {
-		if cerr := r.Close(); cerr != nil {
-			err = errors.Join(err, fmt.Errorf("%w: %w", ErrLeftBehind, cerr))
-		}
-	}()
+	defer func() { err = errors.Join(err, r.Close()) }()
 	a, b := r.Host("a"), r.Host("b")
 	if c.Link > 0 {
 		for _, h := range []*rig.Host{a, b} {

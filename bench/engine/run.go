@@ -90,10 +90,6 @@ func (o *Options) fill() error {
 	return nil
 }
 
-// ErrLeftBehind: not all that a relocation made on this machine could be removed;
-// the rest of the message names it, and it has to be removed by hand.
-var ErrLeftBehind = errors.New("not all could be removed")
-
 // errBoot marks a guest that did not come up: the engine gets no further run.
 var errBoot = errors.New("the guest did not come up")
 
@@ -158,7 +154,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 // interrupted is why a comparison ended early; err is the end of the relocation
 // that was under way, which is no news unless it has left something behind.
 func interrupted(ctx context.Context, err error) error {
-	if errors.Is(err, ErrLeftBehind) {
+	if errors.Is(err, rig.ErrLeftBehind) {
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
 	return context.Cause(ctx)
@@ -194,11 +190,7 @@ func (c *contest) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if cerr := c.pair.Close(); cerr != nil {
-			err = errors.Join(err, fmt.Errorf("%w: %w", ErrLeftBehind, cerr))
-		}
-	}()
+	defer func() { err = errors.Join(err, c.pair.Close()) }()
 	if c.Link > 0 {
 		for _, s := range []*demo.Side{c.pair.A, c.pair.B} {
 			if err := s.Shape(rig.Shape{BytesPerSecond: c.Link}); err != nil {

@@ -14,13 +14,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/pagewarp/pagewarp/bench/downtime"
-	"github.com/pagewarp/pagewarp/bench/engine"
 	"github.com/pagewarp/pagewarp/bench/fault"
 	"github.com/pagewarp/pagewarp/bench/floor"
 	"github.com/pagewarp/pagewarp/bench/process"
 	"github.com/pagewarp/pagewarp/bench/qemupeer"
 	benchreport "github.com/pagewarp/pagewarp/bench/report"
 	"github.com/pagewarp/pagewarp/bench/stream"
+	"github.com/pagewarp/pagewarp/internal/rig"
 	"github.com/pagewarp/pagewarp/internal/touch"
 )
 
@@ -124,7 +124,7 @@ func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, s
 func interruption(results bool, err error) error {
 	says := "interrupted; nothing was left behind"
 	switch {
-	case errors.Is(err, engine.ErrLeftBehind):
+	case errors.Is(err, rig.ErrLeftBehind):
 		says = "interrupted; " + err.Error()
 	case results:
 		says = "interrupted; the report has what was finished by then, and nothing else was left behind"

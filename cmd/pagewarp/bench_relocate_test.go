@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/pagewarp/pagewarp/bench/engine"
+	"github.com/pagewarp/pagewarp/internal/rig"
 )
 
 // buildDaemon puts a pagewarpd where findDaemon finds it.
@@ -219,6 +222,19 @@ func TestBenchRelocateInterrupted(t *testing.T) {
 				t.Errorf("left behind: %v", left)
 			}
 		})
+	}
+}
+
+// What any benchmark has left behind is told after Ctrl-C, not only bench relocate's.
+func TestInterruption(t *testing.T) {
+	left := errors.Join(context.Canceled, fmt.Errorf("%w: network namespace x", rig.ErrLeftBehind))
+	for _, results := range []bool{false, true} {
+		if says := interruption(results, left).Error(); !strings.Contains(says, "network namespace x") || strings.Contains(says, "left behind") {
+			t.Errorf("results %v: %q", results, says)
+		}
+	}
+	if says := interruption(false, context.Canceled).Error(); says != "interrupted; nothing was left behind" {
+		t.Errorf("%q", says)
 	}
 }
 

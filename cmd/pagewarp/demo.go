@@ -18,6 +18,7 @@ import (
 	"github.com/pagewarp/pagewarp/bench/demo"
 	"github.com/pagewarp/pagewarp/cmd/internal/api"
 	"github.com/pagewarp/pagewarp/cmd/internal/pki"
+	"github.com/pagewarp/pagewarp/internal/rig"
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
@@ -57,7 +58,11 @@ exit code is 1 if one page differed or the guest saw one bad page.`,
 		defer stop()
 		rep, err := demo.Run(ctx, c)
 		if ctx.Err() != nil {
-			return &exitError{exitInterrupted, errors.New("interrupted; hosts, machines and daemons were removed")}
+			says := "interrupted; hosts, machines and daemons were removed"
+			if errors.Is(err, rig.ErrLeftBehind) {
+				says = "interrupted; " + err.Error()
+			}
+			return &exitError{exitInterrupted, errors.New(says)}
 		}
 		if rep == nil {
 			return err

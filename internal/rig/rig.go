@@ -108,8 +108,12 @@ func (r *Rig) Track(pid int, what string) error {
 	return nil
 }
 
-// Close ends all processes of the rig and removes its namespaces and folders.
-// A second call does nothing.
+// ErrLeftBehind: not all that a rig has made could be removed; the rest of the
+// message names it, and it has to be removed by hand.
+var ErrLeftBehind = errors.New("not all could be removed")
+
+// Close ends all processes of the rig and removes its namespaces and folders. Its
+// error is an ErrLeftBehind. A second call does nothing.
 func (r *Rig) Close() error {
 	r.mu.Lock()
 	if r.closed {
@@ -132,7 +136,10 @@ func (r *Rig) Close() error {
 	}
 	errs = append(errs, sweep(r.Ident))
 	r.vms.Wait()
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%w: %w", ErrLeftBehind, err)
+	}
+	return nil
 }
 
 func (r *Rig) makeSwitch() error {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -267,6 +268,29 @@ func TestCloseEndsProcesses(t *testing.T) {
 	}
 	if err := r.Track(outside.Process.Pid, "gone"); err == nil {
 		t.Error("a process that has ended can be tracked")
+	}
+}
+
+// A rig that cannot be removed says so, and which part.
+func TestCloseLeavesBehind(t *testing.T) {
+	r := newRig(t, "a")
+	dir := r.Host("a").Dir
+	mounted := filepath.Join(dir, "mounted")
+	if err := os.Mkdir(mounted, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", mounted, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	err := r.Close()
+	if uerr := unix.Unmount(mounted, 0); uerr != nil {
+		t.Fatal(uerr)
+	}
+	if !errors.Is(err, ErrLeftBehind) || !strings.Contains(fmt.Sprint(err), mounted) {
+		t.Errorf("a folder that could not be removed: %v", err)
+	}
+	if err := os.RemoveAll(filepath.Dir(dir)); err != nil {
+		t.Fatal(err)
 	}
 }
 
