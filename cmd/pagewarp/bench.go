@@ -80,6 +80,9 @@ func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, s
 	c.Flags().StringVar(&f.json, "json", "", "write the result to `FILE`, too")
 	c.Flags().BoolVar(&strict, "strict", false, "fail if a promised figure is missed")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := writable("json", f.json); err != nil {
+			return err
+		}
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		file := benchFile{Benchmark: use, Started: time.Now().UTC(), Machine: benchreport.ThisMachine(), Versions: benchreport.BuildVersions()}
@@ -96,17 +99,15 @@ func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, s
 		if failure != nil && text == nil {
 			return failure
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "%d × %s, Linux %s, load %.1f\n\n", file.Machine.Cores, file.Machine.CPU, file.Machine.Kernel, file.Machine.LoadAvg)
-		if err := text(cmd.OutOrStdout()); err != nil {
-			return err
-		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d × %s, Linux %s, load %.1f\n\n", file.Machine.Cores, file.Machine.CPU, file.Machine.Kernel, file.Machine.LoadAvg)
+		// What was measured is not to be lost for a plot that cannot be drawn, or the
+		// other way round.
+		err = errors.Join(err, text(cmd.OutOrStdout()))
 		file.Result, file.Verdicts = result, verdicts
 		if f.json != "" {
-			if err := benchreport.Write(f.json, file); err != nil {
-				return err
-			}
+			err = errors.Join(err, benchreport.Write(f.json, file))
 		}
-		if failure != nil {
+		if failure = errors.Join(failure, err); failure != nil {
 			return failure
 		}
 		for _, v := range verdicts {
@@ -118,6 +119,21 @@ func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, s
 	}
 	return c
 }
+
+// writable refuses a file that cannot be written: that is to be known before the
+// measurement, which may take an hour. Its folder is made.
+func writable(flag, path string) error {
+	if path == "" {
+		return nil
+	}
+	if err := benchreport.Writable(path); err != nil {
+		return fmt.Errorf("--%s: %w; give another with --%[1]s", flag, err)
+	}
+	return nil
+}
+
+// writableFolder is writable for files in a folder.
+func writableFolder(flag, dir string) error { return writable(flag, filepath.Clean(dir)+"/") }
 
 // interruption says what an interrupted benchmark leaves: finished results, or
 // not, and what err names.

@@ -39,6 +39,9 @@ func newBenchPaper() *cobra.Command {
 		if o.Tools, err = relocationTools(); err != nil {
 			return nil, nil, nil, err
 		}
+		if err := errors.Join(writableFolder("out", o.Out), writableFolder("logs", f.logs)); err != nil {
+			return nil, nil, nil, err
+		}
 		o.LogDir, o.Repeat, o.Accel, o.CacheDir, o.Step = f.logs, f.repeat, f.accel, f.logs, step
 		o.Version = version.Get().Version
 		o.Command = "pagewarp bench paper"

@@ -114,6 +114,9 @@ func (f *benchProcessFlags) options(step func(string)) (o engine.ProcessOptions,
 	if f.span > f.limit {
 		return o, usagef("--span %s: it ends after --limit %s", f.span, f.limit)
 	}
+	if err := writableFolder("out", f.out); err != nil {
+		return o, err
+	}
 	o.LogDir, o.Repeat, o.Codec, o.MoveLimit, o.After, o.Span, o.Step = filepath.Join(f.out, "process"), f.repeat, f.codec, f.limit, f.watch, f.span, step
 	return o, nil
 }

@@ -108,6 +108,9 @@ func (f *benchRelocateFlags) options(step func(string)) (o engine.Options, err e
 	if o.Tools, err = relocationTools(); err != nil {
 		return o, err
 	}
+	if err := errors.Join(writableFolder("out", f.out), writableFolder("logs", f.logs)); err != nil {
+		return o, err
+	}
 	o.Tools.Insecure = !f.tls
 	o.LogDir, o.VCPUs, o.Repeat, o.Codec, o.MoveLimit = filepath.Join(f.logs, "relocate"), f.vcpus, f.repeat, f.codec, f.limit
 	o.Accel, o.CacheDir, o.After, o.Step = f.accel, f.logs, f.watch, step

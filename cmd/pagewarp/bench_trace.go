@@ -66,6 +66,9 @@ func newBenchSimulate() *cobra.Command {
 	var f simulateFlags
 	c := benchmark("simulate", "Replay traces through the planner over a simulated network", &f.benchFlags,
 		func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
+			if err := writableFolder("out", f.out); err != nil {
+				return nil, nil, nil, err
+			}
 			cs, err := f.run(ctx, step)
 			if err != nil {
 				return nil, nil, nil, err

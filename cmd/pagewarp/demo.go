@@ -53,6 +53,9 @@ exit code is 1 if one page differed or the guest saw one bad page.`,
 		if err != nil {
 			return err
 		}
+		if err := writableFolder("out", c.Out); err != nil {
+			return err
+		}
 		c.Tools, c.RAM, c.CacheDir, c.Print = tools, uint64(ram)<<20, c.Out, cmd.OutOrStdout()
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
