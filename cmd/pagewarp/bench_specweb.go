@@ -153,7 +153,7 @@ func (f *specwebFlags) run(ctx context.Context, out, errOut io.Writer) (err erro
 	if !complete {
 		return &exitError{exitInterrupted, errors.New("interrupted; the report is of the time up to then")}
 	}
-	if result.Errors > 0 && result.Errors == result.Counts.Pages() {
+	if result.Errors == result.Counts.Pages() { // of none at all, too
 		return errors.New("not one page was answered")
 	}
 	if result.Corrupt > 0 {
