@@ -1,7 +1,10 @@
 package engine
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/pagewarp/pagewarp/bench/report"
@@ -182,6 +185,25 @@ func (r *Result) sumUp() {
 	for _, name := range order {
 		r.Engines = append(r.Engines, summarize(name, by[name]))
 	}
+}
+
+// ErrDamaged: memory, or an answer, was wrong after a relocation by pagewarp. The
+// rest of the message says by which engine.
+var ErrDamaged = errors.New("memory was damaged by a relocation of pagewarp")
+
+// Damaged is an ErrDamaged if one of pagewarp's own engines has damaged memory. What
+// its peers do is in their figures only.
+func (r *Result) Damaged() error {
+	var says []string
+	for _, s := range r.Engines {
+		if base, _ := strings.CutSuffix(s.Engine, AtRoot); s.BadPages > 0 && (base == Pagewarp || base == OnDemand || base == PreTransfer) {
+			says = append(says, fmt.Sprintf("%s: %d bad pages or answers", s.Engine, s.BadPages))
+		}
+	}
+	if len(says) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrDamaged, strings.Join(says, "; "))
 }
 
 func summarize(name string, rows []Row) Summary {

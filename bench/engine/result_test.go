@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"image/png"
 	"math"
 	"os"
@@ -94,6 +95,20 @@ func TestSummaryOfIncomplete(t *testing.T) {
 	var b bytes.Buffer
 	if err := r.Text(&b); err != nil || !strings.Contains(b.String(), "1 × not complete") {
 		t.Errorf("%v\n%s", err, b.String())
+	}
+}
+
+// Damage by pagewarp is an error, by a peer a figure.
+func TestDamaged(t *testing.T) {
+	r := sample(t)
+	if err := r.Damaged(); err != nil || r.Engines[1].BadPages != 2 {
+		t.Errorf("two bad pages of a peer: %v", err)
+	}
+	for _, name := range []string{"pagewarp", "pagewarp-on-demand@root", "pagewarp-pre-transfer"} {
+		r.Engines[0] = Summary{Engine: name, BadPages: 3}
+		if err := r.Damaged(); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), name+": 3 bad") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

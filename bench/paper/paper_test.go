@@ -154,6 +154,20 @@ func TestSaysWhatFailed(t *testing.T) {
 	}
 }
 
+// Damage is an error of the run in which it was done.
+func TestDamaged(t *testing.T) {
+	now := time.Now()
+	c := &engine.Result{Engines: []engine.Summary{{Engine: engine.Pagewarp, Good: 1, BadPages: 1}}}
+	r := &Report{Started: now, Parts: []Part{{Name: Memory, Made: now, Comparison: c}}}
+	if err := r.Damaged(); !errors.Is(err, engine.ErrDamaged) || !strings.Contains(err.Error(), "experiment memory") {
+		t.Errorf("%v", err)
+	}
+	r.Parts[0].Made = now.Add(-time.Hour)
+	if err := r.Damaged(); err != nil {
+		t.Errorf("of an earlier run: %v", err)
+	}
+}
+
 func TestPageEscapes(t *testing.T) {
 	dir := t.TempDir()
 	r := Report{Parts: []Part{failed(Web, errors.New("<script>alert(1)</script>"))}}

@@ -133,7 +133,7 @@ func peers(r *engine.Result) (ps []report.Peer, err error) {
 			BytesWire: row.Source.SentBytes, GuestErrors: row.BadPages, SettingsNote: row.Settings,
 		})
 	}
-	return ps, err
+	return ps, errors.Join(err, r.Damaged())
 }
 
 // Compare sums the runs of each system up: how many times faster pagewarp was.

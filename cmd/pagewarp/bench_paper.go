@@ -78,6 +78,8 @@ func newBenchPaper() *cobra.Command {
 			return &exitError{exitInterrupted, fmt.Errorf("interrupted; the finished experiments (%d) are in %s", len(made.Parts), filepath.Join(o.Out, paper.PageFile))}
 		case err == nil && !made.Measured():
 			return errNothingMeasured
+		case err == nil:
+			return made.Damaged()
 		}
 		return err
 	}

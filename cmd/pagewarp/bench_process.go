@@ -46,7 +46,7 @@ func newBenchProcess() *cobra.Command {
 			done = r
 			return r, nil, func(w io.Writer) error { return finishComparison(w, r, f.out, "process") }, err
 		})
-	failIfNoneMoved(c, &done)
+	failIfBad(c, &done)
 	c.Long = `Start a process that works on its memory at one host of this machine, a network
 namespace, and have it go on at another by each engine in alternation, with a new
 process every time. What it does is counted by the process itself, the same way

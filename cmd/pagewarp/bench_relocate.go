@@ -50,7 +50,7 @@ func newBenchRelocate() *cobra.Command {
 			done = r
 			return r, nil, func(w io.Writer) error { return finishComparison(w, r, f.out, "relocate") }, err
 		})
-	failIfNoneMoved(c, &done)
+	failIfBad(c, &done)
 	c.Long = `Boot a guest with a load, move it from one host to another on this machine, each
 a network namespace, and tell what the guest, its clients and the hosts had to
 bear; then the same with a new guest and the next engine, in alternation. Every
@@ -125,15 +125,18 @@ func succeeded(r *engine.Result) (n int) {
 	return n
 }
 
-// failIfNoneMoved has a comparison fail if nothing succeeded, after its report is
-// written, which says why.
-func failIfNoneMoved(c *cobra.Command, done **engine.Result) {
+// failIfBad has a comparison fail if nothing succeeded, or pagewarp has damaged what
+// it moved, after its report is written, which says why.
+func failIfBad(c *cobra.Command, done **engine.Result) {
 	measure := c.RunE
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := measure(cmd, args); err != nil || succeeded(*done) > 0 {
+		if err := measure(cmd, args); err != nil {
 			return err
 		}
-		return errNoneMoved
+		if succeeded(*done) == 0 {
+			return errNoneMoved
+		}
+		return (*done).Damaged()
 	}
 }
 
