@@ -27,6 +27,9 @@ func newBenchPaper() *cobra.Command {
 		if f.repeat < 0 || f.repeat > 1000 {
 			return nil, nil, nil, usagef("--repeat %d: give a number from 1 to 1000", f.repeat)
 		}
+		if err := checkAccel(f.accel); err != nil {
+			return nil, nil, nil, err
+		}
 		for _, name := range o.Only {
 			if !paper.Known(name) {
 				return nil, nil, nil, usagef("--only %s: %schoose from %s", name, engine.Suggest(name, paper.Names()), strings.Join(paper.Names(), ", "))

@@ -14,6 +14,7 @@ import (
 	"github.com/pagewarp/pagewarp/bench/engine"
 	"github.com/pagewarp/pagewarp/bench/process"
 	benchreport "github.com/pagewarp/pagewarp/bench/report"
+	"github.com/pagewarp/pagewarp/transport"
 )
 
 // benchRelocateFlags are those of pagewarp bench relocate.
@@ -95,6 +96,9 @@ func (f *benchRelocateFlags) options(step func(string)) (o engine.Options, err e
 	}
 	if o.Engines, err = engine.ParseEngines(f.engines, engine.Env{Root: f.root}); err != nil {
 		return o, usagef("--engine: %w", err)
+	}
+	if _, err := transport.ParseCodecMode(f.codec); err != nil {
+		return o, usagef("--codec: %w", err)
 	}
 	if f.vcpus < 1 || f.vcpus > 64 {
 		return o, usagef("--vcpus %d: give a number from 1 to 64", f.vcpus)
