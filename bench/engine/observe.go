@@ -218,7 +218,7 @@ func (o *specwebObserver) finish(_ context.Context, command time.Time, at moment
 // dropped: a log that is not complete tells nothing.
 func dropped(n uint64) error {
 	if n > 0 {
-		return fmt.Errorf("%d answers were not noted for want of room: choose a lighter load", n)
+		return fmt.Errorf("%d answers were not noted for want of room: choose a lighter load, or watch for less time", n)
 	}
 	return nil
 }

@@ -238,6 +238,7 @@ func TestRunOptions(t *testing.T) {
 		"no engine":    {func(o *Options) { o.Engines = nil }, "must be given"},
 		"no load":      {func(o *Options) { o.Load.Kind = "" }, "must be given"},
 		"small memory": {func(o *Options) { o.RAM = 96 << 20 }, "--ram at least 128M"},
+		"too long":     {func(o *Options) { o.After = 4 * time.Hour }, "the guest's own count of its work goes back for 3h0m0s only"},
 		"too short":    {func(o *Options) { o.Before = time.Second }, "for 4s at least"},
 	} {
 		o := good()

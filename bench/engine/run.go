@@ -84,11 +84,19 @@ func (o *Options) fill() error {
 	if need := uint64(o.Load.WorkingSetMiB+96) << 20; need > o.RAM {
 		return fmt.Errorf("a guest of %d MiB has no room for a load of %d MiB: give --ram at least %dM, or the load a smaller ws", o.RAM>>20, o.Load.WorkingSetMiB, need>>20)
 	}
+	if all := o.Before + o.MoveLimit + o.After; all > guestapi.TouchSpan-touchMargin {
+		return fmt.Errorf("a relocation of up to %v, watched for %v before and %v after: the guest's own count of its work goes back for %v only; give less (--limit, --watch)",
+			o.MoveLimit, o.Before, o.After, guestapi.TouchSpan)
+	}
 	if o.Before < beforeSpan+time.Second {
 		return fmt.Errorf("watch the guest before the command for %v at least, not %v", beforeSpan+time.Second, o.Before)
 	}
 	return nil
 }
+
+// touchMargin is for what a guest does beside: it is asked for its count of work, and
+// answers under TCG, while others run.
+const touchMargin = 5 * time.Minute
 
 // errBoot marks a guest that did not come up: the engine gets no further run.
 var errBoot = errors.New("the guest did not come up")

@@ -13,8 +13,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/pagewarp/pagewarp/bench/engine"
+	"github.com/pagewarp/pagewarp/internal/guestapi"
 	"github.com/pagewarp/pagewarp/internal/rig"
 )
 
@@ -222,6 +224,21 @@ func TestBenchRelocateInterrupted(t *testing.T) {
 				t.Errorf("left behind: %v", left)
 			}
 		})
+	}
+}
+
+// All that --limit and --watch take can be told of: the guest counts for so long.
+func TestBenchRelocateLongest(t *testing.T) {
+	buildDaemon(t)
+	dir := t.TempDir()
+	f := benchRelocateFlags{engines: []string{engine.Pagewarp}, load: "touch:ws=16", ram: "1G", link: "none", codec: "auto", vcpus: 1, limit: time.Hour, watch: time.Hour, out: dir}
+	f.repeat, f.logs = 1, dir
+	o, err := f.options(func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.MoveLimit+o.After > guestapi.TouchSpan*3/4 {
+		t.Errorf("a relocation of %v that is watched for %v is allowed, the guest's count goes back for %v", o.MoveLimit, o.After, guestapi.TouchSpan)
 	}
 }
 

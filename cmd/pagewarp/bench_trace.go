@@ -70,6 +70,9 @@ func newBenchSimulate() *cobra.Command {
 			if f.o.Precache < 1 || f.o.Demand < 1 || f.o.ReadAround < 1 || f.o.RunPages < 1 {
 				return nil, nil, nil, usagef("--channels %d, --demand-channels %d, --read-around %d, --run %d: give at least 1 of each", f.o.Precache, f.o.Demand, f.o.ReadAround, f.o.RunPages)
 			}
+			if _, _, err := conditions(f.rtts, f.links); err != nil {
+				return nil, nil, nil, err
+			}
 			if err := writableFolder("out", f.out); err != nil {
 				return nil, nil, nil, err
 			}
@@ -110,9 +113,6 @@ in which the planner asks them, as A+B.`
 func (f *simulateFlags) run(ctx context.Context, step func(string)) (cs []*trace.Comparison, err error) {
 	if n := len(f.traces) * len(f.policies) * len(f.rtts) * len(f.links) * len(f.losses) * len(f.vcpus); n == 0 || n > maxSimulations {
 		return nil, usagef("%d combinations: 1 to %d are possible", n, maxSimulations)
-	}
-	if _, _, err := conditions(f.rtts, f.links); err != nil {
-		return nil, err
 	}
 	for _, name := range f.traces {
 		t, err := loadTrace(name)
