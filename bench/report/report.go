@@ -116,11 +116,14 @@ type Leg struct {
 
 // Peer is another system's, or our own, result on the same guest in the same run.
 type Peer struct {
-	System       string  `json:"system"`
-	Run          int     `json:"run"`
-	TotalMS      float64 `json:"total_ms"`
-	DowntimeMS   float64 `json:"downtime_ms"`
-	SlowMS       float64 `json:"slow_ms"`      // bins under 90 % of the throughput before
+	System     string  `json:"system"`
+	Run        int     `json:"run"`
+	TotalMS    float64 `json:"total_ms"`
+	DowntimeMS float64 `json:"downtime_ms"`
+	// SlowMS is from the switch-over until the guest was back at 90 % of its throughput
+	// before; if StillSlow, it never was in this time, which is all that was watched.
+	SlowMS       float64 `json:"slow_ms"`
+	StillSlow    bool    `json:"still_slow"`
 	WorstGapMS   float64 `json:"worst_gap_ms"` // longest time with hardly any progress in the guest
 	BytesWire    uint64  `json:"bytes_wire"`
 	GuestErrors  uint64  `json:"guest_errors"`
