@@ -28,5 +28,5 @@
 //
 // CPUs are not simulated: source and destination take a set time for a page,
 // but never compete for a core with the guest. On a machine whose cores are full
-// the real run is slower; [Trace.Check] tells by how much.
+// the real run is slower; bench/trace/record tells by how much.
 package trace

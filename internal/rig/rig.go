@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -135,11 +136,27 @@ func (r *Rig) Close() error {
 		}
 	}
 	errs = append(errs, sweep(r.Ident))
-	r.vms.Wait()
+	errs = append(errs, r.awaitReaped(killLimit))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%w: %w", ErrLeftBehind, err)
 	}
 	return nil
+}
+
+// awaitReaped waits until the ended VMs are reaped, which is at once unless one of
+// them could not be ended.
+func (r *Rig) awaitReaped(limit time.Duration) error {
+	reaped := make(chan struct{})
+	go func() {
+		r.vms.Wait()
+		close(reaped)
+	}()
+	select {
+	case <-reaped:
+		return nil
+	case <-time.After(limit):
+		return fmt.Errorf("a VM of rig %s still runs %v after it was killed", r.Ident, limit)
+	}
 }
 
 func (r *Rig) makeSwitch() error {

@@ -294,6 +294,20 @@ func TestCloseLeavesBehind(t *testing.T) {
 	}
 }
 
+// A VM that cannot be ended does not hold Close up for ever.
+func TestVMThatStays(t *testing.T) {
+	r := &Rig{Ident: "x"}
+	stays := make(chan struct{})
+	r.vms.Go(func() { <-stays })
+	if err := r.awaitReaped(20 * time.Millisecond); err == nil || !strings.Contains(err.Error(), "still runs") {
+		t.Errorf("error %v", err)
+	}
+	close(stays)
+	if err := r.awaitReaped(10 * time.Second); err != nil {
+		t.Error(err)
+	}
+}
+
 // awaitInside waits until nsenter, as pid, has entered the host's namespace.
 func awaitInside(t *testing.T, r *Rig, pid int) {
 	t.Helper()
