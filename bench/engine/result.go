@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,8 +26,10 @@ type Result struct {
 	VCPUs    int    `json:"vcpus"`
 	// LinkBytesPerSec is 0 for no limit.
 	LinkBytesPerSec uint64 `json:"link_bytes_per_s"`
-	Accel           string `json:"accel"`
-	Repeat          int    `json:"repeat"`
+	// Accel is what the guests ran under; of several, as engines may have QEMUs of
+	// their own, all are named, and each row has its own.
+	Accel  string `json:"accel"`
+	Repeat int    `json:"repeat"`
 	// Facts are of the engines that could run, by name.
 	Facts       map[string]Facts `json:"facts"`
 	Unavailable []Unavailable    `json:"unavailable"`
@@ -46,6 +49,7 @@ type Row struct {
 	Engine   string `json:"engine"`
 	Run      int    `json:"run"`
 	Error    string `json:"error,omitempty"`
+	Accel    string `json:"accel,omitempty"`
 	Settings string `json:"settings"`
 	// TotalMS is from the command, the destination's QEMU still to be started, until
 	// all memory is there and nothing is needed of the source, 0 of one on demand
@@ -181,9 +185,23 @@ func (r *Result) sumUp() {
 		}
 		by[row.Engine] = append(by[row.Engine], row)
 	}
+	r.accels()
 	r.Engines = nil
 	for _, name := range order {
 		r.Engines = append(r.Engines, summarize(name, by[name]))
+	}
+}
+
+// accels names all that the rows ran under.
+func (r *Result) accels() {
+	var names []string
+	for _, row := range r.Rows {
+		if row.Accel != "" && !slices.Contains(names, row.Accel) {
+			names = append(names, row.Accel)
+		}
+	}
+	if len(names) > 0 {
+		r.Accel = strings.Join(names, " and ")
 	}
 }
 

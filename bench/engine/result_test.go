@@ -112,6 +112,31 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
+// Engines with QEMUs of their own may run under different accelerators, which no table
+// may hide.
+func TestAccelerators(t *testing.T) {
+	r := sample(t)
+	for i := range r.Rows {
+		r.Rows[i].Accel = "kvm"
+	}
+	r.sumUp()
+	var b bytes.Buffer
+	if err := r.Text(&b); err != nil || r.Accel != "kvm" || !strings.Contains(b.String(), "under kvm, load") || strings.Contains(b.String(), ", under kvm:") {
+		t.Errorf("%v, %q\n%s", err, r.Accel, b.String())
+	}
+	r.Rows[1].Accel, r.Rows[3].Accel = "tcg", "tcg"
+	r.sumUp()
+	b.Reset()
+	if err := r.Text(&b); err != nil || r.Accel != "kvm and tcg" {
+		t.Errorf("%v, %q", err, r.Accel)
+	}
+	for _, want := range []string{"under kvm and tcg, load", "pagewarp, QEMU 7.2.22, under kvm:", "qemu-precopy, QEMU 7.2.22, under tcg:"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+}
+
 func TestText(t *testing.T) {
 	var b bytes.Buffer
 	if err := sample(t).Text(&b); err != nil {

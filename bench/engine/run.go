@@ -145,9 +145,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 				o.Step(fmt.Sprintf("%s, run %d, FAILED: %v", e.Name(), n+1, err))
 			}
 			out[e.Name()] = errors.Is(err, errBoot)
-			if r.Accel == "" {
-				r.Accel = c.accel
-			}
+			c.row.Accel = c.accel
 			r.Rows = append(r.Rows, c.row)
 			if o.Progress != nil {
 				r.sumUp()

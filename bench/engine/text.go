@@ -49,6 +49,12 @@ func (r *Result) settings(w io.Writer, engine string) {
 	if v := r.Facts[engine].Version; v != "" {
 		program = v
 	}
+	for _, row := range r.Rows {
+		if row.Engine == engine && row.Accel != "" && row.Accel != r.Accel {
+			program += ", under " + row.Accel
+			break
+		}
+	}
 	fmt.Fprintf(w, "  %s, %s:\n", engine, program)
 	for _, row := range r.Rows {
 		if row.Engine != engine {
