@@ -114,6 +114,9 @@ func (f *benchProcessFlags) options(step func(string)) (o engine.ProcessOptions,
 	if f.span > f.limit {
 		return o, usagef("--span %s: it ends after --limit %s", f.span, f.limit)
 	}
+	if err := needRoot(); err != nil {
+		return o, err
+	}
 	if err := writableFolder("out", f.out); err != nil {
 		return o, err
 	}

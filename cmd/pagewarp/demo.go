@@ -90,10 +90,18 @@ exit code is 1 if one page differed or the guest saw one bad page.`,
 	return cmd
 }
 
+// needRoot refuses what makes hosts of network namespaces to everybody else.
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("network namespaces need root: run this with sudo")
+	}
+	return nil
+}
+
 // relocationTools are this program's own parts for relocations on this machine.
 func relocationTools() (demo.Tools, error) {
-	if os.Geteuid() != 0 {
-		return demo.Tools{}, errors.New("network namespaces need root: run this with sudo")
+	if err := needRoot(); err != nil {
+		return demo.Tools{}, err
 	}
 	daemon, err := findDaemon()
 	if err != nil {
