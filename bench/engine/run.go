@@ -231,6 +231,9 @@ func (c *contest) run(ctx context.Context) (err error) {
 		return err
 	}
 	c.row.fill(m, costs)
+	if n, ok := o.(noter); ok {
+		c.row.Notes = append(c.row.Notes, n.note())
+	}
 	if note != "" {
 		c.row.Notes = append(c.row.Notes, note)
 	}

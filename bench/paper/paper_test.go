@@ -134,7 +134,6 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// The page is made of texts that are data, not of HTML.
 // What is said counts the relocations that failed, and of times says of which
 // relocations they are.
 func TestSaysWhatFailed(t *testing.T) {
@@ -168,6 +167,7 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
+// The page is made of texts that are data, not of HTML.
 func TestPageEscapes(t *testing.T) {
 	dir := t.TempDir()
 	r := Report{Parts: []Part{failed(Web, errors.New("<script>alert(1)</script>"))}}
