@@ -246,7 +246,10 @@ func memoryPart(c *engine.Result, limit time.Duration) Part {
 			continue
 		}
 		v := report.Spread{Median: s.TotalMS.Median / 1e3, Min: s.TotalMS.Min / 1e3, Max: s.TotalMS.Max / 1e3, N: s.TotalMS.N}
-		text := fmt.Sprintf("%s s, down %s ms%s", report.Number(v.Median), report.Number(s.DowntimeMS.Median), completed(s))
+		text := fmt.Sprintf("%s s, down %s ms", report.Number(v.Median), report.Number(s.DowntimeMS.Median))
+		if all := s.Good + s.Failed; s.TotalMS.N < all {
+			text += fmt.Sprintf(", %d of %d", s.TotalMS.N, all)
+		}
 		bars = append(bars, report.Bar{Name: s.Engine, Value: v, Text: text})
 		if s.Engine == engine.Pagewarp || ours.TotalMS.N == 0 {
 			continue
