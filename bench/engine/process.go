@@ -68,6 +68,9 @@ func (o *ProcessOptions) fill() error {
 	if o.Step == nil {
 		o.Step = func(string) {}
 	}
+	if err := roomFor(o.Load.WorkingSetMiB); err != nil {
+		return err
+	}
 	if o.Before < beforeSpan+time.Second/2 {
 		return fmt.Errorf("watch the process before the command for %v at least, not %v", beforeSpan+time.Second/2, o.Before)
 	}

@@ -263,6 +263,7 @@ func TestRunOptions(t *testing.T) {
 		"no engine":    {func(o *Options) { o.Engines = nil }, "must be given"},
 		"no load":      {func(o *Options) { o.Load.Kind = "" }, "must be given"},
 		"small memory": {func(o *Options) { o.RAM = 96 << 20 }, "--ram at least 128M"},
+		"large load":   {func(o *Options) { o.RAM, o.Load.WorkingSetMiB = 1<<40, 1<<19 }, "this machine has"},
 		"too long":     {func(o *Options) { o.After = 4 * time.Hour }, "the guest's own count of its work goes back for 3h0m0s only"},
 		"too short":    {func(o *Options) { o.Before = time.Second }, "for 4s at least"},
 	} {

@@ -84,6 +84,9 @@ func (o *Options) fill() error {
 	if need := uint64(o.Load.WorkingSetMiB+96) << 20; need > o.RAM {
 		return fmt.Errorf("a guest of %d MiB has no room for a load of %d MiB: give --ram at least %dM, or the load a smaller ws", o.RAM>>20, o.Load.WorkingSetMiB, need>>20)
 	}
+	if err := roomFor(o.Load.WorkingSetMiB + 96); err != nil {
+		return err
+	}
 	if all := o.Before + o.MoveLimit + o.After; all > guestapi.TouchSpan-touchMargin {
 		return fmt.Errorf("a relocation of up to %v, watched for %v before and %v after: the guest's own count of its work goes back for %v only; give less (--limit, --watch)",
 			o.MoveLimit, o.Before, o.After, guestapi.TouchSpan)
