@@ -73,7 +73,6 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// The probe's words on what it has counted.
 // A worker that never gets to its work does not hold the harness up for ever.
 func TestWorkerThatDoesNotBegin(t *testing.T) {
 	p, err := NewProbe(filepath.Join(t.TempDir(), "probe"), 1)
@@ -91,6 +90,7 @@ func TestWorkerThatDoesNotBegin(t *testing.T) {
 	}
 }
 
+// The probe's words on what it has counted.
 func TestProbe(t *testing.T) {
 	p, err := NewProbe(filepath.Join(t.TempDir(), "probe"), 4)
 	if err != nil {
