@@ -2,10 +2,7 @@ package report
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 )
 
@@ -147,50 +144,4 @@ func Write(path string, v any) error {
 		return fmt.Errorf("encode report %s: %w", path, err)
 	}
 	return WriteFile(path, append(b, '\n'))
-}
-
-// Writable reports whether WriteFile could write a file of that path, or any file
-// into the folder that a path with a slash at its end names. The folder is made.
-func Writable(path string) error {
-	dir, name := filepath.Split(path)
-	dir = filepath.Clean(dir) // "." for none
-	if info, err := os.Stat(path); name != "" && err == nil && info.IsDir() {
-		return fmt.Errorf("%s is a folder", path)
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make the report's folder: %w", err)
-	}
-	f, err := os.CreateTemp(dir, ".writable.*")
-	if err != nil {
-		return fmt.Errorf("write to folder %s: %w", dir, err)
-	}
-	return errors.Join(f.Close(), os.Remove(f.Name()))
-}
-
-// WriteFile stores b at path, creating the folder. The file appears complete or
-// not at all.
-func WriteFile(path string, b []byte) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make the report's folder: %w", err)
-	}
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write report: %w", err)
-	}
-	_, err = f.Write(b)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Chmod(f.Name(), 0o644)
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("write report %s: %w", path, err)
-	}
-	return nil
 }
