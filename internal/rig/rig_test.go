@@ -294,6 +294,29 @@ func TestCloseLeavesBehind(t *testing.T) {
 	}
 }
 
+// What a process starts while it is being ended is ended as well, and a namespace full
+// of such is given up.
+func TestEndAll(t *testing.T) {
+	var ended []int
+	found := [][]int{{10, 11}, {12}, nil}
+	list := func() (pids []int, err error) {
+		pids, found = found[0], found[1:]
+		return pids, nil
+	}
+	err := endAll("x", list, func(pid int) error { ended = append(ended, pid); return nil })
+	if err != nil || !slices.Equal(ended, []int{10, 11, 12}) {
+		t.Errorf("ended %v, %v", ended, err)
+	}
+	err = endAll("x", func() ([]int, error) { return []int{1}, nil }, func(int) error { return nil })
+	if err == nil || !strings.Contains(err.Error(), "start others as fast") {
+		t.Errorf("without an end: %v", err)
+	}
+	stays := errors.New("it stays")
+	if err := endAll("x", func() ([]int, error) { return []int{1}, nil }, func(int) error { return stays }); !errors.Is(err, stays) {
+		t.Errorf("one that cannot be ended: %v", err)
+	}
+}
+
 // A VM that cannot be ended does not hold Close up for ever.
 func TestVMThatStays(t *testing.T) {
 	r := &Rig{Ident: "x"}
