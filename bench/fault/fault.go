@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/pagewarp/pagewarp/bench/floor"
 	"github.com/pagewarp/pagewarp/bench/report"
+	"github.com/pagewarp/pagewarp/internal/sysmem"
 )
 
 // What is promised of a demand fault, as multiples of the local fault floor plus
@@ -33,7 +35,8 @@ type RunOptions struct {
 	// Precache is the number of channels for precache. Default 2.
 	Precache int
 	// PrecacheMiB is how much memory precache moves while faults are timed.
-	// Default 1024, over a limited link what it carries raw in 2 s.
+	// Default 1024, over a limited link what it carries raw in 2 s; less where that
+	// took half of this machine's memory.
 	PrecacheMiB int
 	// Link, if not 0, puts the two ends in network namespaces between which so many
 	// bytes pass in a second (rig.Shape has its queue). That needs root.
@@ -69,10 +72,11 @@ func (o *RunOptions) fill() {
 		o.Precache = 2
 	}
 	if o.PrecacheMiB == 0 {
-		o.PrecacheMiB = 1024
-		if o.Link > 0 {
-			o.PrecacheMiB = int(min(max(2*o.Link>>20, 64), 1024))
+		free, err := sysmem.Available()
+		if err != nil {
+			free = math.MaxInt64 // roomFor says so
 		}
+		o.PrecacheMiB = precacheMiB(o.Link, free)
 	}
 	if o.Every == 0 {
 		o.Every = time.Millisecond
@@ -80,6 +84,16 @@ func (o *RunOptions) fill() {
 	if o.Step == nil {
 		o.Step = func(string) {}
 	}
+}
+
+// precacheMiB is the default of RunOptions.PrecacheMiB, with so many bytes of memory
+// to give: both ends have it.
+func precacheMiB(link uint64, free int64) int {
+	mib := uint64(1024)
+	if link > 0 {
+		mib = min(max(2*link>>20, 64), mib)
+	}
+	return int(min(mib, max(uint64(free)>>22, 64)))
 }
 
 // Pass is one fault measurement and the floors around it, in µs.

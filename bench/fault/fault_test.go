@@ -127,6 +127,19 @@ func TestTooManyFaults(t *testing.T) {
 	}
 }
 
+// A small machine moves less by default, and is not told to take fewer faults.
+func TestPrecacheByDefault(t *testing.T) {
+	for _, c := range []struct {
+		link uint64
+		free int64
+		want int
+	}{{0, 64 << 30, 1024}, {0, 2 << 30, 512}, {0, 100 << 20, 64}, {125_000_000, 64 << 30, 238}, {125_000_000, 512 << 20, 128}, {1000, 64 << 30, 64}} {
+		if got := precacheMiB(c.link, c.free); got != c.want {
+			t.Errorf("link %d, %d MiB free: %d MiB, want %d", c.link, c.free>>20, got, c.want)
+		}
+	}
+}
+
 // The result says what it was measured with, also where that is the default.
 func TestResultStatesItsSettings(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
