@@ -69,12 +69,12 @@ func (in *incoming) accept(o *offer) error {
 // freeMemoryFor returns the memory that is available to a machine of so many
 // bytes. What is cached of others gives way, and at last what is of itself.
 func (in *incoming) freeMemoryFor(bytes int64) (int64, error) {
-	free, err := availableMemory()
+	free, err := sysmem.Available()
 	if err != nil || bytes <= free-memoryMargin {
 		return free, err
 	}
 	in.cacheGivesWay(bytes + memoryMargin - free)
-	return availableMemory()
+	return sysmem.Available()
 }
 
 func (in *incoming) cacheGivesWay(bytes int64) {

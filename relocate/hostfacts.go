@@ -1,38 +1,14 @@
 package relocate
 
 import (
-	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/pagewarp/pagewarp/relocate/qemu"
 )
-
-// availableMemory is MemAvailable of /proc/meminfo, in bytes.
-func availableMemory() (int64, error) {
-	f, err := os.Open("/proc/meminfo")
-	if err != nil {
-		return 0, fmt.Errorf("available memory: %w", err)
-	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		rest, ok := strings.CutPrefix(sc.Text(), "MemAvailable:")
-		if !ok {
-			continue
-		}
-		kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(rest, "kB")), 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("available memory: %w", err)
-		}
-		return kib << 10, nil
-	}
-	return 0, errors.New("available memory: /proc/meminfo has no MemAvailable")
-}
 
 func exists(path string) bool {
 	_, err := os.Lstat(path)

@@ -152,7 +152,7 @@ func (in *incoming) candidates() (map[uint32]*candidate, error) {
 	if len(files) == 0 {
 		return nil, fmt.Errorf("cached memory of %s is of a machine with other memory", vm)
 	}
-	free, err := availableMemory()
+	free, err := sysmem.Available()
 	if err == nil && vm == in.rec.VM && free-memoryMargin < 2*e.Bytes {
 		in.note("warm", "memory is short: the cached pages are moved, and would be gone after a rollback")
 		for _, f := range files {

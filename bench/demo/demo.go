@@ -98,8 +98,9 @@ type run struct {
 }
 
 // Run is the demonstration. It needs root, QEMU and the test guest's image. The
-// report is complete, and its files are written, where the error is nil or
-// ErrIntegrity. Nothing stays behind in any case.
+// report is complete, and its files are written, where it is not nil; the error is
+// then nil, ErrIntegrity, rig.ErrLeftBehind, or both. Nothing stays behind unless the
+// error is a rig.ErrLeftBehind, too.
 func Run(ctx context.Context, c Config) (_ *report.Report, err error) {
 	if err := c.complete(); err != nil {
 		return nil, err
@@ -109,11 +110,7 @@ func Run(ctx context.Context, c Config) (_ *report.Report, err error) {
 	if r.pair, err = NewPair(ctx, c.Tools, filepath.Join(c.Out, "logs")); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if cerr := r.pair.Close(); cerr != nil && err == nil {
-			err = fmt.Errorf("clean up: %w", cerr)
-		}
-	}()
+	defer func() { err = errors.Join(err, r.pair.Close()) }()
 	for _, f := range []func(context.Context) error{r.floors, r.boot, r.live, r.paused, r.verdict} {
 		if err := f(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -269,10 +266,7 @@ func (r *run) verdict(ctx context.Context) error {
 	}
 	i := &r.rep.Integrity
 	i.GuestChecks = s.Checks
-	i.GuestErrors = s.BadPages + v.Bad
-	if v.TouchesMissing != 0 {
-		i.GuestErrors++
-	}
+	i.GuestErrors = BadPages(v, s)
 	if s.FirstBad != "" {
 		r.step("the guest found a bad page: %s", s.FirstBad)
 	}

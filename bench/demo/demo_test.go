@@ -21,6 +21,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/bench/fault"
 	"github.com/pagewarp/pagewarp/bench/floor"
+	"github.com/pagewarp/pagewarp/internal/guestapi"
 	"github.com/pagewarp/pagewarp/internal/touch"
 	"github.com/pagewarp/pagewarp/relocate"
 )
@@ -45,6 +46,25 @@ func writePages(t *testing.T, path string, size int64, pages map[int64]string) {
 	for n, s := range pages {
 		if _, err := f.WriteAt([]byte(s), n*comparePage+100); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// A page that the verification finds bad is in the guest's own count as well.
+func TestBadPages(t *testing.T) {
+	for _, c := range []struct {
+		v    guestapi.Verify
+		s    guestapi.Stats
+		want uint64
+	}{
+		{guestapi.Verify{Pages: 9}, guestapi.Stats{}, 0},
+		{guestapi.Verify{Pages: 9, Bad: 1}, guestapi.Stats{BadPages: 1}, 1},
+		{guestapi.Verify{Pages: 9}, guestapi.Stats{BadPages: 2}, 2},
+		{guestapi.Verify{Pages: 9, TouchesMissing: -7}, guestapi.Stats{}, 1},
+		{guestapi.Verify{Pages: 9, Bad: 1, TouchesMissing: 7}, guestapi.Stats{BadPages: 3}, 4},
+	} {
+		if got := BadPages(c.v, c.s); got != c.want {
+			t.Errorf("%+v, %+v: %d, want %d", c.v, c.s, got, c.want)
 		}
 	}
 }

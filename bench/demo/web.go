@@ -3,6 +3,7 @@ package demo
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -26,7 +27,21 @@ func CheckGuest(ctx context.Context, client *rig.Host, g guestapi.Config) (v gue
 	if err := GetJSON(ctx, client, URL(g)+"/verify", &v); err != nil {
 		return v, s, err
 	}
+	if v.Pages == 0 {
+		return v, s, errors.New("the guest has verified no page at all: it has no working set")
+	}
 	return v, s, GetJSON(ctx, client, URL(g)+"/stats", &s)
+}
+
+// BadPages is how many checks of pages have failed in a guest, by what CheckGuest
+// returned; touches that were lost count as one. The guest's own count has those that
+// failed in the verification, too.
+func BadPages(v guestapi.Verify, s guestapi.Stats) uint64 {
+	bad := max(s.BadPages, v.Bad)
+	if v.TouchesMissing != 0 {
+		bad++
+	}
+	return bad
 }
 
 // GetJSON asks the guest from the client's host. A request whose connection

@@ -8,12 +8,17 @@ import (
 
 	"github.com/pagewarp/pagewarp/bench/demo"
 	"github.com/pagewarp/pagewarp/bench/report"
+	"github.com/pagewarp/pagewarp/internal/guestapi"
 	"github.com/pagewarp/pagewarp/internal/rig"
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
 // PromisedMS is the median downtime that pagewarp promises, in ms.
 const PromisedMS = 15
+
+// answerLimit bounds the questions to a guest that has moved, which takes milliseconds
+// to answer.
+const answerLimit = 30 * time.Second
 
 // PromisedMiB is the memory that a daemon promises to stay below, in MiB.
 const PromisedMiB = 64
@@ -51,9 +56,11 @@ type Result struct {
 	DaemonMiB report.Spread `json:"daemon_mib"`
 }
 
-// Run measures all sizes. It needs root, QEMU and the guest's image. With an
+// Run measures all sizes. It needs root, QEMU and the guest's image. After each
+// relocation the guest must answer, and after the last one of its size verify its
+// memory: how long a guest stood still that did not survive tells nothing. With an
 // error it returns what was measured, the last size perhaps with fewer
-// relocations.
+// relocations, or not at all if its memory was damaged.
 func Run(ctx context.Context, o Options) (_ []Result, err error) {
 	if len(o.Sizes) == 0 {
 		o.Sizes = []uint64{1 << 30, 4 << 30, 16 << 30}
@@ -84,6 +91,9 @@ func Run(ctx context.Context, o Options) (_ []Result, err error) {
 				o.Step(fmt.Sprintf("%s, relocation %d of %d: down for %.1f ms", s.r.name(), i+1, o.Repeat, s.r.Each[i]))
 			}
 		}
+		if err := m.verify(ctx, pair); err != nil {
+			return rs, err
+		}
 		rs = append(rs, m.results()...)
 		if err := m.from.Discard(ctx, m.name); err != nil {
 			return rs, err
@@ -95,6 +105,8 @@ func Run(ctx context.Context, o Options) (_ []Result, err error) {
 // machine is a guest of one size that goes to and fro.
 type machine struct {
 	name     string
+	guest    guestapi.Config
+	answer   time.Duration // it must answer within
 	from, to *demo.Side
 	samples  []*sample // taken in turn
 }
@@ -138,7 +150,7 @@ func boot(ctx context.Context, pair *demo.Pair, o Options, name string, size uin
 	if _, err := pair.A.Daemon.Add(ctx, name, vm.QMPPath); err != nil {
 		return nil, err
 	}
-	m := &machine{name: name, from: pair.A, to: pair.B}
+	m := &machine{name: name, guest: g, answer: answerLimit, from: pair.A, to: pair.B}
 	for _, pre := range []bool{false, true} {
 		if o.PreTransfer || !pre {
 			m.samples = append(m.samples, &sample{parts: map[string][]float64{},
@@ -163,12 +175,38 @@ func (m *machine) move(ctx context.Context, pair *demo.Pair, s *sample) error {
 	if err != nil {
 		return err
 	}
+	if err := m.lives(ctx, pair); err != nil {
+		return err
+	}
 	s.r.Each, s.totals = append(s.r.Each, leg.DowntimeMS), append(s.totals, leg.TotalMS)
 	s.memMB = append(s.memMB, float64(most)/(1<<20))
 	for name, v := range leg.DowntimeParts {
 		s.parts[name] = append(s.parts[name], v)
 	}
 	m.from, m.to = m.to, m.from
+	return nil
+}
+
+// lives asks the guest that has moved for anything at all.
+func (m *machine) lives(ctx context.Context, pair *demo.Pair) error {
+	ctx, cancel := context.WithTimeout(ctx, m.answer)
+	defer cancel()
+	var s guestapi.Stats
+	if err := demo.GetJSON(ctx, pair.Client, demo.URL(m.guest)+"/stats", &s); err != nil {
+		return fmt.Errorf("%s did not answer within %v after it had moved to host %s, and its downtime does not count: %w", m.name, m.answer, m.to.Name, err)
+	}
+	return nil
+}
+
+// verify has the guest check its memory.
+func (m *machine) verify(ctx context.Context, pair *demo.Pair) error {
+	v, s, err := demo.CheckGuest(ctx, pair.Client, m.guest)
+	if err != nil {
+		return fmt.Errorf("have %s verify its memory after its relocations: %w", m.name, err)
+	}
+	if bad := demo.BadPages(v, s); bad > 0 {
+		return fmt.Errorf("%s was damaged by its relocations, and its downtimes do not count: %d checks of its pages failed: %s", m.name, bad, s.FirstBad)
+	}
 	return nil
 }
 
@@ -188,7 +226,7 @@ var partOrder = []string{"freeze", "save", "load", "commit", "resume"}
 // size of memory does not matter.
 func Verdicts(rs []Result) []report.Verdict {
 	var vs []report.Verdict
-	var medians []float64
+	medians := map[bool][]float64{} // with a pre-transfer, and without
 	for _, r := range rs {
 		vs = append(vs, report.Verdict{
 			Name: "downtime, " + r.name(), Value: r.DowntimeMS, Promised: PromisedMS, Unit: "ms",
@@ -201,13 +239,19 @@ func Verdicts(rs []Result) []report.Verdict {
 		vs = append(vs, report.Verdict{
 			Name: "daemon's memory, " + r.name(), Value: r.DaemonMiB, Promised: PromisedMiB, Unit: "MiB",
 		})
-		medians = append(medians, r.DowntimeMS.Median)
+		medians[r.PreTransfer] = append(medians[r.PreTransfer], r.DowntimeMS.Median)
 	}
-	if s := report.SpreadOf(medians); s.N > 1 && s.Min > 0 {
-		vs = append(vs, report.Verdict{
-			Name: "largest median : smallest median", Unit: "x", Info: true,
-			Value: report.Spread{Median: s.Max / s.Min, Min: s.Max / s.Min, Max: s.Max / s.Min, N: 1},
-		})
+	for _, pre := range []bool{false, true} {
+		name := "largest median : smallest median"
+		if pre {
+			name += ", with a pre-transfer"
+		}
+		if s := report.SpreadOf(medians[pre]); s.N > 1 && s.Min > 0 {
+			vs = append(vs, report.Verdict{
+				Name: name, Unit: "x", Info: true,
+				Value: report.Spread{Median: s.Max / s.Min, Min: s.Max / s.Min, Max: s.Max / s.Min, N: 1},
+			})
+		}
 	}
 	return vs
 }

@@ -239,6 +239,20 @@ type slow struct {
 
 func (s *slow) settled() bool { s.looks--; return s.looks < 0 }
 
+// Of Redis the result says how much there is: more of ws makes no more of it.
+func TestRedisSaysItsSize(t *testing.T) {
+	for text, want := range map[string]string{"redis:ws=16": "Redis has 8192 values of 1 KiB", "redis:ws=512": "Redis has 20000 values of 1 KiB"} {
+		l, err := ParseLoad(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var o observer = &redisObserver{keys: redisKeys(l)}
+		if n, ok := o.(noter); !ok || n.note() != want {
+			t.Errorf("%s: %v, want %q", text, o, want)
+		}
+	}
+}
+
 // The command waits for a load that takes a while; no other does.
 func TestSettle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

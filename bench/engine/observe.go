@@ -57,6 +57,9 @@ func settle(ctx context.Context, o observer) (note string, err error) {
 	return "", nil
 }
 
+// noter is an observer with something to say of its load.
+type noter interface{ note() string }
+
 // observation is what a load saw.
 type observation struct {
 	bins []bin
@@ -93,12 +96,11 @@ func observe(ctx context.Context, l workloads.Load, client *rig.Host, g guestapi
 		r, err := load.Start(ctx, load.Config{Base: demo.URL(g), Dial: client.Dial})
 		return &webObserver{r}, err
 	case l.Kind == guestapi.LoadRedis:
-		// Half of what it may keep: each key costs more than its value.
-		keys := min(max(l.WorkingSetMiB, 1)<<10/2, 20_000)
+		keys := redisKeys(l)
 		r, err := resp.Start(ctx, resp.Config{
 			Addr: netip.AddrPortFrom(g.IP.Addr(), guestapi.RedisPort).String(), Keys: keys, Writes: 0.2, Dial: client.Dial,
 		})
-		return &redisObserver{r}, err
+		return &redisObserver{r, keys}, err
 	case strings.HasPrefix(l.Kind, guestapi.SPECwebPrefix):
 		return observeSpecweb(ctx, l, client, g)
 	}
@@ -181,7 +183,22 @@ func (o *webObserver) finish(_ context.Context, command time.Time, at moments) (
 		l.LongestGap(command, l.End).LengthMS, s.Corrupt+s.Refused, s.FirstErrors), dropped(s.Dropped)
 }
 
-type redisObserver struct{ run *resp.Run }
+type redisObserver struct {
+	run  *resp.Run
+	keys int
+}
+
+// maxRedisKeys is what can be set in some seconds under TCG.
+const maxRedisKeys = 20_000
+
+// redisKeys is how many values of 1 KiB there are: half of what Redis may keep, since
+// each key costs more than its value.
+func redisKeys(l workloads.Load) int { return min(max(l.WorkingSetMiB, 1)<<10/2, maxRedisKeys) }
+
+// note says how much there is, which a large ws does not.
+func (o *redisObserver) note() string {
+	return fmt.Sprintf("Redis has %d values of 1 KiB", o.keys)
+}
 
 func (o *redisObserver) finish(_ context.Context, command time.Time, at moments) (observation, error) {
 	l := o.run.Stop()
@@ -218,7 +235,7 @@ func (o *specwebObserver) finish(_ context.Context, command time.Time, at moment
 // dropped: a log that is not complete tells nothing.
 func dropped(n uint64) error {
 	if n > 0 {
-		return fmt.Errorf("%d answers were not noted for want of room: choose a lighter load", n)
+		return fmt.Errorf("%d answers were not noted for want of room: choose a lighter load, or watch for less time", n)
 	}
 	return nil
 }

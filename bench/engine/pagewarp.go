@@ -77,7 +77,7 @@ func (p *pagewarp) Move(ctx context.Context, j *Job) (Moved, error) {
 	default:
 		return m, err
 	}
-	m.Fault = &Fault{Latency: report.Latency(last.FaultLatency), Source: "its histogram, from the fault's arrival at the daemon to the install"}
+	m.Fault = &Fault{Latency: report.Latency(last.FaultLatency), Source: "its histogram, to within 1 %, from the fault's arrival at the daemon to the install"}
 	return m, nil
 }
 

@@ -68,6 +68,9 @@ func (o *ProcessOptions) fill() error {
 	if o.Step == nil {
 		o.Step = func(string) {}
 	}
+	if err := roomFor(o.Load.WorkingSetMiB); err != nil {
+		return err
+	}
 	if o.Before < beforeSpan+time.Second/2 {
 		return fmt.Errorf("watch the process before the command for %v at least, not %v", beforeSpan+time.Second/2, o.Before)
 	}
@@ -141,11 +144,7 @@ func (c *processContest) run(ctx context.Context) (err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer func() {
-		if cerr := r.Close(); cerr != nil {
-			err = errors.Join(err, fmt.Errorf("%w: %w", ErrLeftBehind, cerr))
-		}
-	}()
+	defer func() { err = errors.Join(err, r.Close()) }()
 	a, b := r.Host("a"), r.Host("b")
 	if c.Link > 0 {
 		for _, h := range []*rig.Host{a, b} {

@@ -71,7 +71,8 @@ func TestRunProcessRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	idle, churn := l, l
+	idle, churn, large := l, l, l
+	large.WorkingSetMiB = 1 << 20
 	idle.Kind = "idle"
 	churn.Kind, churn.Rate = "churn", 5
 	own := processEngines(t, process.Pagewarp)
@@ -79,6 +80,7 @@ func TestRunProcessRefuses(t *testing.T) {
 		"engines, a load and a folder":           {Load: l, LogDir: "x"},
 		"a process has no load idle":             {Load: idle, LogDir: "x", Engines: own},
 		"leave the rate out":                     {Load: churn, LogDir: "x", Engines: own},
+		"and this machine has":                   {Load: large, LogDir: "x", Engines: own},
 		"before the command for":                 {Load: l, LogDir: "x", Engines: own, Before: time.Second},
 		"none of the engines can run here: user": {Load: l, LogDir: "x", Engines: processEngines(t, process.Go)},
 	} {

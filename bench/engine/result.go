@@ -1,7 +1,11 @@
 package engine
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/pagewarp/pagewarp/bench/report"
@@ -22,8 +26,10 @@ type Result struct {
 	VCPUs    int    `json:"vcpus"`
 	// LinkBytesPerSec is 0 for no limit.
 	LinkBytesPerSec uint64 `json:"link_bytes_per_s"`
-	Accel           string `json:"accel"`
-	Repeat          int    `json:"repeat"`
+	// Accel is what the guests ran under; of several, as engines may have QEMUs of
+	// their own, all are named, and each row has its own.
+	Accel  string `json:"accel"`
+	Repeat int    `json:"repeat"`
 	// Facts are of the engines that could run, by name.
 	Facts       map[string]Facts `json:"facts"`
 	Unavailable []Unavailable    `json:"unavailable"`
@@ -43,6 +49,7 @@ type Row struct {
 	Engine   string `json:"engine"`
 	Run      int    `json:"run"`
 	Error    string `json:"error,omitempty"`
+	Accel    string `json:"accel,omitempty"`
 	Settings string `json:"settings"`
 	// TotalMS is from the command, the destination's QEMU still to be started, until
 	// all memory is there and nothing is needed of the source, 0 of one on demand
@@ -142,7 +149,10 @@ type Summary struct {
 	Failed int `json:"failed"`
 	// NotWarm is how many never came back to 90 % while they were observed:
 	// these are not in Warmup90MS.
-	NotWarm     int           `json:"not_warm"`
+	NotWarm int `json:"not_warm"`
+	// Incomplete is how many were on demand and had not brought all the memory while
+	// they were watched: these are not in TotalMS.
+	Incomplete  int           `json:"incomplete"`
 	BadPages    uint64        `json:"bad_pages"`
 	DowntimeMS  report.Spread `json:"downtime_ms"`
 	BlackoutMS  report.Spread `json:"blackout_ms"`
@@ -175,10 +185,43 @@ func (r *Result) sumUp() {
 		}
 		by[row.Engine] = append(by[row.Engine], row)
 	}
+	r.accels()
 	r.Engines = nil
 	for _, name := range order {
 		r.Engines = append(r.Engines, summarize(name, by[name]))
 	}
+}
+
+// accels names all that the rows ran under.
+func (r *Result) accels() {
+	var names []string
+	for _, row := range r.Rows {
+		if row.Accel != "" && !slices.Contains(names, row.Accel) {
+			names = append(names, row.Accel)
+		}
+	}
+	if len(names) > 0 {
+		r.Accel = strings.Join(names, " and ")
+	}
+}
+
+// ErrDamaged: memory, or an answer, was wrong after a relocation by pagewarp. The
+// rest of the message says by which engine.
+var ErrDamaged = errors.New("memory was damaged by a relocation of pagewarp")
+
+// Damaged is an ErrDamaged if one of pagewarp's own engines has damaged memory. What
+// its peers do is in their figures only.
+func (r *Result) Damaged() error {
+	var says []string
+	for _, s := range r.Engines {
+		if base, _ := strings.CutSuffix(s.Engine, AtRoot); s.BadPages > 0 && (base == Pagewarp || base == OnDemand || base == PreTransfer) {
+			says = append(says, fmt.Sprintf("%s: %d bad pages or answers", s.Engine, s.BadPages))
+		}
+	}
+	if len(says) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrDamaged, strings.Join(says, "; "))
 }
 
 func summarize(name string, rows []Row) Summary {
@@ -193,6 +236,9 @@ func summarize(name string, rows []Row) Summary {
 		s.BadPages += row.BadPages
 		if row.Warmup90MS == nil {
 			s.NotWarm++
+		}
+		if row.TotalMS == 0 {
+			s.Incomplete++
 		}
 	}
 	s.Good = len(good)
@@ -236,7 +282,12 @@ func summarize(name string, rows []Row) Summary {
 	s.FaultP99US = fault(func(l report.Latency) float64 { return l.P99 })
 	s.FaultP999US = fault(func(l report.Latency) float64 { return l.P999 })
 	s.FaultMaxUS = fault(func(l report.Latency) float64 { return l.Max })
-	s.Faults = fault(func(l report.Latency) float64 { return float64(l.Count) })
+	s.Faults = of(func(r Row) (float64, bool) { // none is a number, too
+		if r.Fault == nil {
+			return 0, false
+		}
+		return float64(r.Fault.Count), true
+	})
 	s.SentMB = plain(func(r Row) float64 { return float64(r.Source.SentBytes) / 1e6 })
 	s.ReturnedMB = plain(func(r Row) float64 { return float64(r.Destination.SentBytes) / 1e6 })
 	s.SourceCPU = plain(func(r Row) float64 { return r.Source.CPUSeconds })

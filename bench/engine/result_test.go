@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"image/png"
 	"math"
 	"os"
@@ -68,6 +69,71 @@ func TestSummaries(t *testing.T) {
 	}
 	if r.Typical("none") != nil {
 		t.Error("an engine that is not there has a typical run")
+	}
+}
+
+// A relocation on demand that was not complete has no total time, which is longer
+// than any, and is told; no faults are a number of faults.
+func TestSummaryOfIncomplete(t *testing.T) {
+	fault := func(n int64) *Fault { return &Fault{Latency: report.Latency{Count: n}} }
+	r := &Result{Rows: []Row{
+		{Engine: "x", Run: 1, TotalMS: 5000, Fault: fault(10)},
+		{Engine: "x", Run: 2, TotalMS: 0, Fault: fault(0)},
+		{Engine: "x", Run: 3, TotalMS: 4000, Fault: fault(20)},
+	}}
+	r.sumUp()
+	s := r.Engines[0]
+	if s.Incomplete != 1 || s.TotalMS.N != 2 || !strings.HasSuffix(s.Total(), ", 1 × not complete") {
+		t.Errorf("one of three was not complete: %+v, %q", s, s.Total())
+	}
+	if s.Faults != (report.Spread{Median: 10, Min: 0, Max: 20, N: 3}) {
+		t.Errorf("faults %+v, want those of all three", s.Faults)
+	}
+	if row := r.Typical("x"); row.Run != 1 {
+		t.Errorf("typical is run %d of 5000 ms, never, and 4000 ms: want 1", row.Run)
+	}
+	var b bytes.Buffer
+	if err := r.Text(&b); err != nil || !strings.Contains(b.String(), "1 × not complete") {
+		t.Errorf("%v\n%s", err, b.String())
+	}
+}
+
+// Damage by pagewarp is an error, by a peer a figure.
+func TestDamaged(t *testing.T) {
+	r := sample(t)
+	if err := r.Damaged(); err != nil || r.Engines[1].BadPages != 2 {
+		t.Errorf("two bad pages of a peer: %v", err)
+	}
+	for _, name := range []string{"pagewarp", "pagewarp-on-demand@root", "pagewarp-pre-transfer"} {
+		r.Engines[0] = Summary{Engine: name, BadPages: 3}
+		if err := r.Damaged(); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), name+": 3 bad") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Engines with QEMUs of their own may run under different accelerators, which no table
+// may hide.
+func TestAccelerators(t *testing.T) {
+	r := sample(t)
+	for i := range r.Rows {
+		r.Rows[i].Accel = "kvm"
+	}
+	r.sumUp()
+	var b bytes.Buffer
+	if err := r.Text(&b); err != nil || r.Accel != "kvm" || !strings.Contains(b.String(), "under kvm, load") || strings.Contains(b.String(), ", under kvm:") {
+		t.Errorf("%v, %q\n%s", err, r.Accel, b.String())
+	}
+	r.Rows[1].Accel, r.Rows[3].Accel = "tcg", "tcg"
+	r.sumUp()
+	b.Reset()
+	if err := r.Text(&b); err != nil || r.Accel != "kvm and tcg" {
+		t.Errorf("%v, %q", err, r.Accel)
+	}
+	for _, want := range []string{"under kvm and tcg, load", "pagewarp, QEMU 7.2.22, under kvm:", "qemu-precopy, QEMU 7.2.22, under tcg:"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
 	}
 }
 
@@ -197,6 +263,8 @@ func TestRunOptions(t *testing.T) {
 		"no engine":    {func(o *Options) { o.Engines = nil }, "must be given"},
 		"no load":      {func(o *Options) { o.Load.Kind = "" }, "must be given"},
 		"small memory": {func(o *Options) { o.RAM = 96 << 20 }, "--ram at least 128M"},
+		"large load":   {func(o *Options) { o.RAM, o.Load.WorkingSetMiB = 1<<40, 1<<19 }, "this machine has"},
+		"too long":     {func(o *Options) { o.After = 4 * time.Hour }, "the guest's own count of its work goes back for 3h0m0s only"},
 		"too short":    {func(o *Options) { o.Before = time.Second }, "for 4s at least"},
 	} {
 		o := good()

@@ -84,15 +84,22 @@ func (o *Options) fill() error {
 	if need := uint64(o.Load.WorkingSetMiB+96) << 20; need > o.RAM {
 		return fmt.Errorf("a guest of %d MiB has no room for a load of %d MiB: give --ram at least %dM, or the load a smaller ws", o.RAM>>20, o.Load.WorkingSetMiB, need>>20)
 	}
+	if err := roomFor(o.Load.WorkingSetMiB + 96); err != nil {
+		return err
+	}
+	if all := o.Before + o.MoveLimit + o.After; all > guestapi.TouchSpan-touchMargin {
+		return fmt.Errorf("a relocation of up to %v, watched for %v before and %v after: the guest's own count of its work goes back for %v only; give less (--limit, --watch)",
+			o.MoveLimit, o.Before, o.After, guestapi.TouchSpan)
+	}
 	if o.Before < beforeSpan+time.Second {
 		return fmt.Errorf("watch the guest before the command for %v at least, not %v", beforeSpan+time.Second, o.Before)
 	}
 	return nil
 }
 
-// ErrLeftBehind: not all that a relocation made on this machine could be removed;
-// the rest of the message names it, and it has to be removed by hand.
-var ErrLeftBehind = errors.New("not all could be removed")
+// touchMargin is for what a guest does beside: it is asked for its count of work, and
+// answers under TCG, while others run.
+const touchMargin = 5 * time.Minute
 
 // errBoot marks a guest that did not come up: the engine gets no further run.
 var errBoot = errors.New("the guest did not come up")
@@ -141,9 +148,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 				o.Step(fmt.Sprintf("%s, run %d, FAILED: %v", e.Name(), n+1, err))
 			}
 			out[e.Name()] = errors.Is(err, errBoot)
-			if r.Accel == "" {
-				r.Accel = c.accel
-			}
+			c.row.Accel = c.accel
 			r.Rows = append(r.Rows, c.row)
 			if o.Progress != nil {
 				r.sumUp()
@@ -158,7 +163,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 // interrupted is why a comparison ended early; err is the end of the relocation
 // that was under way, which is no news unless it has left something behind.
 func interrupted(ctx context.Context, err error) error {
-	if errors.Is(err, ErrLeftBehind) {
+	if errors.Is(err, rig.ErrLeftBehind) {
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
 	return context.Cause(ctx)
@@ -194,11 +199,7 @@ func (c *contest) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if cerr := c.pair.Close(); cerr != nil {
-			err = errors.Join(err, fmt.Errorf("%w: %w", ErrLeftBehind, cerr))
-		}
-	}()
+	defer func() { err = errors.Join(err, c.pair.Close()) }()
 	if c.Link > 0 {
 		for _, s := range []*demo.Side{c.pair.A, c.pair.B} {
 			if err := s.Shape(rig.Shape{BytesPerSecond: c.Link}); err != nil {
@@ -233,6 +234,9 @@ func (c *contest) run(ctx context.Context) (err error) {
 		return err
 	}
 	c.row.fill(m, costs)
+	if n, ok := o.(noter); ok {
+		c.row.Notes = append(c.row.Notes, n.note())
+	}
 	if note != "" {
 		c.row.Notes = append(c.row.Notes, note)
 	}
@@ -370,10 +374,7 @@ func (c *contest) evaluate(ctx context.Context, o observer, m Moved) (err error)
 	if err != nil {
 		return fmt.Errorf("have the guest verify its memory: %w", err)
 	}
-	c.row.BadPages = v.Bad + s.BadPages + seen.wrong
-	if v.TouchesMissing != 0 {
-		c.row.BadPages++
-	}
+	c.row.BadPages = demo.BadPages(v, s) + seen.wrong
 	return nil
 }
 

@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 
@@ -47,6 +49,12 @@ func (r *Result) settings(w io.Writer, engine string) {
 	if v := r.Facts[engine].Version; v != "" {
 		program = v
 	}
+	for _, row := range r.Rows {
+		if row.Engine == engine && row.Accel != "" && row.Accel != r.Accel {
+			program += ", under " + row.Accel
+			break
+		}
+	}
 	fmt.Fprintf(w, "  %s, %s:\n", engine, program)
 	for _, row := range r.Rows {
 		if row.Engine != engine {
@@ -79,13 +87,23 @@ func (r *Result) faultName() string {
 	return "fault"
 }
 
-func (r *Result) tables(w io.Writer) error {
-	cell := func(s report.Spread) string {
-		if s.N == 0 {
-			return "-"
-		}
-		return s.Text()
+// cell is a spread in a table.
+func cell(s report.Spread) string {
+	if s.N == 0 {
+		return "-"
 	}
+	return s.Text()
+}
+
+// Total is the total time in ms, and in how many relocations there is none.
+func (s Summary) Total() string {
+	if s.Incomplete > 0 {
+		return fmt.Sprintf("%s, %d × not complete", cell(s.TotalMS), s.Incomplete)
+	}
+	return cell(s.TotalMS)
+}
+
+func (r *Result) tables(w io.Writer) error {
 	blackout, faultsAre := "client blackout ms", r.faultName()
 	if r.Subject != "" {
 		blackout = "longest stall ms"
@@ -110,7 +128,7 @@ func (r *Result) tables(w io.Writer) error {
 				if s.NotWarm > 0 {
 					warm += fmt.Sprintf(", %d × never", s.NotWarm)
 				}
-				return []string{runs, cell(s.DowntimeMS), cell(s.BlackoutMS), cell(s.WorstGapMS), warm, cell(s.LostSeconds), cell(s.Lost), cell(s.TotalMS), fmt.Sprint(s.BadPages)}
+				return []string{runs, cell(s.DowntimeMS), cell(s.BlackoutMS), cell(s.WorstGapMS), warm, cell(s.LostSeconds), cell(s.Lost), s.Total(), fmt.Sprint(s.BadPages)}
 			}),
 		table([]string{faultsAre + " mean µs", "p50 µs", "p99 µs", "p99.9 µs", "max µs", faultsAre + "s"}, func(s Summary) []string {
 			return []string{cell(s.FaultMeanUS), cell(s.FaultP50US), cell(s.FaultP99US), cell(s.FaultP999US), cell(s.FaultMaxUS), cell(s.Faults)}
@@ -122,7 +140,8 @@ func (r *Result) tables(w io.Writer) error {
 }
 
 // Typical returns the row of an engine whose total time is the median of those
-// that succeeded, or the last one that failed; nil if it has none.
+// that succeeded, one that was not complete the longest; or the last one that failed;
+// nil if it has none.
 func (r *Result) Typical(engine string) *Row {
 	var good, failed []*Row
 	for i := range r.Rows {
@@ -135,15 +154,13 @@ func (r *Result) Typical(engine string) *Row {
 		}
 	}
 	if len(good) > 0 {
-		slices.SortStableFunc(good, func(a, b *Row) int {
-			switch {
-			case a.TotalMS < b.TotalMS:
-				return -1
-			case a.TotalMS > b.TotalMS:
-				return 1
+		total := func(r *Row) float64 {
+			if r.TotalMS == 0 {
+				return math.Inf(1)
 			}
-			return 0
-		})
+			return r.TotalMS
+		}
+		slices.SortStableFunc(good, func(a, b *Row) int { return cmp.Compare(total(a), total(b)) })
 		return good[(len(good)-1)/2]
 	}
 	if len(failed) > 0 {

@@ -3,10 +3,24 @@ package engine
 import (
 	"fmt"
 
+	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 
 	"github.com/pagewarp/pagewarp/internal/sysmem"
 )
+
+// roomFor refuses a load of which this machine cannot hold so many MiB at each of the
+// two hosts: else its kernel would end something, and maybe not the benchmark.
+func roomFor(mib int) error {
+	free, err := sysmem.Available()
+	if err != nil {
+		return err
+	}
+	if need := 2 * uint64(mib) << 20; need > uint64(max(free, 0)) {
+		return fmt.Errorf("a load that takes %d MiB at each of two hosts takes %s, and this machine has %s to give: give the load a smaller ws", mib, humanize.IBytes(need), humanize.IBytes(uint64(max(free, 0))))
+	}
+	return nil
+}
 
 // warmHost takes and touches so many bytes of this machine's free memory, at most
 // half of what is free, and gives them back. Where the machine is a virtual one

@@ -1,13 +1,16 @@
 package fault
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/pagewarp/pagewarp/bench/floor"
 	"github.com/pagewarp/pagewarp/bench/report"
+	"github.com/pagewarp/pagewarp/internal/sysmem"
 )
 
 // What is promised of a demand fault, as multiples of the local fault floor plus
@@ -29,10 +32,11 @@ type RunOptions struct {
 	Threads int
 	// Channels are those for demand. Default 1.
 	Channels int
-	// Precache is the number of channels for precache; 0 is the default.
+	// Precache is the number of channels for precache. Default 2.
 	Precache int
 	// PrecacheMiB is how much memory precache moves while faults are timed.
-	// Default 1024, over a limited link what it carries raw in 2 s.
+	// Default 1024, over a limited link what it carries raw in 2 s; less where that
+	// took half of this machine's memory.
 	PrecacheMiB int
 	// Link, if not 0, puts the two ends in network namespaces between which so many
 	// bytes pass in a second (rig.Shape has its queue). That needs root.
@@ -47,6 +51,8 @@ type RunOptions struct {
 	CPUs floor.CPUs
 	// Step, if not nil, is told what goes on.
 	Step func(string)
+
+	limit time.Duration // of a pass, beside its bytes; passLimit, but for tests
 }
 
 func (o *RunOptions) fill() {
@@ -62,11 +68,15 @@ func (o *RunOptions) fill() {
 	if o.Channels == 0 {
 		o.Channels = 1
 	}
+	if o.Precache == 0 {
+		o.Precache = 2
+	}
 	if o.PrecacheMiB == 0 {
-		o.PrecacheMiB = 1024
-		if o.Link > 0 {
-			o.PrecacheMiB = int(min(max(2*o.Link>>20, 64), 1024))
+		free, err := sysmem.Available()
+		if err != nil {
+			free = math.MaxInt64 // roomFor says so
 		}
+		o.PrecacheMiB = precacheMiB(o.Link, free)
 	}
 	if o.Every == 0 {
 		o.Every = time.Millisecond
@@ -74,6 +84,16 @@ func (o *RunOptions) fill() {
 	if o.Step == nil {
 		o.Step = func(string) {}
 	}
+}
+
+// precacheMiB is the default of RunOptions.PrecacheMiB, with so many bytes of memory
+// to give: both ends have it.
+func precacheMiB(link uint64, free int64) int {
+	mib := uint64(1024)
+	if link > 0 {
+		mib = min(max(2*link>>20, 64), mib)
+	}
+	return int(min(mib, max(uint64(free)>>22, 64)))
 }
 
 // Pass is one fault measurement and the floors around it, in µs.
@@ -97,6 +117,10 @@ type Result struct {
 	Threads  int  `json:"threads"`
 	Channels int  `json:"channels"`
 	Streams  int  `json:"streams"`
+	// PrecacheMiB is how much memory precache moved in each of its passes, EveryUS the
+	// time between two faults meanwhile, in µs.
+	PrecacheMiB int     `json:"precache_mib"`
+	EveryUS     float64 `json:"every_us"`
 	// Link is in bytes per second; 0 is loopback.
 	Link     uint64     `json:"link_bytes_per_s,omitempty"`
 	Qdisc    string     `json:"qdisc,omitempty"`
@@ -109,7 +133,11 @@ type Result struct {
 // precache runs at full rate. With an error the result has the passes that were finished, and is nil without any.
 func Run(ctx context.Context, o RunOptions) (r *Result, err error) {
 	o.fill()
-	r = &Result{TLS: o.TLS, Threads: o.Threads, Channels: o.Channels, Streams: o.Precache, Link: o.Link, Qdisc: o.Qdisc, CPUs: o.CPUs}
+	r = &Result{TLS: o.TLS, Threads: o.Threads, Channels: o.Channels, Streams: o.Precache, PrecacheMiB: o.PrecacheMiB, EveryUS: float64(o.Every) / 1e3, Link: o.Link, Qdisc: o.Qdisc, CPUs: o.CPUs}
+	large, few := uint64(o.PrecacheMiB)<<20, withWarmUp(o.Count)*pageSize
+	if err := roomFor(large + few + max(large, few)); err != nil {
+		return nil, err
+	}
 	way, err := newWay(o.Link, o.Qdisc)
 	if err != nil {
 		return nil, err
@@ -151,6 +179,9 @@ func (r *Result) finished() *Result {
 
 // pass takes the floors, then times faults by f.
 func (o *RunOptions) pass(ctx context.Context, way *way, im *Image, f func(context.Context, *Engine, *Pass) ([]time.Duration, error)) (p Pass, err error) {
+	ctx, cancel := bounded(ctx, cmp.Or(o.limit, passLimit), uint64(im.size()), o.Link)
+	defer cancel()
+	defer func() { err = Because(ctx, err) }()
 	if p, err = floors(ctx, o.CPUs, way.pair(), o.Count); err != nil {
 		return p, err
 	}

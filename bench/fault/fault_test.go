@@ -10,6 +10,7 @@ import (
 
 	"github.com/pagewarp/pagewarp/bench/floor"
 	"github.com/pagewarp/pagewarp/internal/hugetest"
+	"github.com/pagewarp/pagewarp/internal/sysmem"
 	"github.com/pagewarp/pagewarp/internal/touch"
 )
 
@@ -83,7 +84,75 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// A tebibyte of holes costs neither daemon more than the pages that are touched.
+// A page that never comes ends the pass, and the benchmark says what it waited for.
+func TestPassHasALimit(t *testing.T) {
+	o := RunOptions{Count: 50, limit: time.Second}
+	o.fill()
+	im, err := NewImage(ImageOptions{Pages: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer im.Close()
+	// Without precache, and without a touch, nothing is ever complete.
+	_, err = o.pass(t.Context(), &way{}, im, func(_ context.Context, e *Engine, _ *Pass) ([]time.Duration, error) {
+		_, err := e.Drain()
+		return nil, err
+	})
+	if err == nil || !strings.Contains(err.Error(), "the pass was not done within 1s") {
+		t.Errorf("error %v", err)
+	}
+	// What is to come over a slow link has its time.
+	ctx, cancel := Bounded(t.Context(), 64<<20, 125_000)
+	defer cancel()
+	if end, ok := ctx.Deadline(); !ok || time.Until(end) < 20*time.Minute {
+		t.Errorf("64 MiB over 1 Mbit/s have until %v", end)
+	}
+}
+
+// More faults than there is memory for are refused, before any is taken.
+func TestTooManyFaults(t *testing.T) {
+	free, err := sysmem.Available()
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := int(free / pageSize) // for one end, without the warm-up
+	if r, err := Run(t.Context(), RunOptions{Count: count, Repeat: 1}); err == nil || r != nil || !strings.Contains(err.Error(), "lower the count of faults (--count)") {
+		t.Errorf("%d faults: %+v, %v", count, r, err)
+	}
+	if r, err := Sweep(t.Context(), SweepOptions{Count: min(count, 10_000_000), Regions: make([]uint64, 1+count/10_000_000)}); err == nil || r != nil || !strings.Contains(err.Error(), "lower the count") {
+		t.Errorf("a table of %d faults: %+v, %v", count, r, err)
+	}
+	if err := roomFor(1 << 20); err != nil {
+		t.Error(err)
+	}
+}
+
+// A small machine moves less by default, and is not told to take fewer faults.
+func TestPrecacheByDefault(t *testing.T) {
+	for _, c := range []struct {
+		link uint64
+		free int64
+		want int
+	}{{0, 64 << 30, 1024}, {0, 2 << 30, 512}, {0, 100 << 20, 64}, {125_000_000, 64 << 30, 238}, {125_000_000, 512 << 20, 128}, {1000, 64 << 30, 64}} {
+		if got := precacheMiB(c.link, c.free); got != c.want {
+			t.Errorf("link %d, %d MiB free: %d MiB, want %d", c.link, c.free>>20, got, c.want)
+		}
+	}
+}
+
+// The result says what it was measured with, also where that is the default.
+func TestResultStatesItsSettings(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	r, err := Run(ctx, RunOptions{Count: 100, Repeat: 1, PrecacheMiB: 96, Every: 200 * time.Microsecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Streams != 2 || r.PrecacheMiB != 96 || r.EveryUS != 200 {
+		t.Errorf("%d streams, %d MiB, a fault each %g µs; want 2, 96, 200", r.Streams, r.PrecacheMiB, r.EveryUS)
+	}
+}
+
 // TestInterrupted: what was finished by then is kept.
 func TestInterrupted(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -113,6 +182,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// A tebibyte of holes costs neither daemon more than the pages that are touched.
 func TestSweepTebibyte(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

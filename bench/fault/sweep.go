@@ -2,7 +2,6 @@ package fault
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -160,6 +159,9 @@ func Sweep(ctx context.Context, o SweepOptions) (*SweepResult, error) {
 			return nil, err
 		}
 	}
+	if err := roomFor((uint64(len(o.Regions)) + 1) * withWarmUp(o.Count) * uint64(o.PageSize)); err != nil {
+		return nil, err
+	}
 	r := &SweepResult{TLS: o.TLS, PageSize: o.PageSize, Count: o.Count, Repeat: o.Repeat, CPUs: o.CPUs}
 	touched := withWarmUp(o.Count)
 	images := make([]*Image, len(o.Regions))
@@ -196,7 +198,7 @@ func Sweep(ctx context.Context, o SweepOptions) (*SweepResult, error) {
 		return r
 	}
 	for pass := range o.Repeat {
-		p, err := floors(ctx, o.CPUs, floor.Loopback, max(o.Count, 1000))
+		p, err := o.floors(ctx)
 		if err != nil {
 			return finished(), err
 		}
@@ -211,8 +213,19 @@ func Sweep(ctx context.Context, o SweepOptions) (*SweepResult, error) {
 	return finished(), nil
 }
 
+// floors takes those of one pass.
+func (o *SweepOptions) floors(ctx context.Context) (Pass, error) {
+	ctx, cancel := Bounded(ctx, 0, 0)
+	defer cancel()
+	p, err := floors(ctx, o.CPUs, floor.Loopback, max(o.Count, 1000))
+	return p, Because(ctx, err)
+}
+
 // cell measures one combination once, by processes of its own.
-func (o *SweepOptions) cell(ctx context.Context, im *Image, c Cell, s *samples) error {
+func (o *SweepOptions) cell(ctx context.Context, im *Image, c Cell, s *samples) (err error) {
+	ctx, cancel := Bounded(ctx, withWarmUp(o.Count)*uint64(o.PageSize), 0)
+	defer cancel()
+	defer func() { err = Because(ctx, err) }()
 	e, err := NewEngine(ctx, im, Options{CPUs: o.CPUs, TLS: o.TLS, Demand: c.Channels, Precache: 1, Codec: "none"})
 	if err != nil {
 		return err
@@ -220,7 +233,7 @@ func (o *SweepOptions) cell(ctx context.Context, im *Image, c Cell, s *samples) 
 	defer e.Close()
 	ds, took, err := e.touchAll(c.Threads, o.Count)
 	if err != nil {
-		return errors.Join(err, context.Cause(ctx))
+		return err
 	}
 	st, err := e.Stats()
 	if err != nil {

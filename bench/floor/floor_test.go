@@ -111,3 +111,12 @@ func TestPinnedThreadIsUnpinned(t *testing.T) {
 		t.Errorf("affinity is %v after, was %v before (%v)", after, before, err)
 	}
 }
+
+// A long round trip is no short one.
+func TestLongSample(t *testing.T) {
+	for d, want := range map[time.Duration]uint32{0: 0, 7 * time.Microsecond: 7000, 5 * time.Second: 1<<32 - 1} {
+		if got := nanoseconds(d); got != want {
+			t.Errorf("%v: %d ns, want %d", d, got, want)
+		}
+	}
+}

@@ -22,8 +22,8 @@ const (
 	defaultPages    = 8
 	maxPages        = 4096
 	bytesPerPage    = 1024 // of each page's payload, in an answer
-	touchBins       = 6000 // ten minutes of 100 ms
 	touchBinLength  = 100 * time.Millisecond
+	touchBins       = int(guestapi.TouchSpan / touchBinLength)
 	maxConsoleLines = 100                    // of bad pages; the count goes on
 	powerOffDelay   = 300 * time.Millisecond // for the answer to leave the machine
 )

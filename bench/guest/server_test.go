@@ -85,10 +85,10 @@ func TestTouchesRing(t *testing.T) {
 	for i := range touchBins {
 		s.bins = append(s.bins, guestapi.TouchBin{TNS: int64(i)})
 	}
-	s.bins[0].TNS, s.nextBin = touchBins, 1
+	s.bins[0].TNS, s.nextBin = int64(touchBins), 1
 	var bins []guestapi.TouchBin
 	get(t, s, "/touches", &bins)
-	if len(bins) != touchBins || bins[0].TNS != 1 || bins[touchBins-1].TNS != touchBins {
+	if len(bins) != touchBins || bins[0].TNS != 1 || bins[touchBins-1].TNS != int64(touchBins) {
 		t.Errorf("%d bins, from %d to %d", len(bins), bins[0].TNS, bins[len(bins)-1].TNS)
 	}
 }

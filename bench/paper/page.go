@@ -37,6 +37,18 @@ func (r *Report) Measured() bool {
 	return slices.ContainsFunc(r.Parts, func(p Part) bool { return len(p.Says) > 0 })
 }
 
+// Damaged is an engine.ErrDamaged if pagewarp has damaged memory in this run.
+func (r *Report) Damaged() error {
+	for _, p := range r.Parts {
+		if p.Made.Equal(r.Started) && p.Comparison != nil {
+			if err := p.Comparison.Damaged(); err != nil {
+				return fmt.Errorf("experiment %s: %w", p.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
 // began reports whether there is a part of this run.
 func (r *Report) began() bool {
 	return slices.ContainsFunc(r.Parts, func(p Part) bool { return p.Made.Equal(r.Started) })

@@ -13,6 +13,7 @@ import (
 	"github.com/pagewarp/pagewarp/bench/downtime"
 	"github.com/pagewarp/pagewarp/bench/engine"
 	"github.com/pagewarp/pagewarp/bench/report"
+	"github.com/pagewarp/pagewarp/internal/rig"
 )
 
 // The experiments, in their order. Web and Precache are told from one
@@ -185,7 +186,7 @@ func (o *Options) compare(ctx context.Context, l lab, name, load string, ram uin
 		Progress: soFar, AnswerLimit: answerLimit,
 	})
 	if err != nil && ctx.Err() != nil && c != nil && len(c.Rows) > 0 {
-		if errors.Is(err, engine.ErrLeftBehind) {
+		if errors.Is(err, rig.ErrLeftBehind) {
 			o.Step(err.Error())
 		}
 		return c, nil // what was finished before the interruption counts

@@ -80,7 +80,7 @@ func TestReport(t *testing.T) {
 		Web:      {"410 ms after the command, within one second in 1 of 1"},
 		Precache: {"250 ms with precache, not while watched in 1 without", "0.50 with precache, 1.50 without"},
 		Memory:   {"qemu-precopy took 1.50 times", "qemu-precopy-plain did not complete", "qemu-postcopy was faster: pagewarp took 2.00 times"},
-		Downtime: {"largest median is 1.50 times the smallest, from 1.0 GiB to 64 GiB"},
+		Downtime: {"largest median is 1.50 times the smallest, from 1.0 GiB to 16 GiB of"},
 	} {
 		p := part(t, r, name)
 		for _, w := range want {
@@ -131,6 +131,39 @@ func TestReport(t *testing.T) {
 	var text bytes.Buffer
 	if err := r.Text(&text); err != nil || !strings.Contains(text.String(), "at the destination ms") || r.Parts[0].Header[0] != "engine" {
 		t.Errorf("text: %v\n%s\n%q", err, text.String(), r.Parts[0].Header)
+	}
+}
+
+// What is said counts the relocations that failed, and of times says of which
+// relocations they are.
+func TestSaysWhatFailed(t *testing.T) {
+	one := func(name string, failed int) engine.Summary {
+		return engine.Summary{Engine: name, Good: 1, Failed: failed, DowntimeMS: report.SpreadOf([]float64{10}), TotalMS: report.SpreadOf([]float64{1000})}
+	}
+	row := func(name, failure string) engine.Row {
+		return engine.Row{Engine: name, Run: 1, StoppedMS: 400, DowntimeMS: 10, TotalMS: 1000, Error: failure}
+	}
+	c := &engine.Result{Repeat: 3, Facts: map[string]engine.Facts{}, Engines: []engine.Summary{one(engine.Pagewarp, 1), one("qemu-precopy", 2)},
+		Rows: []engine.Row{row(engine.Pagewarp, ""), row(engine.Pagewarp, "lost"), row("qemu-precopy", ""), row("qemu-precopy", "given up"), row("qemu-precopy", "given up")}}
+	if says := webPart(c).Says; !strings.Contains(says[0], "within one second in 1 of 2 relocations") {
+		t.Errorf("one of two relocations failed: %q", says)
+	}
+	if says := memoryPart(c, time.Minute).Says; len(says) != 1 || !strings.Contains(says[0], "as long as pagewarp, in the 1 of its 3 relocations that were complete") {
+		t.Errorf("two of three relocations were given up: %q", says)
+	}
+}
+
+// Damage is an error of the run in which it was done.
+func TestDamaged(t *testing.T) {
+	now := time.Now()
+	c := &engine.Result{Engines: []engine.Summary{{Engine: engine.Pagewarp, Good: 1, BadPages: 1}}}
+	r := &Report{Started: now, Parts: []Part{{Name: Memory, Made: now, Comparison: c}}}
+	if err := r.Damaged(); !errors.Is(err, engine.ErrDamaged) || !strings.Contains(err.Error(), "experiment memory") {
+		t.Errorf("%v", err)
+	}
+	r.Parts[0].Made = now.Add(-time.Hour)
+	if err := r.Damaged(); err != nil {
+		t.Errorf("of an earlier run: %v", err)
 	}
 }
 

@@ -109,7 +109,7 @@ func comparison(name string, c *engine.Result, engines ...string) Part {
 		if s.NotWarm > 0 {
 			warm = strings.TrimPrefix(warm+fmt.Sprintf(", %d × not seen", s.NotWarm), "-, ")
 		}
-		row := []string{name, runs, cell(arrived(c, name)), cell(s.DowntimeMS), cell(s.BlackoutMS), warm, cell(s.LostSeconds), cell(s.TotalMS), cell(s.SentMB), fmt.Sprint(s.BadPages)}
+		row := []string{name, runs, cell(arrived(c, name)), cell(s.DowntimeMS), cell(s.BlackoutMS), warm, cell(s.LostSeconds), s.Total(), cell(s.SentMB), fmt.Sprint(s.BadPages)}
 		p.Rows = append(p.Rows, row)
 		if t := c.Typical(name); t != nil && t.Settings != "" {
 			p.Setup = append(p.Setup, fmt.Sprintf("%s, QEMU %s: %s", name, c.Facts[name].QEMU, t.Settings))
@@ -178,6 +178,7 @@ func webPart(c *engine.Result) Part {
 	p := comparison(Web, c, engine.Pagewarp)
 	p.Comparison = c
 	if s := summary(c, engine.Pagewarp); s.Good > 0 {
+		// One that failed was not at the destination within a second, either.
 		in, at := 0, arrived(c, engine.Pagewarp)
 		for _, row := range c.Rows {
 			if row.Engine == engine.Pagewarp && row.Error == "" && row.StoppedMS+row.DowntimeMS <= 1000 {
@@ -185,9 +186,9 @@ func webPart(c *engine.Result) Part {
 			}
 		}
 		p.Says = append(p.Says,
-			fmt.Sprintf("The guest ran at the destination %s ms after the command, within one second in %d of %d relocations.", at.Text(), in, s.Good),
+			fmt.Sprintf("The guest ran at the destination %s ms after the command, within one second in %d of %d relocations.", at.Text(), in, s.Good+s.Failed),
 			fmt.Sprintf("It stood still for %s ms; the clients' longest time without a right answer was %s ms.", s.DowntimeMS.Text(), cell(s.BlackoutMS)),
-			fmt.Sprintf("All memory was there, and the source released, after %s ms.", cell(s.TotalMS)))
+			fmt.Sprintf("All memory was there, and nothing was needed of the source any more, after %s ms.", s.Total()))
 	}
 	timeline(&p, c, engine.Pagewarp)
 	return p
@@ -246,14 +247,17 @@ func memoryPart(c *engine.Result, limit time.Duration) Part {
 		}
 		v := report.Spread{Median: s.TotalMS.Median / 1e3, Min: s.TotalMS.Min / 1e3, Max: s.TotalMS.Max / 1e3, N: s.TotalMS.N}
 		text := fmt.Sprintf("%s s, down %s ms", report.Number(v.Median), report.Number(s.DowntimeMS.Median))
+		if all := s.Good + s.Failed; s.TotalMS.N < all {
+			text += fmt.Sprintf(", %d of %d", s.TotalMS.N, all)
+		}
 		bars = append(bars, report.Bar{Name: s.Engine, Value: v, Text: text})
 		if s.Engine == engine.Pagewarp || ours.TotalMS.N == 0 {
 			continue
 		}
 		if ratio := s.TotalMS.Median / ours.TotalMS.Median; ratio >= 1 {
-			p.Says = append(p.Says, fmt.Sprintf("%s took %.2f times as long as pagewarp.", s.Engine, ratio))
+			p.Says = append(p.Says, fmt.Sprintf("%s took %.2f times as long as pagewarp%s.", s.Engine, ratio, completed(s)))
 		} else {
-			p.Says = append(p.Says, fmt.Sprintf("%s was faster: pagewarp took %.2f times as long.", s.Engine, 1/ratio))
+			p.Says = append(p.Says, fmt.Sprintf("%s was faster: pagewarp took %.2f times as long%s.", s.Engine, 1/ratio, completed(s)))
 		}
 	}
 	if len(bars) > 0 {
@@ -263,6 +267,16 @@ func memoryPart(c *engine.Result, limit time.Duration) Part {
 		}
 	}
 	return p
+}
+
+// completed says in how many of its relocations an engine took the time that is
+// told; nothing if in all.
+func completed(s engine.Summary) string {
+	all := s.Good + s.Failed
+	if s.TotalMS.N == all {
+		return ""
+	}
+	return fmt.Sprintf(", in the %d of its %d relocations that were complete", s.TotalMS.N, all)
 }
 
 // ending says in few words how the runs of an engine ended that never completed.
@@ -283,6 +297,7 @@ func downtimePart(sizes []Size) Part {
 	p.Sizes = sizes
 	p.Setup = []string{"an idle guest that goes to and fro between two hosts; mutual TLS, no limit of the link; the times of QEMU's own STOP and RESUME events"}
 	p.Header = []string{"memory", "accelerator", "relocations", "downtime ms", "total ms", "daemon's memory MiB"}
+	var names []string
 	var medians []float64
 	var mid []report.Point
 	var ranges []report.Spread
@@ -299,13 +314,13 @@ func downtimePart(sizes []Size) Part {
 		}
 		d := s.Result.DowntimeMS
 		p.Rows = append(p.Rows, []string{name, s.Result.Accel, fmt.Sprint(d.N), cell(d), cell(s.Result.TotalMS), cell(s.Result.DaemonMiB)})
-		medians = append(medians, d.Median)
+		names, medians = append(names, name), append(medians, d.Median)
 		gib := float64(s.RAMBytes) / (1 << 30)
 		mid, ranges, ticks = append(mid, report.Point{T: gib, V: d.Median}), append(ranges, d), append(ticks, gib)
 	}
 	if m := report.SpreadOf(medians); m.N > 1 && m.Min > 0 {
 		p.Says = append(p.Says, fmt.Sprintf("The largest median is %.2f times the smallest, from %s to %s of memory.",
-			m.Max/m.Min, p.Rows[0][0], p.Rows[len(p.Rows)-1][0]))
+			m.Max/m.Min, names[0], names[len(names)-1]))
 		p.Figure = true
 		p.paint = func(svg, png string) error {
 			return report.WriteChart(&report.Chart{Title: "Downtime against the size of memory", X: "Memory of the guest (GiB)", Panels: []report.Panel{{

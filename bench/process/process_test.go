@@ -73,6 +73,23 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// A worker that never gets to its work does not hold the harness up for ever.
+func TestWorkerThatDoesNotBegin(t *testing.T) {
+	p, err := NewProbe(filepath.Join(t.TempDir(), "probe"), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	w := &Worker{done: make(chan struct{})}
+	if err := w.begun(t.Context(), p, 20*time.Millisecond); err == nil || !strings.Contains(err.Error(), "did not begin its work: not within 20ms") {
+		t.Errorf("error %v", err)
+	}
+	close(w.done)
+	if err := w.begun(t.Context(), p, time.Minute); err != nil {
+		t.Errorf("one that has ended: %v", err)
+	}
+}
+
 // The probe's words on what it has counted.
 func TestProbe(t *testing.T) {
 	p, err := NewProbe(filepath.Join(t.TempDir(), "probe"), 4)

@@ -52,7 +52,7 @@ func StartWorker(ctx context.Context, h *rig.Host, p *Probe, l workloads.Load, p
 	if err != nil {
 		return nil, err
 	}
-	err = poll(ctx, "begin its work", func() bool { return atomic.LoadUint32(&p.h.ready) == 1 || w.ended() })
+	err = w.begun(ctx, p, beginLimit)
 	if err == nil && w.ended() {
 		err = fmt.Errorf("the worker at host %s has ended%s", h.Name, w.said())
 	}
@@ -61,6 +61,16 @@ func StartWorker(ctx context.Context, h *rig.Host, p *Probe, l workloads.Load, p
 		return nil, err
 	}
 	return w, nil
+}
+
+// beginLimit bounds the start of a worker, which fills its memory, at 1 GB/s or so.
+const beginLimit = 3 * time.Minute
+
+// begun waits until the worker works, or has ended.
+func (w *Worker) begun(ctx context.Context, p *Probe, limit time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not within %v", limit))
+	defer cancel()
+	return poll(ctx, "begin its work", func() bool { return atomic.LoadUint32(&p.h.ready) == 1 || w.ended() })
 }
 
 // Continue starts a worker at another host that goes on with the work of p when

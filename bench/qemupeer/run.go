@@ -124,19 +124,21 @@ func peers(r *engine.Result) (ps []report.Peer, err error) {
 			err = errors.Join(err, fmt.Errorf("%s, run %d: %s", system, row.Run, row.Error))
 			continue
 		}
-		slow := 1e3 * row.ObservedAfterS // unless it recovered
+		slow := 1e3 * row.ObservedAfterS
 		if row.Warmup90MS != nil {
 			slow = *row.Warmup90MS
 		}
 		ps = append(ps, report.Peer{
-			System: system, Run: row.Run, TotalMS: row.TotalMS, DowntimeMS: row.DowntimeMS, SlowMS: slow, WorstGapMS: row.WorstGapMS,
+			System: system, Run: row.Run, TotalMS: row.TotalMS, DowntimeMS: row.DowntimeMS, SlowMS: slow, StillSlow: row.Warmup90MS == nil, WorstGapMS: row.WorstGapMS,
 			BytesWire: row.Source.SentBytes, GuestErrors: row.BadPages, SettingsNote: row.Settings,
 		})
 	}
-	return ps, err
+	return ps, errors.Join(err, r.Damaged())
 }
 
-// Compare sums the runs of each system up: how many times faster pagewarp was.
+// Compare sums the runs of each system up: how many times faster pagewarp was. Of the
+// time in which the guest was slow there is no ratio if it was so to the end of what
+// was watched: how much longer it was nobody knows.
 func Compare(peers []report.Peer) []report.Verdict {
 	pick := func(system string, f func(report.Peer) float64) report.Spread {
 		var vs []float64
@@ -147,20 +149,35 @@ func Compare(peers []report.Peer) []report.Verdict {
 		}
 		return report.SpreadOf(vs)
 	}
+	slow := func(p report.Peer) bool { return p.StillSlow }
 	var vs []report.Verdict
 	for _, m := range []struct {
 		name string
 		of   func(report.Peer) float64
+		open func(report.Peer) bool // it is longer than that
 	}{
-		{"total time", func(p report.Peer) float64 { return p.TotalMS }},
-		{"downtime", func(p report.Peer) float64 { return p.DowntimeMS }},
-		{"time slow", func(p report.Peer) float64 { return p.SlowMS }},
-		{"worst gap", func(p report.Peer) float64 { return p.WorstGapMS }},
+		{"total time", func(p report.Peer) float64 { return p.TotalMS }, nil},
+		{"downtime", func(p report.Peer) float64 { return p.DowntimeMS }, nil},
+		{"time slow", func(p report.Peer) float64 { return p.SlowMS }, slow},
+		{"worst gap", func(p report.Peer) float64 { return p.WorstGapMS }, nil},
 	} {
-		ours, theirs := pick(Pagewarp, m.of), pick(QEMU, m.of)
-		vs = append(vs, report.Verdict{Name: m.name + ", " + Pagewarp, Value: ours, Unit: "ms", Info: true},
-			report.Verdict{Name: m.name + ", " + QEMU, Value: theirs, Unit: "ms", Info: true})
-		if ours.N > 0 && theirs.N > 0 && ours.Median > 0 {
+		open := 0
+		add := func(system string) report.Spread {
+			name, n := m.name+", "+system, 0
+			for _, p := range peers {
+				if p.System == system && m.open != nil && m.open(p) {
+					n++
+				}
+			}
+			if open += n; n > 0 {
+				name += fmt.Sprintf(", %d × to the end of what was watched", n)
+			}
+			s := pick(system, m.of)
+			vs = append(vs, report.Verdict{Name: name, Value: s, Unit: "ms", Info: true})
+			return s
+		}
+		ours, theirs := add(Pagewarp), add(QEMU)
+		if open == 0 && ours.N > 0 && theirs.N > 0 && ours.Median > 0 {
 			r := theirs.Median / ours.Median
 			vs = append(vs, report.Verdict{Name: m.name + ", ratio of medians", Unit: "x", Info: true,
 				Value: report.Spread{Median: r, Min: r, Max: r, N: 1}})

@@ -26,12 +26,22 @@ func TestPeers(t *testing.T) {
 	if ps[0] != want {
 		t.Errorf("got %+v, want %+v", ps[0], want)
 	}
-	if ps[1].System != QEMU || ps[1].SlowMS != 9000 || ps[1].GuestErrors != 3 {
+	if ps[1].System != QEMU || ps[1].SlowMS != 9000 || !ps[1].StillSlow || ps[1].GuestErrors != 3 {
 		t.Errorf("one that never recovered: %+v", ps[1])
 	}
 	vs := Compare(ps)
-	if len(vs) != 12 || vs[2].Name != "total time, ratio of medians" || vs[2].Value.Median != 2 || !vs[2].Met() {
+	if len(vs) != 11 || vs[7].Name != "time slow, QEMU postcopy, 1 × to the end of what was watched" || vs[2].Name != "total time, ratio of medians" || vs[2].Value.Median != 2 || !vs[2].Met() {
 		t.Errorf("verdicts %+v", vs)
+	}
+
+	var table strings.Builder
+	if err := report.PeersTable(&table, ps); err != nil || !strings.Contains(table.String(), "over 9,000") {
+		t.Errorf("%v\n%s", err, table.String())
+	}
+	both := []report.Peer{ps[0], ps[1]}
+	both[1].StillSlow = false
+	if vs := Compare(both); len(vs) != 12 {
+		t.Errorf("two that recovered have no ratio: %+v", vs)
 	}
 
 	r.Rows[1].Error = "crashed"

@@ -3,8 +3,6 @@ package report
 import (
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 )
 
@@ -115,11 +113,14 @@ type Leg struct {
 
 // Peer is another system's, or our own, result on the same guest in the same run.
 type Peer struct {
-	System       string  `json:"system"`
-	Run          int     `json:"run"`
-	TotalMS      float64 `json:"total_ms"`
-	DowntimeMS   float64 `json:"downtime_ms"`
-	SlowMS       float64 `json:"slow_ms"`      // bins under 90 % of the throughput before
+	System     string  `json:"system"`
+	Run        int     `json:"run"`
+	TotalMS    float64 `json:"total_ms"`
+	DowntimeMS float64 `json:"downtime_ms"`
+	// SlowMS is from the switch-over until the guest was back at 90 % of its throughput
+	// before; if StillSlow, it never was in this time, which is all that was watched.
+	SlowMS       float64 `json:"slow_ms"`
+	StillSlow    bool    `json:"still_slow"`
 	WorstGapMS   float64 `json:"worst_gap_ms"` // longest time with hardly any progress in the guest
 	BytesWire    uint64  `json:"bytes_wire"`
 	GuestErrors  uint64  `json:"guest_errors"`
@@ -143,32 +144,4 @@ func Write(path string, v any) error {
 		return fmt.Errorf("encode report %s: %w", path, err)
 	}
 	return WriteFile(path, append(b, '\n'))
-}
-
-// WriteFile stores b at path, creating the folder. The file appears complete or
-// not at all.
-func WriteFile(path string, b []byte) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make the report's folder: %w", err)
-	}
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write report: %w", err)
-	}
-	_, err = f.Write(b)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Chmod(f.Name(), 0o644)
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("write report %s: %w", path, err)
-	}
-	return nil
 }

@@ -181,7 +181,11 @@ func (i Integrity) text() string {
 func PeersTable(w io.Writer, peers []Peer) error {
 	rows := make([][]string, 0, len(peers))
 	for _, p := range peers {
-		rows = append(rows, []string{p.System, fmt.Sprint(p.Run), Number(p.TotalMS), Number(p.DowntimeMS), Number(p.SlowMS),
+		slow := Number(p.SlowMS)
+		if p.StillSlow {
+			slow = "over " + slow
+		}
+		rows = append(rows, []string{p.System, fmt.Sprint(p.Run), Number(p.TotalMS), Number(p.DowntimeMS), slow,
 			Number(p.WorstGapMS), humanize.IBytes(p.BytesWire), fmt.Sprint(p.GuestErrors)})
 	}
 	return Table(w, []string{"system", "run", "total ms", "downtime ms", "slow ms", "worst gap ms", "wire", "bad pages"}, rows)

@@ -6,7 +6,8 @@
 // Closed loop: a number of simultaneous sessions, each of which requests a page,
 // fetches its images over two connections, thinks, and goes on along the chain
 // until it ends or is left to time out; then a new session takes its place. It
-// slows down with the server, so a stall costs it few requests. Open loop: pages
+// slows down with the server, so a stall costs it few requests. A page that is under
+// way when the load ends counts as failed if its time was over. Open loop: pages
 // are due at a fixed rate, whether or not earlier ones have been answered, each
 // session takes the next that is due, without thinking, and a page's time counts
 // from when it was due: a stalled server cannot hide its stall.

@@ -150,6 +150,18 @@ func (r *Run) note(begin time.Time, page int, v visit, err error) {
 	l.samples = append(l.samples, s)
 }
 
+// brokenOff notes a page that was under way when the load ended, if it had failed by
+// then: a server that answers nothing any more would else look as good as before. Of
+// the others nobody knows; that they were broken off is not the server's doing. An open
+// loop counts the pages that were due and not answered.
+func (r *Run) brokenOff(begin time.Time, page int) {
+	took := time.Since(begin)
+	if r.cfg.Rate > 0 || took <= r.work.Tolerable || r.work.Pages[page].Download {
+		return
+	}
+	r.note(begin, page, visit{kind: noAnswer}, fmt.Errorf("page %s was not there %.1f s after it was asked for, when the load ended", r.work.Pages[page].Name, took.Seconds()))
+}
+
 // pause waits for d and reports false if ctx ended before.
 func pause(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {

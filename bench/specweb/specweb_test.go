@@ -339,3 +339,30 @@ func TestClassify(t *testing.T) {
 		}
 	}
 }
+
+// A page that nobody waits for any more when the load ends has failed if its time was
+// over, and is nobody's fault else.
+func TestBrokenOff(t *testing.T) {
+	w, err := model.ByName(model.Banking)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	r := &Run{cfg: Config{MaxSamples: 9}, work: w, log: Log{Start: now.Add(-time.Minute), work: w}}
+	r.brokenOff(now.Add(-w.Tolerable/2), 0)
+	if r.counts != (Counts{}) {
+		t.Errorf("a page within its time: %+v", r.counts)
+	}
+	r.brokenOff(now.Add(-2*w.Tolerable), 0)
+	if r.counts != (Counts{Failed: 1, Errors: 1}) {
+		t.Errorf("a page of twice the time that is tolerable: %+v", r.counts)
+	}
+	if s := r.log.Summary(r.log.Start, time.Now()); s.NoAnswer != 1 || len(s.FirstErrors) != 1 || !strings.Contains(s.FirstErrors[0], "page login was not there 8.0 s after") {
+		t.Errorf("%+v", s)
+	}
+	r.cfg.Rate = 10
+	r.brokenOff(now.Add(-time.Minute), 0)
+	if r.counts.Failed != 1 {
+		t.Errorf("of an open loop, which counts it by itself: %+v", r.counts)
+	}
+}

@@ -59,7 +59,8 @@ func (v *visitor) session(ctx context.Context) error {
 		}
 		seen, err := b.visit(ctx, page, v.path(page, count), fmt.Sprintf("%s %d %d", w.Pages[page].Name, v.user, count))
 		if ctx.Err() != nil {
-			return nil // broken off by Stop: not the server's doing
+			v.load.brokenOff(begin, page)
+			return nil
 		}
 		v.load.note(begin, page, seen, err)
 		if err != nil {

@@ -70,6 +70,10 @@ type Pass struct {
 // Result is all passes.
 type Result struct {
 	TLS bool `json:"tls"`
+	// Channels are those for precache; MiB and LinkMiB are the sizes of the images.
+	Channels int `json:"channels"`
+	MiB      int `json:"loopback_mib"`
+	LinkMiB  int `json:"link_mib,omitempty"`
 	// Loopback moves incompressible memory over loopback.
 	Loopback []Pass `json:"loopback"`
 	// Link moves half-compressible memory over a link of LinkBytesPerSec.
@@ -80,7 +84,7 @@ type Result struct {
 // passes that were finished, and is nil without any.
 func Run(ctx context.Context, o Options) (*Result, error) {
 	o.fill()
-	r := &Result{TLS: o.TLS}
+	r := &Result{TLS: o.TLS, Channels: o.Precache, MiB: o.MiB, LinkMiB: max(o.LinkMiB, 0)}
 	err := o.loopback(ctx, r)
 	if err == nil && o.LinkMiB >= 0 {
 		err = o.link(ctx, r)
@@ -101,7 +105,7 @@ func (o *Options) loopback(ctx context.Context, r *Result) error {
 		o.Step(fmt.Sprintf("pass %d of %d: %d MiB over loopback, incompressible", i+1, o.Repeat, o.MiB))
 		// Over TLS the floor is the plain stream all the same: it is what the
 		// machine can do.
-		f, err := floor.Stream(ctx, o.CPUs, floor.Loopback, int64(o.MiB)<<20, false)
+		f, err := o.floor(ctx)
 		if err != nil {
 			return err
 		}
@@ -113,6 +117,15 @@ func (o *Options) loopback(ctx context.Context, r *Result) error {
 		r.Loopback = append(r.Loopback, p)
 	}
 	return nil
+}
+
+// floor takes that of one pass.
+func (o *Options) floor(ctx context.Context) (float64, error) {
+	bytes := int64(o.MiB) << 20
+	ctx, cancel := fault.Bounded(ctx, uint64(bytes), 0)
+	defer cancel()
+	f, err := floor.Stream(ctx, o.CPUs, floor.Loopback, bytes, false)
+	return f, fault.Because(ctx, err)
 }
 
 // link runs the page server and the fault daemon in two namespaces.
@@ -147,6 +160,13 @@ func (o *Options) link(ctx context.Context, r *Result) (err error) {
 
 // pass moves one image.
 func (o *Options) pass(ctx context.Context, im *fault.Image, fo fault.Options) (p Pass, err error) {
+	link := uint64(0)
+	if fo.Source != nil {
+		link = LinkBytesPerSec
+	}
+	ctx, cancel := fault.Bounded(ctx, im.Pages*4096, link)
+	defer cancel()
+	defer func() { err = fault.Because(ctx, err) }()
 	e, err := fault.NewEngine(ctx, im, fo)
 	if err != nil {
 		return p, err
@@ -162,12 +182,14 @@ func (o *Options) pass(ctx context.Context, im *fault.Image, fo fault.Options) (
 	seconds := s.Elapsed.Seconds()
 	p.GuestBytesPerSec = float64(im.Pages*4096) / seconds
 	p.WireBytesPerSec = float64(s.BytesWire) / seconds
-	if all, err := e.Stats(); err == nil {
-		p.Stages = map[string]report.Latency{}
-		for name, l := range all.Stages {
-			if l.Count > 0 {
-				p.Stages[name] = report.Latency(l)
-			}
+	all, err := e.Stats()
+	if err != nil {
+		return p, err
+	}
+	p.Stages = map[string]report.Latency{}
+	for name, l := range all.Stages {
+		if l.Count > 0 {
+			p.Stages[name] = report.Latency(l)
 		}
 	}
 	return p, e.Verify()

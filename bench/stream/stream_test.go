@@ -30,6 +30,9 @@ func TestRun(t *testing.T) {
 	if len(r.Loopback) != 1 || len(r.Link) != 1 {
 		t.Fatalf("%d and %d passes", len(r.Loopback), len(r.Link))
 	}
+	if r.Channels != 2 || r.MiB != 32 || r.LinkMiB != 32 {
+		t.Errorf("it does not say what it was measured with: %d channels, %d and %d MiB", r.Channels, r.MiB, r.LinkMiB)
+	}
 	if p := r.Loopback[0]; p.FloorBytesPerSec < 1e6 || p.GuestBytesPerSec < 1e6 || p.WireBytesPerSec < 0.95*p.GuestBytesPerSec {
 		t.Errorf("incompressible memory: %+v", p)
 	}

@@ -19,8 +19,8 @@
 // for the time before it, and stands still while the page is missing. Demand
 // fetches and precache channels are as in faultd: gate, window, cap, batches,
 // read-around. Each answer is cut into pieces that queue for the link, which
-// serves all connections in the order of arrival, or by turns. A lost segment
-// holds its connection up for a round trip, or for two where nothing follows it
+// serves all connections in the order of arrival, or by turns, as it does wherever
+// segments are lost. A lost segment holds its connection up for a round trip, or for two where nothing follows it
 // that would tell of the loss (RFC 8985, section 7), and a connection is never
 // faster than a loss rate permits (Mathis, Semke, Mahdavi and Ott, "The
 // Macroscopic Behavior of the TCP Congestion Avoidance Algorithm", CCR 27(3),
@@ -28,5 +28,5 @@
 //
 // CPUs are not simulated: source and destination take a set time for a page,
 // but never compete for a core with the guest. On a machine whose cores are full
-// the real run is slower; [Trace.Check] tells by how much.
+// the real run is slower; bench/trace/record tells by how much.
 package trace

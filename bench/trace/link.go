@@ -25,8 +25,9 @@ type link struct {
 	queue []piece // in order of arrival; not fair
 	turn  int
 	busy  bool
-	wire  uint64 // bytes
-	lost  uint64 // segments
+	wake  time.Duration // when serve looks again; past if it is not to
+	wire  uint64        // bytes
+	lost  uint64        // segments
 }
 
 // flow is one connection.
@@ -104,9 +105,10 @@ func (l *link) serve() {
 	}
 	p, wait, ok := l.take()
 	if !ok {
-		if wait < math.MaxInt64 {
-			l.busy = true
-			l.after(wait, func() { l.busy = false; l.serve() })
+		// Another connection may have something before that.
+		if at := l.now + wait; wait < math.MaxInt64 && (l.wake <= l.now || at < l.wake) {
+			l.wake = at
+			l.at(at, l.serve)
 		}
 		return
 	}

@@ -41,7 +41,9 @@ type Result struct {
 	// Warmup90S is when the guest was back at 90 % of its speed for good; the
 	// area is the work that was lost meanwhile, in vCPU-seconds: StallS.
 	Warmup90S float64 `json:"warmup90_s"`
-	BinMS     float64 `json:"bin_ms"`
+	// NotWarm: it was not before the limit of simulated time, which Warmup90S is then.
+	NotWarm bool    `json:"not_warm,omitempty"`
+	BinMS   float64 `json:"bin_ms"`
 	// Speed is the share of vCPU time not stalled, Resident that of the pages
 	// there, for each bin; T in seconds.
 	Speed    []report.Point          `json:"speed"`
@@ -127,5 +129,6 @@ func (s *simulation) finish() {
 		if v < warmShare {
 			r.Warmup90S = (at + binWidth).Seconds()
 		}
+		r.NotWarm = v < warmShare && s.running > 0
 	}
 }

@@ -34,14 +34,17 @@ func (c *Comparison) Text(w io.Writer) error {
 	}
 	rows := make([][]string, len(c.Results))
 	for i, r := range c.Results {
-		drain, guest := "never", "never"
+		drain, guest, warm := "never", "never", report.Number(r.Warmup90S)
+		if r.NotWarm {
+			warm = "never"
+		}
 		if r.Drained {
 			drain = report.Number(r.DrainS)
 		}
 		if r.GuestS > 0 {
 			guest = report.Number(r.GuestS)
 		}
-		rows[i] = []string{c.name(r), drain, guest, report.Number(r.AloneS), report.Number(r.Warmup90S), report.Number(r.StallS),
+		rows[i] = []string{c.name(r), drain, guest, report.Number(r.AloneS), warm, report.Number(r.StallS),
 			humanize.Comma(int64(r.Faults)), report.Number(r.Latency.P50), report.Number(r.Latency.P99),
 			humanize.Comma(int64(r.Duplicates)), humanize.IBytes(r.DemandBytes + r.PrecacheBytes)}
 	}

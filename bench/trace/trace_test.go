@@ -118,6 +118,24 @@ func TestDirections(t *testing.T) {
 	}
 }
 
+// A guest that is slow to the end of the simulated time was never warm.
+func TestNeverWarm(t *testing.T) {
+	tr := made(t, "random:ram=64,ws=32,touches=50000,think=20us")
+	o := Options{Policies: "none", RTT: 10 * time.Millisecond, Limit: time.Second}
+	r := simulated(t, tr, o)
+	if !r.NotWarm || r.GuestS != 0 {
+		t.Errorf("not warm %v after %v s, the guest took %v s", r.NotWarm, r.Warmup90S, r.GuestS)
+	}
+	var b strings.Builder
+	if err := (&Comparison{Results: []*Result{r}}).Text(&b); err != nil || strings.Count(b.String(), "never") != 3 {
+		t.Errorf("%v\n%s", err, b.String())
+	}
+	o.Limit, o.Policies, o.RTT = 0, "", 100*time.Microsecond
+	if r := simulated(t, tr, o); r.NotWarm || r.GuestS == 0 {
+		t.Errorf("with precache: not warm %v, the guest took %v s", r.NotWarm, r.GuestS)
+	}
+}
+
 func TestDeterministic(t *testing.T) {
 	tr := made(t, "zipf:ram=32,ws=16,touches=20000")
 	o := Options{Loss: 0.01, VCPUs: 4, RTT: time.Millisecond}

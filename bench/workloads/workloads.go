@@ -48,7 +48,7 @@ var kinds = []Kind{
 	{guestapi.LoadZipf, "touch pages by Zipf's law: a hot set, scattered over the memory", append(memory[:2:2], paramExponent), ""},
 	{guestapi.LoadChurn, "verify and rewrite random pages at a set rate", append(memory[:2:2], paramRate), ""},
 	{guestapi.LoadIdle, "nothing but a tick every 10 ms", memory, ""},
-	{guestapi.LoadRedis, "Redis, in memory only, which keeps up to ws MiB", []string{paramWS}, "bench/workloads/resp"},
+	{guestapi.LoadRedis, "Redis, in memory only, which may keep up to ws MiB; its client sets values of 1 KiB for half of that, 20,000 at most", []string{paramWS}, "bench/workloads/resp"},
 	{guestapi.LoadBanking, "SPECweb-style Banking, all over TLS", web, "bench/specweb"},
 	{guestapi.LoadEcommerce, "SPECweb-style E-commerce, TLS from the checkout on", web, "bench/specweb"},
 	{guestapi.LoadSupport, "SPECweb-style Support, with large downloads", web, "bench/specweb"},

@@ -8,20 +8,23 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/pagewarp/pagewarp/bench/downtime"
-	"github.com/pagewarp/pagewarp/bench/engine"
 	"github.com/pagewarp/pagewarp/bench/fault"
 	"github.com/pagewarp/pagewarp/bench/floor"
 	"github.com/pagewarp/pagewarp/bench/process"
 	"github.com/pagewarp/pagewarp/bench/qemupeer"
 	benchreport "github.com/pagewarp/pagewarp/bench/report"
 	"github.com/pagewarp/pagewarp/bench/stream"
+	"github.com/pagewarp/pagewarp/internal/accel"
+	"github.com/pagewarp/pagewarp/internal/rig"
 	"github.com/pagewarp/pagewarp/internal/touch"
+	"github.com/pagewarp/pagewarp/transport"
 )
 
 func init() {
@@ -80,6 +83,9 @@ func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, s
 	c.Flags().StringVar(&f.json, "json", "", "write the result to `FILE`, too")
 	c.Flags().BoolVar(&strict, "strict", false, "fail if a promised figure is missed")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := writable("json", f.json); err != nil {
+			return err
+		}
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		file := benchFile{Benchmark: use, Started: time.Now().UTC(), Machine: benchreport.ThisMachine(), Versions: benchreport.BuildVersions()}
@@ -96,17 +102,15 @@ func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, s
 		if failure != nil && text == nil {
 			return failure
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "%d × %s, Linux %s, load %.1f\n\n", file.Machine.Cores, file.Machine.CPU, file.Machine.Kernel, file.Machine.LoadAvg)
-		if err := text(cmd.OutOrStdout()); err != nil {
-			return err
-		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d × %s, Linux %s, load %.1f\n\n", file.Machine.Cores, file.Machine.CPU, file.Machine.Kernel, file.Machine.LoadAvg)
+		// What was measured is not to be lost for a plot that cannot be drawn, or the
+		// other way round.
+		err = errors.Join(err, text(cmd.OutOrStdout()))
 		file.Result, file.Verdicts = result, verdicts
 		if f.json != "" {
-			if err := benchreport.Write(f.json, file); err != nil {
-				return err
-			}
+			err = errors.Join(err, benchreport.Write(f.json, file))
 		}
-		if failure != nil {
+		if failure = errors.Join(failure, err); failure != nil {
 			return failure
 		}
 		for _, v := range verdicts {
@@ -119,12 +123,27 @@ func benchmark(use, short string, f *benchFlags, run func(ctx context.Context, s
 	return c
 }
 
+// writable refuses a file that cannot be written: that is to be known before the
+// measurement, which may take an hour. Its folder is made.
+func writable(flag, path string) error {
+	if path == "" {
+		return nil
+	}
+	if err := benchreport.Writable(path); err != nil {
+		return fmt.Errorf("--%s: %w; give another with --%[1]s", flag, err)
+	}
+	return nil
+}
+
+// writableFolder is writable for files in a folder.
+func writableFolder(flag, dir string) error { return writable(flag, filepath.Clean(dir)+"/") }
+
 // interruption says what an interrupted benchmark leaves: finished results, or
 // not, and what err names.
 func interruption(results bool, err error) error {
 	says := "interrupted; nothing was left behind"
 	switch {
-	case errors.Is(err, engine.ErrLeftBehind):
+	case errors.Is(err, rig.ErrLeftBehind):
 		says = "interrupted; " + err.Error()
 	case results:
 		says = "interrupted; the report has what was finished by then, and nothing else was left behind"
@@ -161,6 +180,15 @@ func (f *benchFlags) check() error {
 	if f.repeat < 1 || f.repeat > 1000 {
 		return usagef("--repeat %d: give a number from 1 to 1000", f.repeat)
 	}
+	return checkAccel(f.accel)
+}
+
+// checkAccel refuses an accelerator that there is none of, which QEMU would refuse
+// only once the hosts stand; empty is a command without one.
+func checkAccel(name string) error {
+	if name != "" && !slices.Contains([]string{accel.Auto, accel.KVM, accel.TCG}, name) {
+		return usagef("--accel %q: give auto, kvm or tcg", name)
+	}
 	return nil
 }
 
@@ -195,6 +223,9 @@ func newBenchStream() *cobra.Command {
 	var f benchFlags
 	var o stream.Options
 	c := benchmark("stream", "Precache of a whole image, against the stream floor and over 1 Gbit/s", &f, func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
+		if o.Precache < 1 || o.Precache > fault.MaxChannels {
+			return nil, nil, nil, usagef("--channels %d: give a number from 1 to %d", o.Precache, fault.MaxChannels)
+		}
 		cpus, err := f.cpus()
 		if err = errors.Join(err, f.check()); err != nil {
 			return nil, nil, nil, err
@@ -217,16 +248,19 @@ func newBenchDowntime() *cobra.Command {
 	var pre bool
 	var sizes []uint
 	c := benchmark("downtime", "How long a guest of 1, 4 and 16 GiB stands still", &f, func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
-		tools, err := relocationTools()
-		if err = errors.Join(err, f.check()); err != nil {
+		if err := f.check(); err != nil {
 			return nil, nil, nil, err
 		}
-		o := downtime.Options{Tools: tools, LogDir: f.logs, Repeat: f.repeat, PreTransfer: pre, Accel: f.accel, CacheDir: f.logs, Step: step}
+		o := downtime.Options{LogDir: f.logs, Repeat: f.repeat, PreTransfer: pre, Accel: f.accel, CacheDir: f.logs, Step: step}
 		for _, gib := range sizes {
 			if gib == 0 || gib > 1024 {
 				return nil, nil, nil, usagef("--size %d: 1 to 1024 GiB", gib)
 			}
 			o.Sizes = append(o.Sizes, uint64(gib)<<30)
+		}
+		var err error
+		if o.Tools, err = relocationTools(); err != nil {
+			return nil, nil, nil, err
 		}
 		rs, err := downtime.Run(ctx, o)
 		if len(rs) == 0 {
@@ -242,18 +276,33 @@ func newBenchDowntime() *cobra.Command {
 	return c
 }
 
+// maxTouchMiB leaves the guest's kernel and programs the room that they need.
+const maxTouchMiB = 1024 - 96
+
 func newBenchQEMU() *cobra.Command {
 	var f benchFlags
 	var o qemupeer.Options
 	var link int
 	c := benchmark("qemu", "The same guest moved by pagewarp and by QEMU's own postcopy", &f, func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
+		if err := f.check(); err != nil {
+			return nil, nil, nil, err
+		}
+		if o.TouchMiB < 1 || o.TouchMiB > maxTouchMiB {
+			return nil, nil, nil, usagef("--touch %d: give a number from 1 to %d; the guest has 1 GiB", o.TouchMiB, maxTouchMiB)
+		}
+		if link < 0 || link > 400_000 {
+			return nil, nil, nil, usagef("--link %d: give a rate in Mbit/s up to 400000, or 0 for no limit", link)
+		}
+		if _, err := transport.ParseCodecMode(o.Codec); err != nil {
+			return nil, nil, nil, usagef("--codec: %w", err)
+		}
 		tools, err := relocationTools()
-		if err = errors.Join(err, f.check()); err != nil {
+		if err != nil {
 			return nil, nil, nil, err
 		}
 		tools.Insecure = !f.tls // QEMU's own has none either
 		o.Tools, o.LogDir, o.Repeat, o.Accel, o.CacheDir, o.Step = tools, f.logs, f.repeat, f.accel, f.logs, step
-		o.LinkBytesPerSec = uint64(max(link, 0)) * 125_000
+		o.LinkBytesPerSec = uint64(link) * 125_000
 		peers, err := qemupeer.Run(ctx, o)
 		if len(peers) == 0 {
 			return nil, nil, nil, err

@@ -27,6 +27,9 @@ func newBenchPaper() *cobra.Command {
 		if f.repeat < 0 || f.repeat > 1000 {
 			return nil, nil, nil, usagef("--repeat %d: give a number from 1 to 1000", f.repeat)
 		}
+		if err := checkAccel(f.accel); err != nil {
+			return nil, nil, nil, err
+		}
 		for _, name := range o.Only {
 			if !paper.Known(name) {
 				return nil, nil, nil, usagef("--only %s: %schoose from %s", name, engine.Suggest(name, paper.Names()), strings.Join(paper.Names(), ", "))
@@ -37,6 +40,9 @@ func newBenchPaper() *cobra.Command {
 		}
 		var err error
 		if o.Tools, err = relocationTools(); err != nil {
+			return nil, nil, nil, err
+		}
+		if err := errors.Join(writableFolder("out", o.Out), writableFolder("logs", f.logs)); err != nil {
 			return nil, nil, nil, err
 		}
 		o.LogDir, o.Repeat, o.Accel, o.CacheDir, o.Step = f.logs, f.repeat, f.accel, f.logs, step
@@ -75,6 +81,8 @@ func newBenchPaper() *cobra.Command {
 			return &exitError{exitInterrupted, fmt.Errorf("interrupted; the finished experiments (%d) are in %s", len(made.Parts), filepath.Join(o.Out, paper.PageFile))}
 		case err == nil && !made.Measured():
 			return errNothingMeasured
+		case err == nil:
+			return made.Damaged()
 		}
 		return err
 	}

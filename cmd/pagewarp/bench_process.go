@@ -46,7 +46,7 @@ func newBenchProcess() *cobra.Command {
 			done = r
 			return r, nil, func(w io.Writer) error { return finishComparison(w, r, f.out, "process") }, err
 		})
-	failIfNoneMoved(c, &done)
+	failIfBad(c, &done)
 	c.Long = `Start a process that works on its memory at one host of this machine, a network
 namespace, and have it go on at another by each engine in alternation, with a new
 process every time. What it does is counted by the process itself, the same way
@@ -113,6 +113,12 @@ func (f *benchProcessFlags) options(step func(string)) (o engine.ProcessOptions,
 	}
 	if f.span > f.limit {
 		return o, usagef("--span %s: it ends after --limit %s", f.span, f.limit)
+	}
+	if err := needRoot(); err != nil {
+		return o, err
+	}
+	if err := writableFolder("out", f.out); err != nil {
+		return o, err
 	}
 	o.LogDir, o.Repeat, o.Codec, o.MoveLimit, o.After, o.Span, o.Step = filepath.Join(f.out, "process"), f.repeat, f.codec, f.limit, f.watch, f.span, step
 	return o, nil

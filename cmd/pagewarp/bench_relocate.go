@@ -14,6 +14,7 @@ import (
 	"github.com/pagewarp/pagewarp/bench/engine"
 	"github.com/pagewarp/pagewarp/bench/process"
 	benchreport "github.com/pagewarp/pagewarp/bench/report"
+	"github.com/pagewarp/pagewarp/transport"
 )
 
 // benchRelocateFlags are those of pagewarp bench relocate.
@@ -50,7 +51,7 @@ func newBenchRelocate() *cobra.Command {
 			done = r
 			return r, nil, func(w io.Writer) error { return finishComparison(w, r, f.out, "relocate") }, err
 		})
-	failIfNoneMoved(c, &done)
+	failIfBad(c, &done)
 	c.Long = `Boot a guest with a load, move it from one host to another on this machine, each
 a network namespace, and tell what the guest, its clients and the hosts had to
 bear; then the same with a new guest and the next engine, in alternation. Every
@@ -96,6 +97,9 @@ func (f *benchRelocateFlags) options(step func(string)) (o engine.Options, err e
 	if o.Engines, err = engine.ParseEngines(f.engines, engine.Env{Root: f.root}); err != nil {
 		return o, usagef("--engine: %w", err)
 	}
+	if _, err := transport.ParseCodecMode(f.codec); err != nil {
+		return o, usagef("--codec: %w", err)
+	}
 	if f.vcpus < 1 || f.vcpus > 64 {
 		return o, usagef("--vcpus %d: give a number from 1 to 64", f.vcpus)
 	}
@@ -106,6 +110,9 @@ func (f *benchRelocateFlags) options(step func(string)) (o engine.Options, err e
 		return o, usagef("--watch %s: give a time from 1s to 1h", f.watch)
 	}
 	if o.Tools, err = relocationTools(); err != nil {
+		return o, err
+	}
+	if err := errors.Join(writableFolder("out", f.out), writableFolder("logs", f.logs)); err != nil {
 		return o, err
 	}
 	o.Tools.Insecure = !f.tls
@@ -122,15 +129,18 @@ func succeeded(r *engine.Result) (n int) {
 	return n
 }
 
-// failIfNoneMoved has a comparison fail if nothing succeeded, after its report is
-// written, which says why.
-func failIfNoneMoved(c *cobra.Command, done **engine.Result) {
+// failIfBad has a comparison fail if nothing succeeded, or pagewarp has damaged what
+// it moved, after its report is written, which says why.
+func failIfBad(c *cobra.Command, done **engine.Result) {
 	measure := c.RunE
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := measure(cmd, args); err != nil || succeeded(*done) > 0 {
+		if err := measure(cmd, args); err != nil {
 			return err
 		}
-		return errNoneMoved
+		if succeeded(*done) == 0 {
+			return errNoneMoved
+		}
+		return (*done).Damaged()
 	}
 }
 

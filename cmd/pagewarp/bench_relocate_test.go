@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,8 +13,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/pagewarp/pagewarp/bench/engine"
+	"github.com/pagewarp/pagewarp/internal/guestapi"
+	"github.com/pagewarp/pagewarp/internal/rig"
 )
 
 // buildDaemon puts a pagewarpd where findDaemon finds it.
@@ -221,6 +226,34 @@ func TestBenchRelocateInterrupted(t *testing.T) {
 				t.Errorf("left behind: %v", left)
 			}
 		})
+	}
+}
+
+// All that --limit and --watch take can be told of: the guest counts for so long.
+func TestBenchRelocateLongest(t *testing.T) {
+	buildDaemon(t)
+	dir := t.TempDir()
+	f := benchRelocateFlags{engines: []string{engine.Pagewarp}, load: "touch:ws=16", ram: "1G", link: "none", codec: "auto", vcpus: 1, limit: time.Hour, watch: time.Hour, out: dir}
+	f.repeat, f.logs = 1, dir
+	o, err := f.options(func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.MoveLimit+o.After > guestapi.TouchSpan*3/4 {
+		t.Errorf("a relocation of %v that is watched for %v is allowed, the guest's count goes back for %v", o.MoveLimit, o.After, guestapi.TouchSpan)
+	}
+}
+
+// What any benchmark has left behind is told after Ctrl-C, not only bench relocate's.
+func TestInterruption(t *testing.T) {
+	left := errors.Join(context.Canceled, fmt.Errorf("%w: network namespace x", rig.ErrLeftBehind))
+	for _, results := range []bool{false, true} {
+		if says := interruption(results, left).Error(); !strings.Contains(says, "network namespace x") || strings.Contains(says, "left behind") {
+			t.Errorf("results %v: %q", results, says)
+		}
+	}
+	if says := interruption(false, context.Canceled).Error(); says != "interrupted; nothing was left behind" {
+		t.Errorf("%q", says)
 	}
 }
 

@@ -104,6 +104,14 @@ func (f *specwebFlags) run(ctx context.Context, out, errOut io.Writer) (err erro
 	if err := f.check(); err != nil {
 		return err
 	}
+	if err := writableFolder("out", f.out); err != nil {
+		return err
+	}
+	if f.json != "-" {
+		if err := writable("json", f.json); err != nil {
+			return err
+		}
+	}
 	file := benchFile{Benchmark: "specweb", Started: time.Now().UTC(), Machine: benchreport.ThisMachine(), Versions: benchreport.BuildVersions()}
 	file.Commit = file.Versions.Commit
 	if f.self {
@@ -145,7 +153,7 @@ func (f *specwebFlags) run(ctx context.Context, out, errOut io.Writer) (err erro
 	if !complete {
 		return &exitError{exitInterrupted, errors.New("interrupted; the report is of the time up to then")}
 	}
-	if result.Errors > 0 && result.Errors == result.Counts.Pages() {
+	if result.Errors == result.Counts.Pages() { // of none at all, too
 		return errors.New("not one page was answered")
 	}
 	if result.Corrupt > 0 {

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/pagewarp/pagewarp/bench/specweb"
+	"github.com/pagewarp/pagewarp/bench/specweb/server"
 )
 
 // lineWatch calls f at the first line that is written.
@@ -101,7 +104,29 @@ func TestBenchSpecwebUsage(t *testing.T) {
 		}
 	}
 	live := &lineWatch{}
-	if code, _ := runSpecweb(t, live, "--workload", "support", "--target", "http://127.0.0.1:1"); code != exitFailed || !strings.Contains(live.b.String(), "ask the server") {
+	if code, _ := runSpecweb(t, live, "--workload", "support", "--target", "http://127.0.0.1:1", "--out", t.TempDir()); code != exitFailed || !strings.Contains(live.b.String(), "ask the server") {
 		t.Errorf("a server that is not there: exit code %d, %q", code, live.b.String())
+	}
+}
+
+// A server that takes requests and answers none has not passed, though none was broken
+// off before the end of the measurement.
+func TestBenchSpecwebNoAnswer(t *testing.T) {
+	end := make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == server.InfoPath {
+			if err := json.NewEncoder(w).Encode(server.Info{Workload: "support", Scale: 0.005, Sessions: 2}); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		<-end
+	}))
+	defer s.Close()
+	defer close(end)
+	live := &lineWatch{}
+	code, out := runSpecweb(t, live, "--target", s.URL, "--workload", "support", "--sessions", "2", "--scale", "0.005", "--duration", "1s", "--out", t.TempDir())
+	if code != exitFailed || !strings.Contains(live.b.String(), "not one page was answered") {
+		t.Errorf("exit code %d\n%s\n%s", code, out, live.b.String())
 	}
 }

@@ -44,8 +44,8 @@ type simulateFlags struct {
 func conditions(rtts, links []string) (ds []time.Duration, bits []float64, err error) {
 	for _, rtt := range rtts {
 		d, err := time.ParseDuration(rtt)
-		if err != nil {
-			return nil, nil, usagef("--rtt %s: give a time such as 100us", rtt)
+		if err != nil || d <= 0 {
+			return nil, nil, usagef("--rtt %s: give a time above 0, such as 100us", rtt)
 		}
 		ds = append(ds, d)
 	}
@@ -66,6 +66,16 @@ func newBenchSimulate() *cobra.Command {
 	var f simulateFlags
 	c := benchmark("simulate", "Replay traces through the planner over a simulated network", &f.benchFlags,
 		func(ctx context.Context, step func(string)) (any, []benchreport.Verdict, func(io.Writer) error, error) {
+			// 0 is a default for the simulation, and would be another number than was asked for.
+			if f.o.Precache < 1 || f.o.Demand < 1 || f.o.ReadAround < 1 || f.o.RunPages < 1 {
+				return nil, nil, nil, usagef("--channels %d, --demand-channels %d, --read-around %d, --run %d: give at least 1 of each", f.o.Precache, f.o.Demand, f.o.ReadAround, f.o.RunPages)
+			}
+			if _, _, err := conditions(f.rtts, f.links); err != nil {
+				return nil, nil, nil, err
+			}
+			if err := writableFolder("out", f.out); err != nil {
+				return nil, nil, nil, err
+			}
 			cs, err := f.run(ctx, step)
 			if err != nil {
 				return nil, nil, nil, err
@@ -91,7 +101,7 @@ in which the planner asks them, as A+B.`
 	fl.IntVar(&f.o.Precache, "channels", 2, "precache connections")
 	fl.IntVar(&f.o.Demand, "demand-channels", 1, "demand connections")
 	fl.Uint32Var(&f.o.ReadAround, "read-around", 1, "pages that a demand fetch takes along, a power of two")
-	fl.Uint32Var(&f.o.RunPages, "run", 16, "most pages of a precache fetch")
+	fl.Uint32Var(&f.o.RunPages, "run", 32, "most pages of a precache fetch")
 	fl.Float64Var(&f.o.Ratio, "ratio", 0, "bytes on the wire for a byte of precache; 0 for what was recorded")
 	fl.DurationVar(&f.o.Limit, "limit", 10*time.Minute, "most simulated time")
 	fl.Uint64Var(&f.o.Seed, "seed", 1, "of the losses")

@@ -18,6 +18,7 @@ import (
 	"github.com/pagewarp/pagewarp/bench/demo"
 	"github.com/pagewarp/pagewarp/cmd/internal/api"
 	"github.com/pagewarp/pagewarp/cmd/internal/pki"
+	"github.com/pagewarp/pagewarp/internal/rig"
 	"github.com/pagewarp/pagewarp/relocate"
 )
 
@@ -42,8 +43,18 @@ exit code is 1 if one page differed or the guest saw one bad page.`,
 	fl.IntVar(&c.Workers, "clients", 4, "connections that request pages")
 	fl.DurationVar(&c.Away, "away", 0, "keep the memory where the machine leaves, and have it return after this time with what has changed")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if ram < 256 || ram <= c.WorkingSetMiB {
-			return usagef("--ram %d: want at least 256, and more than the working set of %d", ram, c.WorkingSetMiB)
+		if err := checkAccel(c.Accel); err != nil {
+			return err
+		}
+		if c.WorkingSetMiB < 1 {
+			return usagef("--working-set %d: give at least 1 MiB", c.WorkingSetMiB)
+		}
+		// The guest's kernel and its programs need some 100 MiB.
+		if ram < 256 || ram > 1<<20 || ram%2 != 0 || ram < c.WorkingSetMiB+96 {
+			return usagef("--ram %d: give an even number of MiB from 256 to 1048576, and 96 more than the working set of %d", ram, c.WorkingSetMiB)
+		}
+		if c.Workers < 1 || c.Workers > 1000 {
+			return usagef("--clients %d: give a number from 1 to 1000", c.Workers)
 		}
 		if c.Away < 0 || c.Away > time.Hour {
 			return usagef("--away %v: at most an hour", c.Away)
@@ -52,12 +63,19 @@ exit code is 1 if one page differed or the guest saw one bad page.`,
 		if err != nil {
 			return err
 		}
+		if err := writableFolder("out", c.Out); err != nil {
+			return err
+		}
 		c.Tools, c.RAM, c.CacheDir, c.Print = tools, uint64(ram)<<20, c.Out, cmd.OutOrStdout()
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		rep, err := demo.Run(ctx, c)
 		if ctx.Err() != nil {
-			return &exitError{exitInterrupted, errors.New("interrupted; hosts, machines and daemons were removed")}
+			says := "interrupted; hosts, machines and daemons were removed"
+			if errors.Is(err, rig.ErrLeftBehind) {
+				says = "interrupted; " + err.Error()
+			}
+			return &exitError{exitInterrupted, errors.New(says)}
 		}
 		if rep == nil {
 			return err
@@ -72,10 +90,18 @@ exit code is 1 if one page differed or the guest saw one bad page.`,
 	return cmd
 }
 
+// needRoot refuses what makes hosts of network namespaces to everybody else.
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("network namespaces need root: run this with sudo")
+	}
+	return nil
+}
+
 // relocationTools are this program's own parts for relocations on this machine.
 func relocationTools() (demo.Tools, error) {
-	if os.Geteuid() != 0 {
-		return demo.Tools{}, errors.New("network namespaces need root: run this with sudo")
+	if err := needRoot(); err != nil {
+		return demo.Tools{}, err
 	}
 	daemon, err := findDaemon()
 	if err != nil {

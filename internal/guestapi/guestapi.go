@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Lines the guest prints on its console, each followed by key=value fields.
@@ -229,6 +230,10 @@ type Verify struct {
 	// TookNS is how long the pass took, in ns.
 	TookNS int64 `json:"took_ns"`
 }
+
+// TouchSpan is how far back the answer to GET /touches goes: a relocation that takes
+// an hour and is watched for another is told from before its begin.
+const TouchSpan = 3 * time.Hour
 
 // TouchBin is one element of the answer to GET /touches: the touches in the
 // 100 ms that end TNS nanoseconds after init started; or of a load that does

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -108,8 +109,12 @@ func (r *Rig) Track(pid int, what string) error {
 	return nil
 }
 
-// Close ends all processes of the rig and removes its namespaces and folders.
-// A second call does nothing.
+// ErrLeftBehind: not all that a rig has made could be removed; the rest of the
+// message names it, and it has to be removed by hand.
+var ErrLeftBehind = errors.New("not all could be removed")
+
+// Close ends all processes of the rig and removes its namespaces and folders. Its
+// error is an ErrLeftBehind. A second call does nothing.
 func (r *Rig) Close() error {
 	r.mu.Lock()
 	if r.closed {
@@ -131,8 +136,27 @@ func (r *Rig) Close() error {
 		}
 	}
 	errs = append(errs, sweep(r.Ident))
-	r.vms.Wait()
-	return errors.Join(errs...)
+	errs = append(errs, r.awaitReaped(killLimit))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%w: %w", ErrLeftBehind, err)
+	}
+	return nil
+}
+
+// awaitReaped waits until the ended VMs are reaped, which is at once unless one of
+// them could not be ended.
+func (r *Rig) awaitReaped(limit time.Duration) error {
+	reaped := make(chan struct{})
+	go func() {
+		r.vms.Wait()
+		close(reaped)
+	}()
+	select {
+	case <-reaped:
+		return nil
+	case <-time.After(limit):
+		return fmt.Errorf("a VM of rig %s still runs %v after it was killed", r.Ident, limit)
+	}
 }
 
 func (r *Rig) makeSwitch() error {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
@@ -267,6 +268,66 @@ func TestCloseEndsProcesses(t *testing.T) {
 	}
 	if err := r.Track(outside.Process.Pid, "gone"); err == nil {
 		t.Error("a process that has ended can be tracked")
+	}
+}
+
+// A rig that cannot be removed says so, and which part.
+func TestCloseLeavesBehind(t *testing.T) {
+	r := newRig(t, "a")
+	dir := r.Host("a").Dir
+	mounted := filepath.Join(dir, "mounted")
+	if err := os.Mkdir(mounted, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", mounted, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	err := r.Close()
+	if uerr := unix.Unmount(mounted, 0); uerr != nil {
+		t.Fatal(uerr)
+	}
+	if !errors.Is(err, ErrLeftBehind) || !strings.Contains(fmt.Sprint(err), mounted) {
+		t.Errorf("a folder that could not be removed: %v", err)
+	}
+	if err := os.RemoveAll(filepath.Dir(dir)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What a process starts while it is being ended is ended as well, and a namespace full
+// of such is given up.
+func TestEndAll(t *testing.T) {
+	var ended []int
+	found := [][]int{{10, 11}, {12}, nil}
+	list := func() (pids []int, err error) {
+		pids, found = found[0], found[1:]
+		return pids, nil
+	}
+	err := endAll("x", list, func(pid int) error { ended = append(ended, pid); return nil })
+	if err != nil || !slices.Equal(ended, []int{10, 11, 12}) {
+		t.Errorf("ended %v, %v", ended, err)
+	}
+	err = endAll("x", func() ([]int, error) { return []int{1}, nil }, func(int) error { return nil })
+	if err == nil || !strings.Contains(err.Error(), "start others as fast") {
+		t.Errorf("without an end: %v", err)
+	}
+	stays := errors.New("it stays")
+	if err := endAll("x", func() ([]int, error) { return []int{1}, nil }, func(int) error { return stays }); !errors.Is(err, stays) {
+		t.Errorf("one that cannot be ended: %v", err)
+	}
+}
+
+// A VM that cannot be ended does not hold Close up for ever.
+func TestVMThatStays(t *testing.T) {
+	r := &Rig{Ident: "x"}
+	stays := make(chan struct{})
+	r.vms.Go(func() { <-stays })
+	if err := r.awaitReaped(20 * time.Millisecond); err == nil || !strings.Contains(err.Error(), "still runs") {
+		t.Errorf("error %v", err)
+	}
+	close(stays)
+	if err := r.awaitReaped(10 * time.Second); err != nil {
+		t.Error(err)
 	}
 }
 

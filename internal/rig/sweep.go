@@ -83,13 +83,9 @@ func Leftovers(ident string) []string {
 func sweep(ident string) error {
 	var errs []error
 	for _, ns := range namespacesOf(ident) {
-		pids, err := processesIn(ns)
-		errs = append(errs, err)
-		for _, pid := range pids {
-			errs = append(errs, kill(pid))
-		}
+		errs = append(errs, endAll(ns, func() ([]int, error) { return processesIn(ns) }, kill))
 		// Its links go with it, and the peers of its veths with them.
-		err = netns.DeleteNamed(ns)
+		err := netns.DeleteNamed(ns)
 		if errors.Is(err, unix.EINVAL) {
 			err = fmt.Errorf("%w: something was mounted over %s since; unmount that (umount %s) and run this again", err, nsDir, nsDir)
 		}
@@ -99,6 +95,28 @@ func sweep(ident string) error {
 	}
 	errs = append(errs, os.RemoveAll(filepath.Join(shmDir, ident)))
 	return errors.Join(errs...)
+}
+
+// endRounds bounds how often endAll looks for what was started meanwhile.
+const endRounds = 20
+
+// endAll ends the processes that list finds, and those that they have started while
+// they were being ended: once the namespace has no name, nobody would find these.
+func endAll(ns string, list func() ([]int, error), end func(pid int) error) error {
+	for range endRounds {
+		pids, err := list()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		var errs []error
+		for _, pid := range pids {
+			errs = append(errs, end(pid))
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("the processes in network namespace %s start others as fast as they are ended", ns)
 }
 
 func exists(path string) bool {

@@ -41,13 +41,18 @@ type Recording struct {
 	Trace *trace.Trace `json:"-"`
 	File  string       `json:"file,omitempty"`
 	Load  string       `json:"load"`
-	Real  []trace.Real `json:"real"`
+	// Real are the relocations with precache that succeeded, Failures says what became
+	// of the others; the former are counted by Runs.
+	Real     []trace.Real `json:"real"`
+	Runs     []int        `json:"runs,omitempty"`
+	Failures []string     `json:"failures,omitempty"`
 	// Simulated is the simulation under the conditions of the real runs.
 	Simulated *trace.Result `json:"simulated"`
-	// Errors are simulated to real, less 1: of the medians of the real runs.
-	DrainError float64 `json:"drain_error"`
-	FaultError float64 `json:"fault_error"` // of the pages fetched on demand
-	StallError float64 `json:"stall_error"`
+	// Errors are simulated to real, less 1: of the medians of the real runs; null where
+	// the real figure is 0, or the simulation's memory was never complete.
+	DrainError *float64 `json:"drain_error"`
+	FaultError *float64 `json:"fault_error"` // of the pages fetched on demand
+	StallError *float64 `json:"stall_error"`
 }
 
 // Run records a trace and checks the simulation. It needs root.
@@ -69,7 +74,7 @@ func Run(ctx context.Context, o Options) (*Recording, error) {
 	if err := onDemand(ctx, o, t, filepath.Join(dir, "faults")); err != nil {
 		return nil, fmt.Errorf("record on demand only: %w", err)
 	}
-	real, err := withPrecache(ctx, o, t)
+	rs, err := withPrecache(ctx, o, t)
 	if err != nil {
 		return nil, fmt.Errorf("relocate with precache: %w", err)
 	}
@@ -77,7 +82,7 @@ func Run(ctx context.Context, o Options) (*Recording, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Real = real
+	r.Real, r.Runs, r.Failures = rs.real, rs.runs, rs.failures
 	return r, nil
 }
 
@@ -93,11 +98,12 @@ func check(ctx context.Context, t *trace.Trace) (*Recording, error) {
 	if err != nil {
 		return nil, err
 	}
-	over := func(a, b float64) float64 {
-		if b == 0 {
-			return 0
+	over := func(a, b float64) *float64 {
+		if b == 0 || !r.Simulated.Drained {
+			return nil
 		}
-		return a/b - 1
+		e := a/b - 1
+		return &e
 	}
 	r.DrainError = over(r.Simulated.DrainS, t.Real.DrainS)
 	r.FaultError = over(float64(r.Simulated.DemandPages), float64(t.Real.PagesDemand))
@@ -148,8 +154,8 @@ func onDemand(ctx context.Context, o Options, t *trace.Trace, dir string) error 
 	if err != nil {
 		return err
 	}
-	if row := res.Rows[0]; row.Error != "" {
-		return errors.New(row.Error)
+	if why := failure(res.Rows[0]); why != "" {
+		return errors.New(why)
 	}
 	fs, err := readLog(dir)
 	if err != nil {
@@ -171,36 +177,65 @@ func onDemand(ctx context.Context, o Options, t *trace.Trace, dir string) error 
 	return nil
 }
 
-// withPrecache moves guests with precache and notes their medians in the trace.
-func withPrecache(ctx context.Context, o Options, t *trace.Trace) (all []trace.Real, err error) {
-	e, err := engine.New(engine.Pagewarp, o.Env)
-	if err != nil {
-		return nil, err
+// failure says why a relocation tells nothing, if it does not.
+func failure(row engine.Row) string {
+	switch {
+	case row.Error != "":
+		return row.Error
+	case row.BadPages > 0:
+		return fmt.Sprintf("the guest's memory was damaged: %d checks failed", row.BadPages)
+	case row.Status == nil:
+		return "the destination's daemon told nothing of it"
 	}
-	eo := o.Engine
-	eo.Engines, eo.Precache = []engine.Engine{e}, realPolicies
-	res, err := engine.Run(ctx, eo)
-	if err != nil {
-		return nil, err
-	}
-	var ratios []float64
-	for _, row := range res.Rows {
-		if row.Error != "" || row.Status == nil {
+	return ""
+}
+
+// relocations are those with precache.
+type relocations struct {
+	real     []trace.Real
+	runs     []int     // the number of each, among all
+	ratios   []float64 // of bytes on the wire to those of pages, of each that has one
+	failures []string  // of the others
+}
+
+// relocationsOf sums up the rows of a comparison.
+func relocationsOf(rows []engine.Row) (rs relocations) {
+	for _, row := range rows {
+		if why := failure(row); why != "" {
+			rs.failures = append(rs.failures, fmt.Sprintf("run %d: %s", row.Run, why))
 			continue
 		}
 		s := row.Status
-		all = append(all, trace.Real{
+		rs.runs = append(rs.runs, row.Run)
+		rs.real = append(rs.real, trace.Real{
 			DrainS: s.Drained.Sub(s.Resumed).Seconds(), PagesDemand: s.PagesDemand, Faults: uint64(s.FaultLatency.Count),
 			FaultP50US: s.FaultLatency.P50, FaultP99US: s.FaultLatency.P99,
 			StallS:    s.FaultLatency.Mean * float64(s.FaultLatency.Count) / 1e6,
 			WireBytes: s.BytesWire, Precache: channels, RunPages: runPages, ReadAround: 1, PolicyNames: simulatedPolicies,
 		})
 		if s.PagesPrecache > 0 {
-			ratios = append(ratios, (float64(s.BytesWire)-float64(s.PagesDemand)*pageSize)/(float64(s.PagesPrecache)*pageSize))
+			rs.ratios = append(rs.ratios, (float64(s.BytesWire)-float64(s.PagesDemand)*pageSize)/(float64(s.PagesPrecache)*pageSize))
 		}
 	}
+	return rs
+}
+
+// withPrecache moves guests with precache and notes their medians in the trace.
+func withPrecache(ctx context.Context, o Options, t *trace.Trace) (rs relocations, err error) {
+	e, err := engine.New(engine.Pagewarp, o.Env)
+	if err != nil {
+		return rs, err
+	}
+	eo := o.Engine
+	eo.Engines, eo.Precache = []engine.Engine{e}, realPolicies
+	res, err := engine.Run(ctx, eo)
+	if err != nil {
+		return rs, err
+	}
+	rs = relocationsOf(res.Rows)
+	all := rs.real
 	if len(all) == 0 {
-		return nil, fmt.Errorf("not one relocation succeeded: %s", res.Rows[0].Error)
+		return rs, fmt.Errorf("not one relocation succeeded: %s", rs.failures[0])
 	}
 	median := func(f func(trace.Real) float64) float64 {
 		vs := make([]float64, len(all))
@@ -217,8 +252,8 @@ func withPrecache(ctx context.Context, o Options, t *trace.Trace) (all []trace.R
 	m.FaultP99US = median(func(x trace.Real) float64 { return x.FaultP99US })
 	m.StallS = median(func(x trace.Real) float64 { return x.StallS })
 	t.Real = &m
-	t.Link.WireRatio = max(0.001, report.SpreadOf(ratios).Median)
-	return all, nil
+	t.Link.WireRatio = max(0.001, report.SpreadOf(rs.ratios).Median)
+	return rs, nil
 }
 
 // AsRecorded are the options that a trace's real relocations had, as far as

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pagewarp/pagewarp/bench/engine"
 	"github.com/pagewarp/pagewarp/bench/trace"
 	"github.com/pagewarp/pagewarp/faultd"
 	"github.com/pagewarp/pagewarp/pagecache"
@@ -110,5 +112,56 @@ func TestAsRecorded(t *testing.T) {
 	tr.Link.LinkBitsPerSec, tr.Link.DemandTotalUS = 1e9, 50
 	if o = AsRecorded(tr); o.Fair || o.Bandwidth != 1e9 || o.ServeDemand != us {
 		t.Errorf("1 Gbit/s: %+v", o)
+	}
+}
+
+// Of several relocations those that failed, or damaged the guest, are told, and do
+// not count; the others keep their numbers.
+func TestRelocations(t *testing.T) {
+	now := time.Now()
+	status := &relocate.Status{Resumed: now, Drained: now.Add(time.Second), PagesDemand: 10, PagesPrecache: 90, BytesWire: 55 * pageSize}
+	rs := relocationsOf([]engine.Row{
+		{Run: 1, Status: status}, {Run: 2, Error: "given up", Status: status}, {Run: 3, BadPages: 4, Status: status}, {Run: 4}, {Run: 5, Status: status},
+	})
+	if len(rs.real) != 2 || !slices.Equal(rs.runs, []int{1, 5}) || len(rs.ratios) != 2 || rs.ratios[0] != 0.5 || rs.real[1].DrainS != 1 {
+		t.Errorf("%+v", rs)
+	}
+	want := []string{"run 2: given up", "run 3: the guest's memory was damaged: 4 checks failed", "run 4: the destination's daemon told nothing of it"}
+	if !slices.Equal(rs.failures, want) {
+		t.Errorf("failures %q, want %q", rs.failures, want)
+	}
+	r := Recording{Trace: &trace.Trace{}, Real: rs.real, Runs: rs.runs, Failures: rs.failures, Simulated: &trace.Result{}}
+	var b bytes.Buffer
+	if err := r.Text(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"real, run 1", "real, run 5", "FAILED: run 2: given up"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+}
+
+// Where there is nothing to compare with, there is no error of 0 %.
+func TestNoError(t *testing.T) {
+	s, err := trace.ParseSynthetic("zipf:ram=16,ws=8,zero=2,touches=4000,think=10us")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr, err := s.Make()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr.Link = trace.Measured{LocalFaultUS: 6, RTTUS: 60, BytesPerSec: 1e9, WireRatio: 0.5, DemandTotalUS: 85}
+	tr.Real = &trace.Real{DrainS: 0.1} // as of a guest that never met an absent page
+	r, err := check(t.Context(), tr)
+	if err != nil || r.Simulated.DemandPages == 0 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if r.DrainError == nil || r.FaultError != nil || r.StallError != nil {
+		t.Errorf("errors %v %v %v, want the first only", r.DrainError, r.FaultError, r.StallError)
+	}
+	if percent(r.FaultError) != "-" {
+		t.Errorf("%q", percent(r.FaultError))
 	}
 }

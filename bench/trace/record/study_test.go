@@ -45,8 +45,8 @@ func TestStudy(t *testing.T) {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	x := &s.Traces[0]
-	if len(x.Results) != 2*2*len(plans) || x.Touches != 4000 || x.HotPages == 0 || x.DrainError == 0 {
-		t.Errorf("%d results, %d touches, %d listed pages, error %g", len(x.Results), x.Touches, x.HotPages, x.DrainError)
+	if len(x.Results) != 2*2*len(plans) || x.Touches != 4000 || x.HotPages == 0 || x.DrainError == nil || *x.DrainError == 0 {
+		t.Errorf("%d results, %d touches, %d listed pages, error %v", len(x.Results), x.Touches, x.HotPages, x.DrainError)
 	}
 	c := condition{1e10, 0.1}
 	plain, around := x.find(c, Plain), x.find(c, ReadAround)

@@ -76,7 +76,7 @@ func (s *Study) checked() table {
 		header: []string{"workload", "load", "touches", "listed pages", "drain s", "pages on demand", "stood still s"}}
 	for _, x := range s.Traces {
 		real, sim := x.Trace.Real, x.Simulated
-		three := func(a, b string, e float64) string { return a + ", " + b + ", " + percent(e) }
+		three := func(a, b string, e *float64) string { return a + ", " + b + ", " + percent(e) }
 		t.rows = append(t.rows, []string{x.Name, x.Recording.Load, humanize.Comma(int64(x.Touches)), humanize.Comma(int64(x.HotPages)),
 			three(report.Number(real.DrainS), report.Number(sim.DrainS), x.DrainError),
 			three(humanize.Comma(int64(real.PagesDemand)), humanize.Comma(int64(sim.DemandPages)), x.FaultError),
@@ -117,6 +117,11 @@ func (s *Study) Text(w io.Writer) error {
 	for _, name := range WorkloadNames() {
 		if f, ok := s.Failures[name]; ok {
 			fmt.Fprintf(w, "  FAILED: %s: %s\n", name, f)
+		}
+	}
+	for _, x := range s.Traces {
+		for _, f := range x.Recording.Failures {
+			fmt.Fprintf(w, "  FAILED: %s, %s\n", x.Name, f)
 		}
 	}
 	return nil

@@ -20,14 +20,32 @@ func (r *Recording) Text(w io.Writer) error {
 	}
 	var rows [][]string
 	for i, x := range r.Real {
-		rows = append(rows, row(fmt.Sprintf("real, run %d", i+1), report.Number(x.DrainS), humanize.Comma(int64(x.PagesDemand)),
+		run := i + 1
+		if i < len(r.Runs) {
+			run = r.Runs[i]
+		}
+		rows = append(rows, row(fmt.Sprintf("real, run %d", run), report.Number(x.DrainS), humanize.Comma(int64(x.PagesDemand)),
 			report.Number(x.StallS), report.Number(x.FaultP50US), report.Number(x.FaultP99US)))
 	}
 	s := r.Simulated
 	rows = append(rows,
 		row("simulated", report.Number(s.DrainS), humanize.Comma(int64(s.DemandPages)), report.Number(s.StallS), report.Number(s.Latency.P50), report.Number(s.Latency.P99)),
 		row("error, to the real median", percent(r.DrainError), percent(r.FaultError), percent(r.StallError), "", ""))
-	return report.Table(w, []string{"", "drain s", "pages on demand", "stalled s", "fault p50 µs", "p99 µs"}, rows)
+	if err := report.Table(w, []string{"", "drain s", "pages on demand", "stalled s", "fault p50 µs", "p99 µs"}, rows); err != nil {
+		return err
+	}
+	for _, f := range r.Failures {
+		if _, err := fmt.Fprintf(w, "  FAILED: %s\n", f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func percent(v float64) string { return fmt.Sprintf("%+.0f %%", 100*v) }
+// percent is an error in per cent, or "-" for none.
+func percent(v *float64) string {
+	if v == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%+.0f %%", 100**v)
+}
