@@ -62,10 +62,15 @@ static void pw_set_pending(struct pw_daemon *d, u64 page)
 	WRITE_ONCE(d->producer->flags, PAGEWARP_RING_PENDING);
 }
 
-/* Moves faults that found the ring full into it, as far as there is room. */
+/*
+ * Moves faults that found the ring full into it, as far as there is room; no more than it
+ * has entries, as a consumer may make room all the time that the lock is held. The rest
+ * is for the next call: a consumer that finds the ring empty polls.
+ */
 void pw_flush(struct pw_daemon *d)
 {
 	struct pw_object *o = d->obj;
+	u32 most = d->entries;
 	bool any = false;
 	u64 page;
 
@@ -73,7 +78,7 @@ void pw_flush(struct pw_daemon *d)
 	if (!READ_ONCE(d->npending))
 		return;
 	spin_lock(&d->pending_lock);
-	while (d->npending) {
+	while (d->npending && most--) {
 		page = find_next_bit(o->pending, o->max_pages, d->hint);
 		if (page >= o->max_pages)
 			page = find_first_bit(o->pending, o->max_pages);
