@@ -37,16 +37,16 @@ func (in *incoming) drain(ctl *control) {
 		case <-in.capped:
 			in.newCap()
 		case <-in.proc.Done():
-			follow.stop()
-			in.lose(follow.take(), in.died())
+			in.ended(follow)
 			return
 		case <-in.memory.engine.Failed():
-			follow.stop()
 			err := fmt.Errorf("the fault engine failed: %w", in.memory.engine.Err())
 			if errors.Is(err, faultd.ErrGone) {
 				<-in.proc.Done() // the engine has seen the same a moment sooner
-				err = in.died()
+				in.ended(follow)
+				return
 			}
+			follow.stop()
 			in.lose(follow.take(), err)
 			return
 		case <-in.host.ctx.Done():
@@ -68,6 +68,34 @@ func (in *incoming) leave(ctl *control) {
 	in.mu.Lock()
 	in.fill, in.limit, in.prefer = nil, nil, nil
 	in.mu.Unlock()
+}
+
+// ended is what becomes of a machine whose VMM is no more.
+func (in *incoming) ended(follow *follower) {
+	if in.proc.Clean() {
+		in.powerOff(follow)
+		return
+	}
+	follow.stop()
+	in.lose(follow.take(), in.died())
+}
+
+// poweredOff says of a machine what its VMM's exit status 0 does.
+const poweredOff = "the guest has powered off, or its QEMU was told to quit, before all of its memory had come"
+
+// powerOff ends the relocation of a machine that has ended in good order: nobody needs the
+// rest of its memory.
+func (in *incoming) powerOff(follow *follower) {
+	final := in.Status()
+	final.Drained = time.Now()
+	in.mu.Lock()
+	final.Phase = in.status.Phase
+	in.status = final
+	in.mu.Unlock()
+	in.conclude(PhaseDone, poweredOff)
+	in.discard()
+	follow.ended = poweredOff
+	follow.finish(in.Status())
 }
 
 func (in *incoming) died() error {
@@ -167,6 +195,7 @@ type follower struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 	ctl    *control // owned by the follower until done
+	ended  string   // of a machine that is no more: why; set before finish
 }
 
 func (in *incoming) startFollower(ctl *control) *follower {
@@ -261,7 +290,7 @@ func (f *follower) lost() {
 	f.in.warn("the source is out of reach after the switch-over; vCPUs that touch absent pages wait", "err", err)
 }
 
-// finish tells the source that everything is here and waits, for a while, for
+// finish tells the source that nothing more is needed of it and waits, for a while, for
 // its RELEASED. Nothing depends on it: a source that asks later finds the
 // journal's word.
 func (f *follower) finish(final Status) {
@@ -280,7 +309,7 @@ func (f *follower) finish(final Status) {
 		if final.PagesTotal > 0 { // else they went with the daemon that counted them
 			ctl.send(msgProgress, progressMsg{final})
 		}
-		ctl.send(msgDrained, struct{}{})
+		ctl.send(msgDrained, drainedMsg{Ended: f.ended})
 		for {
 			m, err := ctl.next(ctx)
 			if err != nil {

@@ -173,6 +173,11 @@ func (o *outgoing) handle(m tcp.Message) error {
 			o.fillRDMA(s)
 		})
 	case msgDrained:
+		var d drainedMsg
+		if err := decode(m, &d); err != nil {
+			return err
+		}
+		o.ended = d.Ended
 		return errDrained
 	case msgFailed:
 		var f abortMsg
@@ -217,7 +222,9 @@ func (o *outgoing) release(ctl *control, s *serving) {
 	}
 	o.update(func(st *Status) {
 		st.Connected = false
-		st.PagesRemaining = 0
+		if o.ended == "" {
+			st.PagesRemaining = 0
+		}
 		if st.Drained.IsZero() {
 			st.Drained = time.Now()
 		}
@@ -233,10 +240,14 @@ func (o *outgoing) releaseImage() {
 }
 
 func (o *outgoing) doneText() string {
+	text := "relocated to " + o.rec.Peer + "; the source is released"
 	if o.rec.Options.KeepSource {
-		return fmt.Sprintf("relocated to %s; kept as asked: QEMU pid %d, stopped, and its memory %s", o.rec.Peer, o.rec.PID, describe(o.rec.Memory))
+		text = fmt.Sprintf("relocated to %s; kept as asked: QEMU pid %d, stopped, and its memory %s", o.rec.Peer, o.rec.PID, describe(o.rec.Memory))
 	}
-	return "relocated to " + o.rec.Peer + "; the source is released"
+	if o.ended != "" {
+		text += "; " + o.ended
+	}
+	return text
 }
 
 // endVMM ends the stopped QEMU and removes its RAM files, unless the operator

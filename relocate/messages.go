@@ -81,6 +81,11 @@ type abortMsg struct {
 	Reason string `json:"reason"`
 }
 
+// drainedMsg says that nothing more is needed of the source.
+type drainedMsg struct {
+	Ended string `json:"ended,omitempty"` // the machine is no more, in good order: how
+}
+
 // limitMsg passes an operator's wish on to the destination.
 type limitMsg struct {
 	Bandwidth int64 `json:"bandwidth"` // bytes per second, 0 for no cap

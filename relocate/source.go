@@ -27,6 +27,7 @@ type outgoing struct {
 	image                    *pageserver.Image
 	hot                      *hotWatch        // nil without a hot list
 	rings                    *ringsFound      // nil without that policy
+	ended                    string           // how the machine ended at the destination, if it has
 	live                     chan struct{}    // closed when precache channels may be served before; nil: never
 	frozen                   chan struct{}    // closed when the image may be served
 	committed                bool             // guarded by transfer.mu

@@ -29,6 +29,7 @@ type Process struct {
 
 	mu       sync.Mutex
 	err      error // guarded by mu: how it ended
+	clean    bool  // guarded by mu: with exit status 0
 	released bool  // guarded by mu
 }
 
@@ -83,7 +84,7 @@ func (p *Process) watch(cmd *exec.Cmd) {
 		what = detailed(ErrExited, "pid %d, %s", p.PID, cmd.ProcessState)
 	}
 	p.mu.Lock()
-	p.err = what
+	p.err, p.clean = what, cmd != nil && cmd.ProcessState.Success()
 	p.mu.Unlock()
 	close(p.done)
 	p.pidfd.Close()
@@ -97,6 +98,15 @@ func (p *Process) Err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.err
+}
+
+// Clean reports whether the process has ended with exit status 0, as a QEMU does whose guest
+// has powered off, or that was told to quit. Of a process that an earlier daemon has started
+// that is not known: false.
+func (p *Process) Clean() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.clean
 }
 
 // exitSoon gives a process whose monitor has closed a moment to be gone.
