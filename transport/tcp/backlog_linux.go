@@ -154,10 +154,11 @@ func (w *wire) limit(n int) {
 	if s.rc.Control(s.bfn) != nil || s.berr != nil {
 		return // a socket that has ended, which its writer will see
 	}
-	// The kernel looks at the buffer before a call's bytes, not within them.
-	w.sendCall = maxSendCall
+	// The kernel looks at the buffer before a call's bytes, not within them, nor for what it
+	// adds to the packet of an earlier call, of up to 64 KiB, that is held back for pacing.
+	w.sendCall, s.wflags = maxSendCall, unix.MSG_NOSIGNAL
 	if n > 0 {
-		w.sendCall = n
+		w.sendCall, s.wflags = n, unix.MSG_NOSIGNAL|unix.MSG_EOR
 	}
 }
 

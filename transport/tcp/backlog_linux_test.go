@@ -2,7 +2,10 @@ package tcp
 
 import (
 	"cmp"
+	"errors"
+	"io"
 	"net"
+	"os"
 	"testing"
 	"time"
 
@@ -152,5 +155,55 @@ func TestLimit(t *testing.T) {
 	w.limit(0)
 	if lock := option(unix.SO_BUF_LOCK); lock != 0 || w.sendCall != maxSendCall {
 		t.Errorf("lock %d, calls of %d without a bound", lock, w.sendCall)
+	}
+}
+
+// TestBoundHolds: no more than the bound waits in a socket whose packets the kernel holds back
+// for pacing.
+func TestBoundHolds(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		if nc, err := ln.Accept(); err == nil {
+			io.Copy(io.Discard, nc)
+			nc.Close()
+		}
+	}()
+	nc, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := newWire(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.base.Close()
+	control := func(f func(fd int) error) {
+		t.Helper()
+		if err := w.sock.control("ask", f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const bound = 8 << 10
+	control(func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, 2<<20) })
+	w.limit(bound)
+	most := 0
+	for range 20 {
+		nc.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+		if err := w.write(make([]byte, 1<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("a megabyte at 2 MiB/s in 20 ms: %v", err)
+		}
+		control(func(fd int) error {
+			n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQNSD)
+			most = max(most, n)
+			return err
+		})
+	}
+	// The kernel takes a call's bytes while its own count, twice the bound, is not reached.
+	if most == 0 || most > 3*bound {
+		t.Errorf("up to %d bytes wait in the socket, with a bound of %d", most, bound)
 	}
 }

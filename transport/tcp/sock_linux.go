@@ -30,6 +30,7 @@ type sock struct {
 	wiov     []unix.Iovec // the same of wfn, owned by the writer
 	wn       int
 	werr     unix.Errno
+	wflags   int // of sendmsg
 	ifn, bfn func(fd uintptr)
 	bound    int          // argument of bfn, bytes; owned by the writer
 	berr     error        // result of bfn
@@ -49,7 +50,7 @@ func newSock(nc net.Conn) (*sock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("get at the socket: %w", err)
 	}
-	s := &sock{Conn: nc, rc: rc}
+	s := &sock{Conn: nc, rc: rc, wflags: unix.MSG_NOSIGNAL}
 	s.rfn, s.wfn = s.doRecv, s.doSend
 	s.ifn = func(fd uintptr) { tcpInfo(fd, &s.info) }
 	s.bfn = func(fd uintptr) { s.berr = boundBuffer(int(fd), s.bound) }
@@ -86,12 +87,12 @@ func (s *sock) tryRecv(fd uintptr) bool {
 
 func (s *sock) doSend(fd uintptr) bool {
 	if s.file != nil {
-		s.wn, s.werr = msgIO(unix.SYS_SENDMSG, fd, s.wiov, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, false)
+		s.wn, s.werr = msgIO(unix.SYS_SENDMSG, fd, s.wiov, s.wflags|unix.MSG_DONTWAIT, false)
 		if s.werr != unix.EAGAIN {
 			return true
 		}
 	}
-	s.wn, s.werr = msgIO(unix.SYS_SENDMSG, fd, s.wiov, unix.MSG_NOSIGNAL, true)
+	s.wn, s.werr = msgIO(unix.SYS_SENDMSG, fd, s.wiov, s.wflags, true)
 	return s.werr != unix.EAGAIN || s.file != nil
 }
 
